@@ -1,0 +1,82 @@
+// Shows csrc/common to pytest, so that what kernels on a GPU compute with is tested on the CPU.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "../common/half.h"
+#include "../common/layout.h"
+#include "../common/reduction.h"
+
+namespace py = pybind11;
+using namespace wuskern;
+
+namespace {
+
+template <typename T>
+float widen_bits(uint16_t bits) {
+  return widen(T{bits});
+}
+
+template <typename T>
+uint16_t narrow_bits(float x) {
+  T out;
+  narrow(x, &out);
+  return out.bits;
+}
+
+py::object fold_layout(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int64_t dim) {
+  const auto layout = fold(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), dim);
+  return layout ? py::cast(*layout) : py::none();
+}
+
+double fold_tree_of_eight(const std::vector<double>& values) {
+  double lane[8];
+  std::copy_n(values.begin(), 8, lane);
+  return fold_tree<8>(lane);
+}
+
+std::vector<std::pair<int64_t, int64_t>> walk(int64_t packs, int64_t start, int64_t step, int64_t steps) {
+  std::vector<std::pair<int64_t, int64_t>> visited;
+  for (PlaneWalk w(packs, start, step); steps > 0; --steps, w.advance()) visited.emplace_back(w.outer, w.pack);
+  return visited;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(wuskern_testing, m) {
+  m.def("widen_half", &widen_bits<Half>);
+  m.def("widen_bfloat16", &widen_bits<BFloat16>);
+  m.def("narrow_half", &narrow_bits<Half>);
+  m.def("narrow_bfloat16", &narrow_bits<BFloat16>);
+
+  py::class_<Layout>(m, "Layout")
+      .def_readonly("outer", &Layout::outer)
+      .def_readonly("channels", &Layout::channels)
+      .def_readonly("inner", &Layout::inner)
+      .def_readonly("outer_stride", &Layout::outer_stride)
+      .def_readonly("channel_stride", &Layout::channel_stride)
+      .def_readonly("inner_stride", &Layout::inner_stride)
+      .def("is_rows", &Layout::is_rows)
+      .def("is_planes", &Layout::is_planes)
+      .def("is_dense_planes", &Layout::is_dense_planes);
+  m.def("fold", &fold_layout, py::arg("sizes"), py::arg("strides"), py::arg("dim"));
+
+  py::class_<Chunks>(m, "Chunks")
+      .def_readonly("total", &Chunks::total)
+      .def_readonly("size", &Chunks::size)
+      .def("count", &Chunks::count)
+      .def("begin", &Chunks::begin)
+      .def("end", &Chunks::end);
+  m.def("fold_tree", &fold_tree_of_eight);
+  m.def("walk", &walk, py::arg("packs"), py::arg("start"), py::arg("step"), py::arg("steps"));
+
+  m.attr("lanes") = kLanes;
+  m.attr("warps") = kWarps;
+  m.attr("threads") = kThreads;
+  m.attr("max_chunks") = kMaxChunks;
+  m.def("rows_grid", [](int64_t rows, int64_t columns, int vec, int64_t processors) {
+    const RowsGrid grid = rows_grid(rows, columns, vec, processors);
+    return std::pair(grid.column_blocks, grid.rows);
+  });
+  m.def("planes_grid", &planes_grid, py::arg("outer"), py::arg("channels"), py::arg("inner"), py::arg("vec"),
+        py::arg("processors"));
+}

@@ -1,0 +1,29 @@
+"""wuskern: training that does not compute the weight gradients nobody will use."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from wuskern import functional, ops, policies
+from wuskern.backends import backend
+from wuskern.convert import convert, revert, survey
+from wuskern.doctor import doctor
+from wuskern.modules import SkippableConv2d, SkippableLinear, set_skip, skipping
+
+try:
+    __version__ = version("wuskern")
+except PackageNotFoundError:  # a bare checkout
+    __version__ = "0+checkout"
+
+__all__ = [
+    "SkippableConv2d",
+    "SkippableLinear",
+    "backend",
+    "convert",
+    "doctor",
+    "functional",
+    "ops",
+    "policies",
+    "revert",
+    "set_skip",
+    "skipping",
+    "survey",
+]

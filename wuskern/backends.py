@@ -1,0 +1,136 @@
+"""Which code runs an op: the registry of backends, and the choice (op, problem, explicit wish) -> (backend, reason).
+
+``reference`` runs everywhere. ``native`` is the compiled library: C++ on CPU, CUDA C++ on NVIDIA. ``triton`` is any GPU
+that Triton serves (and, with ``TRITON_INTERPRET=1``, the CPU, slowly). The fastest one that can run a problem is taken.
+An explicit wish, ``WUSKERN_BACKEND`` or ``with wuskern.backend(name)``, is obeyed or raises.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wuskern import reference
+
+NAMES = ("native", "triton", "reference")  # in order of preference
+LIBRARIES = {"cpu": "libwuskern_cpu.so", "cuda": "libwuskern_cuda.so"}
+LIBRARY_DIR = Path(__file__).parent / "lib"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs, and why: ``run`` takes the op's arguments."""
+
+    backend: str
+    reason: str
+    run: Callable[..., Any]
+
+
+# ---- what each backend can run; a reason why not, or None ------------------------------------------------------------
+
+
+@functools.cache
+def library_obstacle(device: str) -> str | None:
+    """Loads the compiled library of a device type on first use. None when it is loaded, else why it is not."""
+    if device not in LIBRARIES:
+        return f"there is no compiled library for {device}"
+    path = LIBRARY_DIR / LIBRARIES[device]
+    if not path.exists():
+        return build_record().get(device, f"{path.name} is not part of this installation")
+    if device == "cuda" and torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:
+        return f"{path.name} does not load: {error}"
+    return None
+
+
+def build_record() -> dict[str, str]:
+    """What the build wrote beside the libraries: per library, why it was left out."""
+    path = LIBRARY_DIR / "build.json"
+    return json.loads(path.read_text())["left_out"] if path.exists() else {}
+
+
+@functools.cache
+def triton_obstacle(device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton serves GPUs; on the CPU only its interpreter runs (TRITON_INTERPRET=1)"
+    if device not in ("cpu", "cuda"):
+        return f"Triton does not serve {device}"
+    return None
+
+
+def _native(op: str, device: str) -> Callable[..., Any] | str:
+    return library_obstacle(device) or getattr(torch.ops.wuskern_native, op).default
+
+
+def _triton(op: str, device: str) -> Callable[..., Any] | str:
+    return triton_obstacle(device) or getattr(importlib.import_module(f"wuskern.triton_kernels.{op}"), op)
+
+
+def _reference(op: str, device: str) -> Callable[..., Any] | str:
+    return getattr(reference, op)
+
+
+_BACKENDS = {"native": _native, "triton": _triton, "reference": _reference}
+
+
+# ---- the choice -----------------------------------------------------------------------------------------------------
+
+_wish: str | None = None  # of `with backend(...)`; process-wide, since backward runs in threads of its own
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Every op inside runs on the named backend ("native", "triton" or "reference"), in all threads, or raises.
+
+    Raises ``ValueError`` for another name here, and ``RuntimeError`` from an op that the backend cannot run.
+    """
+    global _wish
+    previous, _wish = _wish, _known(name, "name")
+    try:
+        yield
+    finally:
+        _wish = previous
+
+
+def _known(name: str, argument: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+def choose(op: str, device: str) -> Choice:
+    """The backend that runs ``op`` on tensors of a device type, and the reason. Cached."""
+    wish = _wish or os.environ.get("WUSKERN_BACKEND") or None
+    return _choose(op, device, wish)
+
+
+@functools.cache
+def _choose(op: str, device: str, wish: str | None) -> Choice:
+    if wish is not None:
+        run = _BACKENDS[_known(wish, "WUSKERN_BACKEND")](op, device)
+        if isinstance(run, str):
+            raise RuntimeError(f"backend {wish!r} cannot run {op} on {device}: {run}")
+        return Choice(wish, "asked for", run)
+
+    obstacles: list[str] = []
+    for name in NAMES:
+        if name == "triton" and device == "cpu":
+            continue  # the interpreter is for tests: only an explicit wish reaches it
+        run = _BACKENDS[name](op, device)
+        if not isinstance(run, str):
+            return Choice(name, "; ".join(obstacles) or "the fastest one here", run)
+        obstacles.append(f"not {name}: {run}")
+    raise AssertionError("reference runs everything")

@@ -1,0 +1,84 @@
+"""What runs here, and why: the report of ``wuskern doctor``."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+import torch.nn as nn
+
+from wuskern import backends
+from wuskern.convert import survey
+
+OPS = ("bias_grad",)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Lines of (what, answer); prints as an aligned table."""
+
+    lines: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        width = max(len(what) for what, _ in self.lines)
+        return "\n".join(f"{what:<{width}}  {answer}" for what, answer in self.lines)
+
+    __repr__ = __str__
+
+
+def doctor(model: nn.Module | None = None) -> Report:
+    """Versions, processors, which backend runs each op on each device and why the others do not.
+
+    With a model, also which of its layers skip or could, and why the rest is left alone.
+    """
+    lines = [*_versions(), *_devices()]
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for op in OPS:
+            choice = backends.choose(op, device)
+            lines.append((f"{op} on {device}", f"{choice.backend} ({choice.reason})"))
+    for device, name in backends.LIBRARIES.items():
+        lines.append((name, backends.library_obstacle(device) or _loaded(device)))
+    lines.append(("triton on GPUs", backends.triton_obstacle("cuda") or f"version {_version('triton')}"))
+    if model is not None:
+        lines += [(f.name or "(root)", f.obstacle or _layer(f.module)) for f in survey(model)]
+    return Report(tuple(lines))
+
+
+def _versions() -> list[tuple[str, str]]:
+    return [
+        ("wuskern", _version("wuskern")),
+        ("python", platform.python_version()),
+        ("torch", f"{torch.__version__} (CUDA {torch.version.cuda or 'not built in'})"),
+    ]
+
+
+def _devices() -> list[tuple[str, str]]:
+    lines = [("cpu", f"{processor()}, {torch.get_num_threads()} threads")]
+    for i in range(torch.cuda.device_count()):
+        lines.append((f"cuda:{i}", torch.cuda.get_device_name(i)))
+    return lines
+
+
+def processor() -> str:
+    """The processor's name where the system tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _loaded(device: str) -> str:
+    return f"loaded, {torch.ops.wuskern_native.cpu_capability()} kernels" if device == "cpu" else "loaded"
+
+
+def _layer(module: nn.Module) -> str:
+    kind = type(module).__name__
+    return f"{kind}, skip={module.skip}" if hasattr(module, "skip") else f"{kind}: convert would take it"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "a bare checkout" if package == "wuskern" else "not installed"

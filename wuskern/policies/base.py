@@ -1,0 +1,70 @@
+"""What every policy has: its layers, and an optimizer hook that keeps a skipped weight where it is."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch.nn as nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from wuskern.modules import SkippableLayer, skippable_layers
+
+
+class Policy(ABC):
+    """Decides and remembers; never computes a gradient and never touches ``requires_grad``.
+
+    ``layers`` are the converted layers of the model, by name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.layers = skippable_layers(model)
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Sets the layers' flags to what the policy's state says. Idempotent."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights become ``None``.
+
+        A skipped layer leaves ``weight.grad`` alone, but plain DDP and ``zero_grad(set_to_none=False)`` put zeros
+        there, and zeros still let momentum and weight decay move the weight. A weight that some other module shares is
+        left alone unless all its owners are skipping layers.
+
+        Raises:
+            ValueError: the optimizer holds none of the layers' weights, or flattens parameters.
+        """
+        if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+            raise ValueError("optimizer: expected one that keeps each parameter, got ZeroRedundancyOptimizer, which flattens")
+        owners = _owners(self.model, self.layers)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        watched = [(p, layers) for p, layers in owners if id(p) in held]
+        if not watched:
+            raise ValueError(
+                f"optimizer: expected one that holds weights of the converted layers, got {type(optimizer).__name__} "
+                "with other parameters (a flattening wrapper such as FSDP1 replaces them)"
+            )
+
+        def drop_skipped(*_: Any) -> None:
+            for parameter, layers in watched:
+                if all(layer.skip for layer in layers):
+                    parameter.grad = None
+
+        return optimizer.register_step_pre_hook(drop_skipped)
+
+
+def _owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
+    """Weights whose every owner in the model is a converted layer, with those layers."""
+    converted = {id(layer) for layer in layers.values()}
+    owners: dict[Parameter, list[nn.Module]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(parameter, []).append(module if name == "weight" else model)
+    return [(p, own) for p, own in owners.items() if all(id(m) in converted for m in own)]  # type: ignore[misc]

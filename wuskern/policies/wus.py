@@ -1,0 +1,157 @@
+"""Weight Update Skipping (Safayenikoo, Akturk; arXiv 2012.02792; IEEE JETCAS 2021).
+
+The paper: accuracy improves unevenly; in windows in which it hardly varies, weights are not updated and their gradients
+not computed, while biases keep training. It does not say which accuracy, which statistic, threshold or window length.
+Those are arguments here, and their defaults are ours.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn as nn
+
+from wuskern.policies.base import Policy
+
+
+def _mean_change(values: Sequence[float]) -> float:
+    return statistics.fmean(abs(b - a) for a, b in zip(values, values[1:], strict=False))
+
+
+def _slope(values: Sequence[float]) -> float:
+    return abs(statistics.linear_regression(range(len(values)), values).slope)
+
+
+STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+    "mean_change": _mean_change,
+    "std": statistics.pstdev,
+    "slope": _slope,
+    "range": lambda values: max(values) - min(values),
+}
+
+
+class WUS(Policy):
+    """Skips all weight gradients while a metric stands still. Call ``step(metric)`` after every evaluation.
+
+    In FULL mode everything trains. After an evaluation past ``warmup``, if the statistic of the last ``window`` changes
+    (that is, of the last ``window + 1`` metrics) is under ``threshold``, the next ``patience`` periods are a skip window:
+    only biases, and whatever the converted layers do not own (norm layers, embeddings), train. A window ends early when
+    the metric has become worse by more than ``guard`` since the window began. After it, ``cooldown`` FULL periods pass
+    before the statistic is looked at again.
+
+    Args:
+        model: a model with converted layers.
+        mode: "max" for a metric that grows as the model improves (accuracy), "min" for a loss.
+        threshold: in the metric's own unit; .01 is one percentage point of an accuracy in [0, 1].
+        window: changes looked at, >= 1. patience: periods of a skip window, >= 1. cooldown: FULL periods after one, >= 1.
+        warmup: evaluations before the first look, >= 0.
+        guard: how much worse the metric may become inside a window, > 0; infinity never ends one early.
+        statistic: "mean_change" (mean of |change|), "std", "slope" (of a least-squares line, absolute) or "range".
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, a model without converted layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mode: str = "max",
+        threshold: float = 0.01,
+        window: int = 2,
+        patience: int = 2,
+        cooldown: int = 1,
+        warmup: int = 3,
+        guard: float = 0.05,
+        statistic: str = "mean_change",
+    ) -> None:
+        super().__init__(model)
+        _one_of("mode", mode, ("max", "min"))
+        _one_of("statistic", statistic, STATISTICS)
+        _whole("window", window, 1)
+        _whole("patience", patience, 1)
+        _whole("cooldown", cooldown, 1)
+        _whole("warmup", warmup, 0)
+        _positive("threshold", threshold)
+        _positive("guard", guard)
+        self.mode, self.threshold, self.window, self.patience = mode, threshold, window, patience
+        self.cooldown, self.warmup, self.guard, self.statistic = cooldown, warmup, guard, statistic
+
+        self.skipping = False
+        self.left = 0  # periods left of the skip window, or of the cooldown
+        self.entry = math.nan  # the metric when the window began
+        self.history: list[float] = []
+        self.apply()
+
+    def step(self, metric: float) -> bool:
+        """Takes the metric of the period that just ended; returns whether the next period skips.
+
+        Raises:
+            ValueError: the metric is NaN or infinite. TypeError: it is not a number. The policy is then unchanged.
+        """
+        metric = _finite("metric", metric)
+        self.history.append(metric)
+        self.left = max(0, self.left - 1)
+        if self.skipping:
+            if self.left == 0 or self._worse_by(metric) > self.guard:
+                self.skipping, self.left, self.entry = False, self.cooldown, math.nan
+        elif self.left == 0 and self._stands_still():
+            self.skipping, self.left, self.entry = True, self.patience, metric
+        self.apply()
+        return self.skipping
+
+    def _worse_by(self, metric: float) -> float:
+        return self.entry - metric if self.mode == "max" else metric - self.entry
+
+    def _stands_still(self) -> bool:
+        if len(self.history) <= max(self.warmup, self.window):
+            return False
+        return STATISTICS[self.statistic](self.history[-self.window - 1 :]) < self.threshold
+
+    def apply(self) -> None:
+        for layer in self.layers.values():
+            layer.skip = self.skipping
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists: safe for ``torch.load(weights_only=True)``."""
+        return {"skipping": self.skipping, "left": self.left, "entry": self.entry, "history": list(self.history)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken, and sets the layers' flags. Raises ``ValueError`` for other keys."""
+        expected = set(self.state_dict())
+        if set(state) != expected:
+            raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
+        self.skipping, self.left, self.entry = state["skipping"], state["left"], state["entry"]
+        self.history = list(state["history"])
+        self.apply()
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _one_of(name: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
+def _finite(name: str, value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number

@@ -1,0 +1,1 @@
+"""Triton kernels, one file per op. Imported only where Triton is installed and wanted."""
