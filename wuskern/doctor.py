@@ -38,7 +38,7 @@ def doctor(model: nn.Module | None = None) -> Report:
             lines.append((f"{op} on {device}", f"{choice.backend} ({choice.reason})"))
     for device, name in backends.LIBRARIES.items():
         lines.append((name, backends.library_obstacle(device) or _loaded(device)))
-    lines.append(("triton on GPUs", backends.triton_obstacle("cuda") or f"version {_version('triton')}"))
+    lines.append(("triton on GPUs", backends.triton_obstacle("cuda") or f"version {package_version('triton')}"))
     if model is not None:
         lines += [(f.name or "(root)", f.obstacle or _layer(f.module)) for f in survey(model)]
     return Report(tuple(lines))
@@ -46,7 +46,7 @@ def doctor(model: nn.Module | None = None) -> Report:
 
 def _versions() -> list[tuple[str, str]]:
     return [
-        ("wuskern", _version("wuskern")),
+        ("wuskern", package_version("wuskern")),
         ("python", platform.python_version()),
         ("torch", f"{torch.__version__} (CUDA {torch.version.cuda or 'not built in'})"),
     ]
@@ -77,7 +77,7 @@ def _layer(module: nn.Module) -> str:
     return f"{kind}, skip={module.skip}" if hasattr(module, "skip") else f"{kind}: convert would take it"
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

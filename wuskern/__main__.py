@@ -1,0 +1,7 @@
+"""``python -m wuskern``: the command line."""
+
+import sys
+
+from wuskern.cli import main
+
+sys.exit(main())

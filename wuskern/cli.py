@@ -1,0 +1,136 @@
+"""``wuskern train | doctor``; ``python -m wuskern`` is the same. Wrong arguments end with exit code 2 and one line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wuskern.policies.wus import STATISTICS
+
+INTERRUPTED = 130  # the shell's exit code of a program ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except (ValueError, TypeError) as error:
+        print(f"wuskern: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wuskern", description="Training without the weight gradients nobody will use.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    doctor = commands.add_parser("doctor", help="print what runs here, and why")
+    doctor.set_defaults(command=_doctor)
+
+    train = commands.add_parser(
+        "train",
+        help="train a network under one or several policies and compare them",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.set_defaults(command=_train)
+    what = train.add_argument_group("what to train")
+    what.add_argument("--model", default="vgg11", metavar="NAME", help="mlp, vgg11, vgg16 or resnet18")
+    what.add_argument("--width", type=float, default=1.0, help="factor on the number of channels")
+    what.add_argument("--data", default="digits", help="digits, or an .npz with x_train, y_train, x_test, y_test")
+    what.add_argument("--image-size", type=int, metavar="N", help="resize images to N x N")
+    what.add_argument("--policy", default="wus", help="dense, frozen or wus; several with commas are compared")
+    how = train.add_argument_group("how to train")
+    how.add_argument("--epochs", type=int, default=20)
+    how.add_argument("--seeds", type=int, default=1, help="runs per policy, with seeds 0, 1, ...")
+    how.add_argument("--batch", type=int, default=64)
+    how.add_argument("--optimizer", default="sgd", help="sgd or adamw")
+    how.add_argument("--lr", type=float, default=0.05)
+    how.add_argument("--momentum", type=float, default=0.9, help="of sgd")
+    how.add_argument("--weight-decay", type=float, default=5e-4)
+    how.add_argument("--channels-last", action="store_true", help="keep images and weights in channels_last")
+    how.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    wus = train.add_argument_group("wus and frozen", "in accuracy on the training batches, from 0 to 1")
+    wus.add_argument("--threshold", type=float, default=0.01, help="a statistic below this starts a skip window")
+    wus.add_argument("--statistic", default="mean_change", help=", ".join(STATISTICS))
+    wus.add_argument("--window", type=int, default=2, help="changes that the statistic looks at")
+    wus.add_argument("--patience", type=int, default=2, help="epochs of a skip window")
+    wus.add_argument("--cooldown", type=int, default=1, help="full epochs after a window")
+    wus.add_argument("--warmup", type=int, default=3, help="epochs before the first look")
+    wus.add_argument("--guard", type=float, default=0.05, help="a fall by more than this ends a window")
+    output = train.add_argument_group("output")
+    output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and accuracy.png")
+    output.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
+    return parser
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from wuskern.doctor import doctor
+
+    print(doctor())
+    return 0
+
+
+WUS_ARGUMENTS = ("threshold", "statistic", "window", "patience", "cooldown", "warmup", "guard")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    try:
+        from wuskern.train import data, experiment, loop, models
+    except ImportError as error:
+        raise ValueError(f"train: expected the extra 'train' (pip install 'wuskern[train]'), got no {error.name}") from error
+
+    a = arguments
+    policies = tuple(dict.fromkeys(a.policy.split(",")))
+    for policy in policies:
+        _one_of("--policy", policy, loop.POLICIES)
+    _one_of("--model", a.model, models.MODELS)
+    _one_of("--optimizer", a.optimizer, loop.OPTIMIZERS)
+    for name in ("epochs", "seeds", "batch", "image_size"):
+        if (value := getattr(a, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    for name in ("width", "lr"):
+        if not getattr(a, name) > 0:
+            raise ValueError(f"--{name}: expected a positive number, got {getattr(a, name)}")
+    device = _device(a.device or experiment.device())
+    if (a.out / experiment.RESULTS).exists() and not a.overwrite:
+        raise ValueError(f"--out: expected a directory without results (or --overwrite), got {a.out}")
+
+    settings = loop.Settings(
+        model=a.model,
+        width=a.width,
+        epochs=a.epochs,
+        batch=a.batch,
+        optimizer=a.optimizer,
+        lr=a.lr,
+        momentum=a.momentum,
+        weight_decay=a.weight_decay,
+        channels_last=a.channels_last,
+        device=device,
+        wus={name: getattr(a, name) for name in WUS_ARGUMENTS},
+    )
+    images = data.load(a.data)
+    if a.image_size is not None:
+        images = images.resized(a.image_size)
+    images = images.to(device, settings.memory_format)
+    recorded = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "command"}
+    done = experiment.Experiment(settings, policies, a.seeds, images, a.out, recorded).run()
+    return 0 if done else INTERRUPTED
+
+
+def _one_of(name: str, value: str, allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: expected one that this PyTorch can use, got {name!r} ({error})") from error
+    return device
+
+

@@ -1,0 +1,116 @@
+"""Image data for small experiments: scikit-learn's handwritten digits, or arrays from an ``.npz`` file."""
+
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+DIGITS_TEST_IMAGES = 360
+
+
+@dataclass(frozen=True)
+class Data:
+    """x: float32 ``[N, C, H, W]``; y: int64 ``[N]`` in ``[0, classes)``."""
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+
+    def resized(self, size: int) -> "Data":
+        """Every image bilinearly interpolated to ``size`` x ``size``."""
+
+        def resize(x: Tensor) -> Tensor:
+            return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
+
+        return replace(self, x_train=resize(self.x_train), x_test=resize(self.x_test))
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> "Data":
+        def move(x: Tensor) -> Tensor:
+            return x.to(device).contiguous(memory_format=memory_format)
+
+        return replace(
+            self,
+            x_train=move(self.x_train),
+            x_test=move(self.x_test),
+            y_train=self.y_train.to(device),
+            y_test=self.y_test.to(device),
+        )
+
+
+def load(source: str) -> Data:
+    """``"digits"`` or the path of an ``.npz`` file with x_train, y_train, x_test, y_test.
+
+    x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255). y: whole numbers from 0.
+
+    Raises:
+        ValueError: what is wrong with the file or the name.
+    """
+    if source == "digits":
+        return _digits()
+    path = Path(source)
+    if path.suffix != ".npz":
+        raise ValueError(f"--data: expected 'digits' or the path of an .npz file, got {source!r}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in ARRAYS if name not in file.files]
+            if missing:
+                raise ValueError(f"--data: expected the arrays {', '.join(ARRAYS)} in {source}, got no {', '.join(missing)}")
+            arrays = {name: file[name] for name in ARRAYS}
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"--data: expected a readable .npz file, got {source!r}: {error}") from error
+    except ValueError as error:
+        if str(error).startswith("--data"):
+            raise
+        raise ValueError(f"--data: expected plain numeric arrays in {source}, got something else: {error}") from error
+
+    x_train, x_test = (_images(name, arrays[name]) for name in ("x_train", "x_test"))
+    y_train, y_test = (_labels(name, arrays[name]) for name in ("y_train", "y_test"))
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(f"x_test: expected images of {tuple(x_train.shape[1:])}, got {tuple(x_test.shape[1:])}")
+    for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if len(x) != len(y):
+            raise ValueError(f"y_{split}: expected {len(x)} labels, one for each image, got {len(y)}")
+    return Data(path.stem, x_train, y_train, x_test, y_test, classes=int(max(y_train.max(), y_test.max())) + 1)
+
+
+def _digits() -> Data:
+    """1,797 images of 8 x 8, split once and for all into 1,437 and 360, as many of each digit in both."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x = torch.from_numpy(digits.images).float()[:, None] / 16
+    y = torch.from_numpy(digits.target).long()
+    train, test = train_test_split(np.arange(len(y)), test_size=DIGITS_TEST_IMAGES, stratify=digits.target, random_state=0)
+    mean, std = x[train].mean(), x[train].std()
+    x = (x - mean) / std
+    return Data("digits", x[train], y[train], x[test], y[test], classes=10)
+
+
+def _images(name: str, array: np.ndarray) -> Tensor:
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ValueError(f"{name}: expected [N, H, W] or [N, C, H, W] with N > 0, got {list(array.shape)}")
+    if array.dtype == np.uint8:
+        array = array.astype(np.float32) / 255
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name}: expected floating numbers or uint8, got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+    x = torch.from_numpy(array.astype(np.float32))
+    return x if x.ndim == 4 else x[:, None]
+
+
+def _labels(name: str, array: np.ndarray) -> Tensor:
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected [N] whole numbers, got {list(array.shape)} of {array.dtype}")
+    if len(array) and array.min() < 0:
+        raise ValueError(f"{name}: expected labels from 0, got {array.min()}")
+    return torch.from_numpy(array.astype(np.int64))
