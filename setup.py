@@ -69,9 +69,6 @@ def plan(wish: str, obstacle: dict[str, str | None]) -> tuple[list[str], dict[st
     return [part for part in wanted if part not in left_out], left_out
 
 
-PARTS, LEFT_OUT = plan(os.environ.get("WUSKERN_BUILD", "auto"), obstacles())
-
-
 def jobs() -> int:
     """As many compilers as there are cores, and as fit the memory at 2 GiB each."""
     if "MAX_JOBS" in os.environ:
@@ -89,6 +86,9 @@ def tool(name: str) -> str:
 class CMakeBuild(build_ext):
     """Configures, builds and installs the libraries into the package."""
 
+    parts: list[str]
+    left_out: dict[str, str]
+
     def run(self) -> None:
         package = ROOT / "wuskern" if self.inplace or self.editable_mode else Path(self.build_lib) / "wuskern"
         target = package / "lib"
@@ -100,16 +100,16 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={target.resolve()}",
-            f"-DWUSKERN_CUDA={'ON' if 'cuda' in PARTS else 'OFF'}",
+            f"-DWUSKERN_CUDA={'ON' if 'cuda' in self.parts else 'OFF'}",
             f"-DWUSKERN_TESTING={'ON' if testing else 'OFF'}",
         ]
-        if "cuda" in PARTS:
+        if "cuda" in self.parts:
             configure.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
         subprocess.run(configure, check=True)
         subprocess.run([tool("cmake"), "--build", str(BUILD), "--parallel", str(jobs())], check=True)
         subprocess.run([tool("cmake"), "--install", str(BUILD), "--strip"], check=True)
-        (target / "build.json").write_text(json.dumps({"built": PARTS, "left_out": LEFT_OUT}, indent=1) + "\n")
-        for part, reason in LEFT_OUT.items():
+        (target / "build.json").write_text(json.dumps({"built": self.parts, "left_out": self.left_out}, indent=1) + "\n")
+        for part, reason in self.left_out.items():
             print(f"wuskern: no {part} library, {reason}", file=sys.stderr)
 
     def get_source_files(self) -> list[str]:
@@ -126,14 +126,20 @@ class Wheel(bdist_wheel):
     """One wheel for every Python: the libraries know only PyTorch's stable ABI."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2] if PARTS else "any"
+        return "py3", "none", super().get_tag()[2] if CMakeBuild.parts else "any"
 
 
-if not PARTS:
-    reasons = "; ".join(f"{part}: {reason}" for part, reason in LEFT_OUT.items())
-    print(f"wuskern: a pure-Python build, ops run on the reference or on Triton ({reasons})", file=sys.stderr)
+def main() -> None:
+    parts, left_out = plan(os.environ.get("WUSKERN_BUILD", "auto"), obstacles())
+    CMakeBuild.parts, CMakeBuild.left_out = parts, left_out
+    if not parts:
+        reasons = "; ".join(f"{part}: {reason}" for part, reason in left_out.items())
+        print(f"wuskern: a pure-Python build, ops run on the reference or on Triton ({reasons})", file=sys.stderr)
+    setup(
+        ext_modules=[Extension("wuskern.lib", [])] if parts else [],
+        cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
+    )
 
-setup(
-    ext_modules=[Extension("wuskern.lib", [])] if PARTS else [],
-    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
-)
+
+if __name__ == "__main__":
+    main()

@@ -93,6 +93,8 @@ def _train(arguments: argparse.Namespace) -> int:
         if not getattr(a, name) > 0:
             raise ValueError(f"--{name}: expected a positive number, got {getattr(a, name)}")
     device = _device(a.device or experiment.device())
+    if a.out.exists() and not a.out.is_dir():
+        raise ValueError(f"--out: expected a directory, got the file {a.out}")
     if (a.out / experiment.RESULTS).exists() and not a.overwrite:
         raise ValueError(f"--out: expected a directory without results (or --overwrite), got {a.out}")
 

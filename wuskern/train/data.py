@@ -59,7 +59,7 @@ def load(source: str) -> Data:
     if path.suffix != ".npz":
         raise ValueError(f"--data: expected 'digits' or the path of an .npz file, got {source!r}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file.files]
             if missing:
                 raise ValueError(f"--data: expected the arrays {', '.join(ARRAYS)} in {source}, got no {', '.join(missing)}")

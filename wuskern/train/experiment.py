@@ -31,9 +31,9 @@ class Experiment:
 
     def run(self) -> bool:
         """Trains all runs and reports. Returns False when Ctrl-C ended it early; what was done is then reported."""
-        self.out.mkdir(parents=True, exist_ok=True)
         runs: list[Run] = []
-        self._warm_up()
+        self._warm_up()  # before anything is written: it finds wrong arguments
+        self.out.mkdir(parents=True, exist_ok=True)
         try:
             with tqdm(total=self.seeds * len(self.policies) * self.settings.epochs, unit="epoch", disable=None) as bar:
                 for seed in range(self.seeds):

@@ -1,5 +1,6 @@
 """One training run: a model, an optimizer, a policy, and the record of each epoch."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,7 +54,8 @@ class Epoch:
     total_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON, which has no NaN: the loss of a run that diverged is None."""
+        return asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
 
 
 class Run:

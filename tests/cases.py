@@ -1,0 +1,117 @@
+"""Problems by use, shared by tests and benchmarks."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient of an output: which shape, which dimension holds the channels, how it lies in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int
+    layout: str = "contiguous"  # a key of LAYOUTS
+
+    def make(self, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+        dy = torch.randn(self.shape, dtype=torch.float64).to(dtype)
+        return LAYOUTS[self.layout](dy.to(device))
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A Conv2d problem: batch, channels in and out, image side, kernel side and the rest."""
+
+    name: str
+    batch: int
+    channels: int
+    out: int
+    side: int
+    kernel: int
+    stride: int = 1
+    padding: int | str = 0
+    dilation: int = 1
+    groups: int = 1
+    bias: bool = True
+    padding_mode: str = "zeros"
+
+    def layer(self, dtype: torch.dtype = torch.float32) -> nn.Conv2d:
+        return nn.Conv2d(
+            self.channels, self.out, self.kernel, self.stride, self.padding, self.dilation, self.groups, self.bias,
+            self.padding_mode, dtype=dtype,
+        )  # fmt: skip
+
+    def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(self.batch, self.channels, self.side, self.side).to(dtype)
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+
+def _every_second(dy: Tensor) -> Tensor:
+    return torch.stack((dy, torch.full_like(dy, float("nan"))), dim=-1)[..., 0]
+
+
+LAYOUTS = {
+    "contiguous": lambda dy: dy,
+    "channels_last": lambda dy: dy.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda dy: dy.transpose(0, -1).contiguous().transpose(0, -1),
+    "sliced": _every_second,  # no unit stride; what lies between must not be read into the sums
+    "expanded": lambda dy: dy[:1].expand(dy.shape),  # stride 0, as .sum().backward() gives
+    "permuted": lambda dy: dy.permute(*reversed(range(dy.ndim))).contiguous().permute(*reversed(range(dy.ndim))),
+    "unaligned": lambda dy: torch.cat((dy.new_zeros(1), dy.flatten()))[1:].view(dy.shape),
+}
+
+GRADIENTS = [
+    Gradient("linear 4x4", (4, 4), -1),
+    Gradient("linear classifier head", (64, 10), -1),
+    Gradient("linear odd", (5, 123), -1),
+    Gradient("linear one row", (1, 17), -1),
+    Gradient("linear one column", (1000, 1), -1),
+    Gradient("linear tall", (3000, 20), -1),
+    Gradient("linear wide", (6, 5000), -1),
+    Gradient("linear tokens", (3, 65, 130), -1),
+    Gradient("linear unbatched", (19,), -1),
+    Gradient("linear empty batch", (0, 12), -1),
+    Gradient("linear no outputs", (7, 0), -1),
+    Gradient("linear transposed", (70, 40), -1, "transposed"),
+    Gradient("linear sliced", (40, 30), -1, "sliced"),
+    Gradient("linear expanded", (33, 20), -1, "expanded"),
+    Gradient("linear unaligned", (300, 64), -1, "unaligned"),
+    Gradient("conv 32px", (4, 16, 32, 32), 1),
+    Gradient("conv 7px", (9, 20, 7, 7), 1),
+    Gradient("conv 1px", (8, 24, 1, 1), 1),
+    Gradient("conv large plane", (2, 17, 150, 151), 1),
+    Gradient("conv channels_last", (4, 24, 9, 9), 1, "channels_last"),
+    Gradient("conv channels_last odd", (3, 5, 7, 6), 1, "channels_last"),
+    Gradient("conv sliced", (3, 16, 5, 6), 1, "sliced"),
+    Gradient("conv permuted", (3, 16, 5, 6), 1, "permuted"),
+    Gradient("conv unaligned", (5, 16, 6, 6), 1, "unaligned"),
+    Gradient("conv 3d", (2, 18, 4, 5, 6), 1),
+    Gradient("conv 1d", (6, 16, 40), 1),
+    Gradient("conv empty batch", (0, 8, 4, 4), 1),
+    Gradient("conv no pixels", (3, 8, 0, 4), 1),
+]
+
+CONVS = [
+    Conv("3x3", 4, 6, 8, 9, 3, padding=1),
+    Conv("3x3 stride 2", 4, 6, 8, 9, 3, stride=2, padding=1),
+    Conv("5x5 dilated", 2, 4, 6, 12, 3, padding=2, dilation=2),
+    Conv("1x1", 3, 8, 5, 7, 1),
+    Conv("groups", 3, 8, 12, 6, 3, padding=1, groups=4),
+    Conv("depthwise", 3, 8, 8, 6, 3, padding=1, groups=8),
+    Conv("no bias", 3, 4, 6, 6, 3, bias=False),
+    Conv("empty batch", 0, 4, 6, 6, 3, padding=1),
+    Conv("one output", 2, 4, 1, 6, 3),
+    Conv("same", 2, 4, 6, 7, 3, padding="same"),
+    Conv("same even kernel", 2, 4, 6, 8, 4, padding="same", dilation=1),
+    Conv("valid", 2, 4, 6, 7, 3, padding="valid"),
+    Conv("circular", 2, 4, 6, 7, 3, padding=1, padding_mode="circular"),
+    Conv("reflect same", 2, 4, 6, 7, 3, padding="same", padding_mode="reflect"),
+]

@@ -1,0 +1,83 @@
+"""What all tests share. Where there is no GPU, Triton's kernels run through its interpreter."""
+
+import os
+import sys
+from pathlib import Path
+
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+
+import pytest
+import torch
+
+from wuskern import backends
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "build" / "testing"))  # the pybind11 module of csrc/testing
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_configure(config):
+    """``WUSKERN_EXPECT=cpu,testing,...`` makes a part that is missing an error, where it would only skip tests."""
+    missing = []
+    for part in filter(None, os.environ.get("WUSKERN_EXPECT", "").split(",")):
+        obstacle = {
+            "cpu": lambda: backends.library_obstacle("cpu"),
+            "cuda": lambda: backends.library_obstacle("cuda"),
+            "cuda-file": lambda: None if cuda_library().exists() else "not built",
+            "triton": lambda: backends.triton_obstacle("cpu" if "TRITON_INTERPRET" in os.environ else "cuda"),
+            "testing": testing_obstacle,
+            "gpu": lambda: None if torch.cuda.is_available() else "torch.cuda.is_available() is False",
+        }[part]()
+        if obstacle:
+            missing.append(f"{part}: {obstacle}")
+    if missing:
+        raise pytest.UsageError(f"WUSKERN_EXPECT: {'; '.join(missing)}")
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def testing_obstacle():
+    try:
+        import wuskern_testing  # noqa: F401
+    except ImportError as error:
+        return f"{error} (make build)"
+    return None
+
+
+def cuda_library() -> Path:
+    return backends.LIBRARY_DIR / backends.LIBRARIES["cuda"]
+
+
+@pytest.fixture(scope="session")
+def common():
+    """csrc/common, as C++ compiled it."""
+    if obstacle := testing_obstacle():
+        pytest.skip(obstacle)
+    import wuskern_testing
+
+    return wuskern_testing
+
+
+@pytest.fixture(params=backends.NAMES)
+def backend(request):
+    """Each backend in turn, asked for explicitly."""
+    with backends.backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

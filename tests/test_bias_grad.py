@@ -1,0 +1,146 @@
+"""The op bias_grad, on every backend that runs here."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
+from tests.cases import GRADIENTS
+from wuskern import backends, ops, reference
+
+DTYPES = list(ops.DTYPES)
+
+
+def check(dy: torch.Tensor, dim: int) -> torch.Tensor:
+    db = ops.bias_grad(dy, dim)
+    assert_as_right_as_stock(db, reference.bias_grad(dy, dim), exact_channel_sums(dy, dim))
+    return db
+
+
+def test_hand_worked(backend):
+    dy = torch.tensor([[1.0, 2, 3, 4], [10, 20, 30, 40], [100, 200, 300, 400], [-1, 0, 1, 2]])
+    assert ops.bias_grad(dy, -1).tolist() == [110, 222, 334, 446]
+    assert ops.bias_grad(dy, 0).tolist() == [10, 100, 1000, 2]
+    assert ops.bias_grad(dy.view(2, 2, 2, 2), 1).tolist() == [1010, 102]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", GRADIENTS, ids=str)
+def test_cases(case, dtype, backend, device):
+    check(case.make(dtype, device), case.dim)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite_values_reach_the_result(value, backend):
+    dy = torch.randn(40, 6, 5, 5)
+    dy[3, 2, 1, 1] = value
+    db = ops.bias_grad(dy, 1)
+    torch.testing.assert_close(db[2], torch.tensor(value), equal_nan=True)
+    assert db[[0, 1, 3, 4, 5]].isfinite().all()
+
+
+def test_same_bits_whatever_the_number_of_threads(backend):
+    dy = torch.randn(3000, 333)
+    before, first = torch.get_num_threads(), ops.bias_grad(dy, -1)
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(ops.bias_grad(dy, -1), first)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ops.bias_grad(dy, -1), first)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_shape_and_strides(data):
+    """A random tensor, its dimensions in a random order in memory, some of them sliced."""
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
+    dim = data.draw(st.integers(-len(sizes), len(sizes) - 1))
+    channels = data.draw(st.integers(16, 70))  # enough of them that the rule does not hang on one lucky stock sum
+    sizes[dim] = channels
+    order = data.draw(st.permutations(range(len(sizes))))
+    steps = data.draw(st.lists(st.integers(1, 2), min_size=len(sizes), max_size=len(sizes)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    base = torch.randn([sizes[d] * steps[d] for d in order], dtype=torch.float64).to(dtype)
+    dy = base.permute([order.index(d) for d in range(len(sizes))])[tuple(slice(None, None, s) for s in steps)]
+    assert list(dy.shape) == sizes
+    for name in ("native", "triton"):
+        with backends.backend(name):
+            check(dy, dim)
+
+
+@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(capability):
+    """The narrower kernels of the same library give results as good as the widest."""
+    program = (
+        "import torch\nfrom tests.test_bias_grad import *\n"
+        "with backends.backend('native'):\n"
+        "    for case in GRADIENTS:\n"
+        "        for dtype in DTYPES:\n"
+        "            check(case.make(dtype), case.dim)\n"
+        "print(torch.ops.wuskern_native.cpu_capability())"
+    )
+    env = os.environ | {"WUSKERN_CPU_CAPABILITY": capability}
+    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    if "expected baseline or a wider set up to this processor's" in result.stderr:
+        pytest.skip(f"this processor has no {capability}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [capability]
+
+
+# ---- what PyTorch asks of an op --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in GRADIENTS if c.shape in ((5, 123), (0, 12), (4, 24, 9, 9), (3, 16, 5, 6))], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_opcheck(case, dtype, backend):
+    torch.library.opcheck(torch.ops.wuskern.bias_grad.default, (case.make(dtype), case.dim))
+
+
+def test_opcheck_of_the_compiled_op():
+    if obstacle := backends.library_obstacle("cpu"):
+        pytest.skip(obstacle)
+    for case in GRADIENTS:
+        torch.library.opcheck(torch.ops.wuskern_native.bias_grad.default, (case.make(torch.float32), case.dim))
+
+
+def test_flops():
+    with FlopCounterMode(display=False) as counter:
+        ops.bias_grad(torch.randn(8, 3, 5, 5), 1)
+    assert counter.get_total_flops() == 3 * (8 * 5 * 5 - 1)
+
+
+def test_compiles_into_a_graph():
+    compiled = torch.compile(lambda dy: ops.bias_grad(dy * 2, 1), fullgraph=True, backend="aot_eager")
+    dy = torch.randn(4, 6, 5, 5)
+    torch.testing.assert_close(compiled(dy), 2 * dy.sum((0, 2, 3)))
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool], ids=str)
+def test_wrong_dtype(dtype):
+    with pytest.raises(TypeError, match=f"dy: expected float64, float32, float16 or bfloat16, got {dtype}"):
+        ops.bias_grad(torch.zeros(3, 4, dtype=dtype), -1)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 4), 2), ((3, 4), -3), ((), 0)])
+def test_wrong_dim(shape, dim):
+    with pytest.raises(ValueError, match=f"dim: expected a dimension of dy, which has {len(shape)}, got {dim}"):
+        ops.bias_grad(torch.zeros(shape), dim)
+
+
+def test_the_compiled_op_guards_its_memory():
+    if obstacle := backends.library_obstacle("cpu"):
+        pytest.skip(obstacle)
+    for dy, dim in ((torch.zeros(3, 4), 2), (torch.zeros(3, 4), -3), (torch.zeros(3, 4, dtype=torch.int32), 0)):
+        with pytest.raises(RuntimeError, match="dim: expected|dy: expected"):
+            torch.ops.wuskern_native.bias_grad(dy, dim)

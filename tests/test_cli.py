@@ -1,0 +1,102 @@
+"""The command line as a user meets it: a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import wuskern
+
+SMALL = ["train", "--model", "mlp", "--width", ".1", "--epochs", "2"]
+
+
+def wuskern_process(*arguments, **kwargs):
+    return subprocess.run([sys.executable, "-m", "wuskern", *arguments], capture_output=True, text=True, **kwargs)
+
+
+def test_doctor():
+    result = wuskern_process("doctor")
+    assert result.returncode == 0
+    assert result.stdout.rstrip() == str(wuskern.doctor())
+
+
+def test_train_compares_policies(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--policy", "dense,wus,frozen", "--seeds", "2", "--warmup", "0", "--window", "1", "--threshold", "1", "--out", str(out)]
+    result = wuskern_process(*SMALL, "--epochs", "4", *arguments)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert sum(line.startswith("seed ") for line in lines) == 2 * 3 * 4
+    assert any(line.startswith("dense, stopped") for line in lines)
+    assert f"picture: {out}/accuracy.png" in lines
+
+    content = json.loads((out / "results.json").read_text())
+    assert content["complete"] is True
+    assert content["arguments"]["seeds"] == 2
+    assert {(r["policy"], r["seed"]) for r in content["runs"]} == {(p, s) for p in ("dense", "wus", "frozen") for s in (0, 1)}
+    assert [e["mode"] for e in content["runs"][1]["epochs"]] == ["full", "full", "skip", "skip"]
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_on_an_npz(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"x_train": rng.random((80, 3, 6, 6)), "y_train": rng.integers(0, 4, 80)}
+    np.savez(tmp_path / "a.npz", **arrays, x_test=arrays["x_train"][:9], y_test=arrays["y_train"][:9])
+    result = wuskern_process(*SMALL, "--data", str(tmp_path / "a.npz"), "--out", str(tmp_path / "run"))
+    assert result.returncode == 0, result.stderr
+
+
+def test_ctrl_c_leaves_valid_results(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "wuskern", *SMALL, "--epochs", "100000", "--policy", "dense,wus", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    for line in process.stdout:
+        if "epoch   3" in line:
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted: the results hold what was done" in stdout
+    assert "Traceback" not in stderr
+    content = json.loads((out / "results.json").read_text())
+    assert content["complete"] is False
+    assert len(content["runs"][0]["epochs"]) >= 2
+    assert (out / "accuracy.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "magic"], "--policy: expected one of dense, wus, frozen, got 'magic'"),
+        (["--model", "vgg12"], "--model: expected one of mlp, vgg11, vgg16, resnet18, got 'vgg12'"),
+        (["--optimizer", "lion"], "--optimizer: expected one of sgd, adamw, got 'lion'"),
+        (["--data", "absent.npz"], "--data: expected a readable .npz file, got 'absent.npz'"),
+        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
+        (["--lr", "nan"], "--lr: expected a positive number, got nan"),
+        (["--window", "0"], "window: expected at least 1, got 0"),
+        (["--device", "abacus"], "--device: expected one that this PyTorch can use, got 'abacus'"),
+        (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+    ],
+)
+def test_bad_arguments_end_with_2_and_one_line(tmp_path, arguments, message):
+    out = tmp_path / "run"
+    result = wuskern_process(*SMALL, *arguments, "--out", str(out))
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not out.exists()
+
+
+def test_results_are_not_overwritten(tmp_path):
+    (tmp_path / "results.json").write_text("mine")
+    result = wuskern_process(*SMALL, "--out", str(tmp_path))
+    assert result.returncode == 2
+    assert "--out: expected a directory without results (or --overwrite)" in result.stderr
+    assert (tmp_path / "results.json").read_text() == "mine"
+    assert wuskern_process(*SMALL, "--out", str(tmp_path), "--overwrite").returncode == 0

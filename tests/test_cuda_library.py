@@ -1,0 +1,62 @@
+"""The machine code of libwuskern_cuda.so, read without a GPU: no spills, 16-byte loads, registers reported."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import cuda_library
+
+KERNELS = ("sum_rows", "sum_planes")
+
+
+@pytest.fixture(scope="module")
+def cuobjdump():
+    """NVIDIA's disassembler, from the package triton."""
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not cuda_library().exists() or not tool.exists():
+        pytest.skip("libwuskern_cuda.so is not built, or there is no cuobjdump")
+    return lambda *flags: subprocess.run([tool, *flags, cuda_library()], capture_output=True, text=True, check=True).stdout
+
+
+def test_no_kernel_spills(cuobjdump, record_property, capsys):
+    usage = cuobjdump("-res-usage")
+    by_arch: dict[str, list[tuple[str, int, int, int]]] = {}
+    arch = ""
+    for line in usage.splitlines():
+        if found := re.search(r"arch = (sm_\w+)", line):
+            arch = found.group(1)
+        elif found := re.search(r"Function (\S+):", line):
+            name = found.group(1)
+        elif found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, _, local = map(int, found.groups())
+            if any(k in name for k in KERNELS):
+                by_arch.setdefault(arch, []).append((name, registers, stack, local))
+    assert by_arch
+    with capsys.disabled():
+        for arch, kernels in sorted(by_arch.items()):
+            registers = [r for _, r, _, _ in kernels]
+            print(f"\n{arch}: {len(kernels)} kernels, {min(registers)} to {max(registers)} registers, no spills", end="")
+    for arch, kernels in by_arch.items():
+        spilled = [name for name, _, stack, local in kernels if stack or local]
+        assert not spilled, f"{arch}: {spilled}"
+        assert max(r for _, r, _, _ in kernels) <= 64, arch  # four blocks of 256 threads fit a processor
+
+
+def test_vector_kernels_load_16_bytes_at_a_time(cuobjdump):
+    """Every load of a kernel whose pack is 16 bytes is one LDG.128."""
+    loads: dict[str, set[str]] = {}
+    name = ""
+    for line in cuobjdump("-sass").splitlines():
+        if found := re.search(r"Function : (\S+)", line):
+            name = found.group(1)
+        elif found := re.search(r"\bLDG\.\S+", line):
+            loads.setdefault(name, set()).add(found.group(0))
+    # mangled: sum_rowsI<type>Li<vec>E...; 8 halves, 4 floats or 2 doubles make 16 bytes
+    vector = {n: kinds for n, kinds in loads.items() if re.search(r"(__halfLi8|bfloat16Li8|IfLi4|IdLi2)E", n)}
+    assert any("sum_rows" in n for n in vector)
+    assert any("sum_planes" in n for n in vector)
+    for n, kinds in vector.items():
+        assert all(".128" in kind for kind in kinds), (n, kinds)

@@ -1,0 +1,276 @@
+"""SkippableLinear and SkippableConv2d: dense is stock bit for bit; skip gives dX and db, no dW, and keeps no input."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.profiler import ProfilerActivity, profile
+
+import wuskern as wk
+from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
+from tests.cases import CONVS
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def backward(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    """Output, its random gradient (always the same one), and the gradients of one forward and backward."""
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    dy = dy.to(torch.bfloat16).to(y)  # a value that every dtype holds exactly
+    y.backward(dy)
+    bias = layer.bias.grad if layer.bias is not None else None
+    return {"y": y.detach(), "dy": dy, "x": x.grad, "weight": layer.weight.grad, "bias": bias}
+
+
+def check_gradients(stock: nn.Module, x: torch.Tensor, expected: dict, skipped: dict) -> None:
+    """As right as stock's dX and db against float64, in stock's strides, and no weight gradient."""
+    assert skipped["weight"] is None
+    if expected["x"] is not None:
+        exact = backward(copy.deepcopy(stock).double(), x.double())
+        assert_as_right_as_stock(skipped["x"], expected["x"], exact["x"])
+        assert skipped["x"].stride() == expected["x"].stride()
+    if expected["bias"] is not None:
+        channels = -1 if isinstance(stock, nn.Linear) else -3
+        assert_as_right_as_stock(skipped["bias"], expected["bias"], exact_channel_sums(expected["dy"], channels))
+
+
+def check_against_stock(stock: nn.Module, ours: nn.Module, x: torch.Tensor) -> None:
+    """Dense: the same bits. Skip: as right as stock."""
+    expected, dense = backward(stock, x), backward(ours, x)
+    for name, value in expected.items():
+        assert (value is None and dense[name] is None) or torch.equal(dense[name], value), name
+        if value is not None:
+            assert dense[name].stride() == value.stride()
+
+    ours.skip = True
+    skipped = backward(ours, x)
+    assert torch.equal(skipped["y"], expected["y"])
+    check_gradients(stock, x, expected, skipped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (0, 5)], ids=str)
+def test_linear(shape, bias, dtype):
+    stock = nn.Linear(5, 20, bias, dtype=dtype)
+    check_against_stock(stock, wk.convert(copy.deepcopy(stock)), torch.randn(shape).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_conv2d(case, layout, dtype):
+    stock = case.layer(dtype).to(memory_format=layout)
+    x = case.input(dtype).contiguous(memory_format=layout)
+    check_against_stock(stock, wk.convert(copy.deepcopy(stock)), x)
+
+
+def test_conv2d_unbatched():
+    stock = nn.Conv2d(3, 20, 3, padding=1)
+    check_against_stock(stock, wk.convert(copy.deepcopy(stock)), torch.randn(3, 8, 8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("case", CONVS, ids=str)
+def test_conv2d_on_a_gpu(case, layout):
+    stock = case.layer().to("cuda", memory_format=layout)
+    ours = wk.convert(copy.deepcopy(stock))
+    ours.skip = True
+    x = case.input().cuda().contiguous(memory_format=layout)
+    check_gradients(stock, x, backward(stock, x), backward(ours, x))
+
+
+def test_a_stock_layer_written_directly():
+    layer = wk.SkippableConv2d(3, 4, 3, padding="same", device="cpu", dtype=torch.float64)
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.state_dict().keys() == nn.Conv2d(3, 4, 3).state_dict().keys()
+    layer.skip = True
+    assert repr(layer).endswith("padding=same, skip=True)")
+
+
+# ---- what is computed and what is kept -------------------------------------------------------------------------------
+
+
+def test_no_wgrad_primitive_runs(capfd):
+    """oneDNN's own log names every primitive: the weight gradient is in it when dense, and absent when skipped."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch has no oneDNN")
+    layer, x = wk.SkippableConv2d(16, 32, 3, padding=1), torch.randn(8, 16, 12, 12)
+    logs = {}
+    for layer.skip in (False, True):
+        capfd.readouterr()
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            backward(layer, x)
+        logs[layer.skip] = capfd.readouterr().out
+    assert "backward_weights" in logs[False]
+    assert "backward_data" in logs[True]
+    assert "backward_weights" not in logs[True]
+
+
+@pytest.mark.parametrize(("skip", "products"), [(False, 3), (True, 2)])
+def test_linear_runs_one_product_less(skip, products):
+    layer, x = wk.SkippableLinear(64, 32), torch.randn(16, 64, requires_grad=True)
+    layer.skip = skip
+    with profile(activities=[ProfilerActivity.CPU]) as events:
+        layer(x).sum().backward()
+    assert sum(e.count for e in events.key_averages() if e.key in ("aten::mm", "aten::addmm")) == products
+
+
+LAYERS = [(lambda: wk.SkippableLinear(64, 32), (16, 64)), (lambda: wk.SkippableConv2d(8, 4, 3), (4, 8, 10, 10))]
+
+
+def saved_bytes(layer: nn.Module, x: torch.Tensor) -> int:
+    """Bytes that a forward keeps for backward, other than the parameters."""
+    own = {p.data_ptr() for p in layer.parameters()}
+    saved = []
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.data_ptr() not in own:
+            saved.append(t.numel() * t.element_size())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = layer(x)
+    assert y.requires_grad
+    return sum(saved)
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_the_input_is_not_kept(make, shape):
+    layer, x = make(), torch.randn(shape, requires_grad=True)
+    assert saved_bytes(layer, x) == x.numel() * 4
+    layer.skip = True
+    assert saved_bytes(layer, x) == 0
+
+    activation = x * 2
+    gone = weakref.ref(activation)
+    y = layer(activation)
+    del activation
+    gc.collect()
+    assert gone() is None, "something outside saved_tensors holds the input"
+    y.sum().backward()
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_only_what_is_asked_for_is_computed(make, shape):
+    layer = make()
+    layer.skip = True
+    layer(torch.randn(shape)).sum().backward()  # the input needs no gradient: no dgrad
+    assert layer.weight.grad is None
+    assert layer.bias.grad is not None
+
+    layer.bias.requires_grad_(False)
+    layer.bias.grad = None
+    x = torch.randn(shape, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.bias.grad is None
+    assert x.grad is not None
+
+
+# ---- the flag --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_the_flag_is_latched_in_forward(make, shape, skip):
+    layer = make()
+    layer.skip = skip
+    y = layer(torch.randn(shape))
+    layer.skip = not skip
+    y.sum().backward()
+    assert (layer.weight.grad is None) == skip
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_a_gradient_that_is_there_stays(make, shape):
+    layer, x = make(), torch.randn(shape)
+    layer(x).sum().backward()
+    before = layer.weight.grad.clone()
+    layer.skip = True
+    layer(x).sum().backward()
+    assert torch.equal(layer.weight.grad, before)
+
+
+def test_set_skip_and_skipping():
+    model = wk.convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    model[0].skip = True
+    with wk.skipping(model):
+        assert (model[0].skip, model[2].skip) == (True, True)
+        with wk.skipping(model, False):
+            assert (model[0].skip, model[2].skip) == (False, False)
+        assert (model[0].skip, model[2].skip) == (True, True)
+    assert (model[0].skip, model[2].skip) == (True, False)
+    wk.set_skip(model, True)
+    assert (model[0].skip, model[2].skip) == (True, True)
+
+
+def test_skipping_puts_the_flags_back_after_an_error():
+    model = wk.convert(nn.Linear(3, 4))
+    with pytest.raises(KeyError), wk.skipping(model):
+        raise KeyError
+    assert model.skip is False
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_a_second_derivative_raises(make, shape):
+    layer, x = make(), torch.randn(shape, requires_grad=True)
+    layer.skip = True
+    (dx,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_without_gradients_it_is_the_stock_path(make, shape):
+    layer = make()
+    expected = layer(torch.zeros(shape))
+    layer.skip = True
+    with torch.no_grad():
+        assert layer(torch.zeros(shape)).grad_fn is None
+    torch.testing.assert_close(torch.export.export(layer, (torch.zeros(shape),)).module()(torch.zeros(shape)), expected)
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(make, shape, dtype):
+    layer, x = make(), torch.randn(shape)
+    grads = {}
+    for layer.skip in (False, True):
+        with torch.autocast("cpu", dtype):
+            grads[layer.skip] = backward(layer, x)
+    assert grads[True]["y"].dtype == dtype
+    assert grads[True]["weight"] is None
+    for name in ("x", "bias"):
+        assert grads[True][name].dtype == torch.float32
+        torch.testing.assert_close(grads[True][name], grads[False][name], rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_copies_keep_the_flag_and_checkpoints_do_not_hold_it(make, shape):
+    layer = make()
+    layer.skip = True
+    assert copy.deepcopy(layer).skip is True
+    assert set(layer.state_dict()) == {"weight", "bias"}
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input():
+    with pytest.raises(TypeError, match="skip: expected True or False, got 1"):
+        wk.set_skip(wk.convert(nn.Linear(2, 2)), 1)
+    with pytest.raises(ValueError, match="model: expected at least one converted layer"):
+        wk.set_skip(nn.Linear(2, 2), True)
+    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got list"):
+        wk.set_skip([], True)
+    with pytest.raises(ValueError, match="padding: expected numbers, 'same' or 'valid', got 'full'"):
+        wk.functional.conv2d(torch.zeros(1, 1, 4, 4, requires_grad=True), torch.zeros(1, 1, 3, 3), padding="full", skip=True)
+    with pytest.raises(RuntimeError, match="strided"):
+        wk.functional.conv2d(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 3, 3), stride=2, padding="same", skip=True)

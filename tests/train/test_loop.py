@@ -1,0 +1,74 @@
+"""One run: the same start for every policy, windows that train biases only, records that add up."""
+
+import pytest
+import torch
+
+from wuskern.train import data
+from wuskern.train.loop import Run, Settings
+
+WUS = dict(threshold=1.0, window=1, patience=2, cooldown=1, warmup=1, guard=1.0, statistic="mean_change")
+
+
+def settings(**changes) -> Settings:
+    base = dict(
+        model="mlp", width=0.05, epochs=4, batch=64, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3,
+        channels_last=False, device="cpu", wus=WUS,
+    )  # fmt: skip
+    return Settings(**(base | changes))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in run.model.named_parameters()}
+
+
+def test_every_policy_starts_alike_and_sees_the_same_batches(digits):
+    runs = [Run(policy, settings(), digits, seed=3) for policy in ("dense", "wus", "frozen")]
+    first = [run.epoch() for run in runs]  # full for all of them
+    assert len({(e.loss, e.train_accuracy, e.test_accuracy) for e in first}) == 1
+    other = Run("dense", settings(), digits, seed=4)
+    assert other.epoch().loss != first[0].loss
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_skip_window_moves_biases_only(digits, optimizer):
+    run = Run("wus", settings(optimizer=optimizer, lr=0.01), digits, seed=0)
+    modes = []
+    for _ in range(6):
+        before = weights(run)
+        epoch = run.epoch()
+        modes.append(epoch.mode)
+        moved = {n for n, p in weights(run).items() if not torch.equal(p, before[n])}
+        assert moved == ({n for n in before if n.endswith("bias")} if epoch.mode == "skip" else set(before))
+    # warmup and one change pass, then two skipped and one full epoch take turns
+    assert modes == ["full", "full", "skip", "skip", "full", "skip"]
+
+
+def test_frozen_repeats_the_leaders_windows_and_trains_the_same_parameters(digits):
+    wus = Run("wus", settings(), digits, seed=0)
+    frozen = Run("frozen", settings(), digits, seed=0, leader=wus)
+    for _ in range(5):
+        ours, stock = wus.epoch(), frozen.epoch()
+        assert ours.mode == stock.mode
+    assert "skip" in {e.mode for e in wus.epochs}
+    for name, value in weights(wus).items():
+        torch.testing.assert_close(value, weights(frozen)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_records_add_up(digits):
+    run = Run("dense", settings(batch=100), digits, seed=0)
+    epochs = [run.epoch() for _ in range(3)]
+    assert [e.number for e in epochs] == [1, 2, 3]
+    assert all(e.steps == 15 for e in epochs)
+    assert epochs[2].total_seconds == pytest.approx(sum(e.seconds for e in epochs))
+    assert epochs[2].test_accuracy > 0.5
+
+
+@pytest.mark.parametrize("model", ["vgg11", "resnet18"])
+def test_channels_last_trains(digits, model):
+    run = Run("wus", settings(model=model, channels_last=True), digits, seed=0)
+    assert run.epoch().loss < 3
