@@ -1,7 +1,7 @@
 """The race: variants of one problem, verified first, timed in turn within one run, written to one file.
 
-    pytest bench --results bench/results/cpu.json     # measure and write
-    pytest bench --benchmark-disable                  # run everything once
+pytest bench --results bench/results/cpu.json     # measure and write
+pytest bench --benchmark-disable                  # run everything once
 """
 
 import itertools
@@ -62,10 +62,19 @@ def race(request, benchmark, device):
     """``race(variants, group=..., case=..., peer=..., **facts)``: times each variant once per round, in rotating order.
 
     ``variants``: name -> function; "ours" is ours, ``peer`` names the one it is compared with. Callers verify before.
+    ``rehearse``: each is called once before it is timed, so that it meets the state that it leaves itself.
     """
     time_once = _time_on_gpu if device == "cuda" else _time_on_cpu
 
-    def run(variants: dict[str, Callable[[], object]], *, group: str, case: str, peer: str | None = None, **facts: Any) -> dict[str, float]:
+    def run(
+        variants: dict[str, Callable[[], object]],
+        *,
+        group: str,
+        case: str,
+        peer: str | None = None,
+        rehearse: bool = False,
+        **facts: Any,
+    ) -> dict[str, float]:
         times: dict[str, list[float]] = {name: [] for name in variants}
         turn = itertools.count()
 
@@ -73,6 +82,8 @@ def race(request, benchmark, device):
             names = list(variants)
             shift = next(turn) % len(names)
             for name in names[shift:] + names[:shift]:
+                if rehearse:
+                    variants[name]()
                 times[name].append(time_once(variants[name]))
 
         benchmark.group = group

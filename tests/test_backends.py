@@ -25,7 +25,10 @@ def test_without_a_library_the_reference_runs_and_says_why(monkeypatch, tmp_path
     monkeypatch.setattr(backends, "_choose", backends._choose.__wrapped__)
     choice = backends.choose("bias_grad", "cpu")
     assert (choice.backend, choice.reason) == ("reference", "not native: left out at build time: no compiler")
-    with backends.backend("native"), pytest.raises(RuntimeError, match="backend 'native' cannot run bias_grad on cpu: left out"):
+    with (
+        backends.backend("native"),
+        pytest.raises(RuntimeError, match="backend 'native' cannot run bias_grad on cpu: left out"),
+    ):
         wk.ops.bias_grad(torch.ones(2, 3), -1)
 
 

@@ -98,7 +98,9 @@ def test_every_instruction_set(capability):
 # ---- what PyTorch asks of an op --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [c for c in GRADIENTS if c.shape in ((5, 123), (0, 12), (4, 24, 9, 9), (3, 16, 5, 6))], ids=str)
+@pytest.mark.parametrize(
+    "case", [c for c in GRADIENTS if c.shape in ((5, 123), (0, 12), (4, 24, 9, 9), (3, 16, 5, 6))], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_opcheck(case, dtype, backend):
     torch.library.opcheck(torch.ops.wuskern.bias_grad.default, (case.make(dtype), case.dim))
@@ -142,5 +144,5 @@ def test_the_compiled_op_guards_its_memory():
     if obstacle := backends.library_obstacle("cpu"):
         pytest.skip(obstacle)
     for dy, dim in ((torch.zeros(3, 4), 2), (torch.zeros(3, 4), -3), (torch.zeros(3, 4, dtype=torch.int32), 0)):
-        with pytest.raises(RuntimeError, match="dim: expected|dy: expected"):
+        with pytest.raises(RuntimeError, match=r"dim: expected|dy: expected"):
             torch.ops.wuskern_native.bias_grad(dy, dim)

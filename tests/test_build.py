@@ -77,7 +77,12 @@ def test_one_header_alone_touches_pytorch():
         for path in (ROOT / "csrc").rglob("*.*")
     }
     assert {name for name, found in includes.items() if any(i.startswith("torch/") for i in found)} == {"stable_abi.h"}
-    foreign = {name: i for name, found in includes.items() for i in found if re.match(r"ATen/|c10/|Python\.h|torch/(extension|torch|all)\.h", i)}
+    foreign = {
+        name: i
+        for name, found in includes.items()
+        for i in found
+        if re.match(r"ATen/|c10/|Python\.h|torch/(extension|torch|all)\.h", i)
+    }
     assert foreign == {}
     for name, found in includes.items():
         if name.startswith("common/"):

@@ -27,7 +27,20 @@ def test_doctor():
 
 def test_train_compares_policies(tmp_path):
     out = tmp_path / "run"
-    arguments = ["--policy", "dense,wus,frozen", "--seeds", "2", "--warmup", "0", "--window", "1", "--threshold", "1", "--out", str(out)]
+    arguments = [
+        "--policy",
+        "dense,wus,frozen",
+        "--seeds",
+        "2",
+        "--warmup",
+        "0",
+        "--window",
+        "1",
+        "--threshold",
+        "1",
+        "--out",
+        str(out),
+    ]
     result = wuskern_process(*SMALL, "--epochs", "4", *arguments)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

@@ -268,7 +268,7 @@ def test_bad_input():
         wk.set_skip(wk.convert(nn.Linear(2, 2)), 1)
     with pytest.raises(ValueError, match="model: expected at least one converted layer"):
         wk.set_skip(nn.Linear(2, 2), True)
-    with pytest.raises(TypeError, match="model: expected a torch.nn.Module, got list"):
+    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got list"):
         wk.set_skip([], True)
     with pytest.raises(ValueError, match="padding: expected numbers, 'same' or 'valid', got 'full'"):
         wk.functional.conv2d(torch.zeros(1, 1, 4, 4, requires_grad=True), torch.zeros(1, 1, 3, 3), padding="full", skip=True)

@@ -134,5 +134,3 @@ def _device(name: str) -> Any:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: expected one that this PyTorch can use, got {name!r} ({error})") from error
     return device
-
-

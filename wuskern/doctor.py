@@ -53,10 +53,8 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _devices() -> list[tuple[str, str]]:
-    lines = [("cpu", f"{processor()}, {torch.get_num_threads()} threads")]
-    for i in range(torch.cuda.device_count()):
-        lines.append((f"cuda:{i}", torch.cuda.get_device_name(i)))
-    return lines
+    gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    return [("cpu", f"{processor()}, {torch.get_num_threads()} threads"), *gpus]
 
 
 def processor() -> str:

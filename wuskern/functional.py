@@ -69,7 +69,7 @@ def stock_reason(*tensors: Tensor | None) -> str | None:
     """Why a call with these tensors takes PyTorch's own path although ``skip`` is set, or None."""
     if not torch.is_grad_enabled():
         return "gradients are disabled"
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         return "the model is being traced or exported"
     for t in tensors:
         if t is not None and type(t) not in (Tensor, Parameter):
@@ -84,7 +84,7 @@ def _pair(value: Pair) -> tuple[int, ...]:
 
 
 def _numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
-    """"same" pads one more at the end where the kernel is even: that one goes into the input, the rest is symmetric."""
+    """ "same" pads one more at the end where the kernel is even: that one goes into the input, the rest is symmetric."""
     if padding == "valid":
         return x, (0, 0)
     if padding != "same":

@@ -15,7 +15,9 @@ def test_any_image_size(name, size):
 
 
 # Counted by hand from the published tables: convolutions in front of one linear layer.
-@pytest.mark.parametrize(("name", "convs", "parameters"), [("vgg11", 8, 9_231_114), ("vgg16", 13, 14_728_266), ("resnet18", 20, 11_173_962)])
+@pytest.mark.parametrize(
+    ("name", "convs", "parameters"), [("vgg11", 8, 9_231_114), ("vgg16", 13, 14_728_266), ("resnet18", 20, 11_173_962)]
+)
 def test_published_sizes(name, convs, parameters):
     model = MODELS[name](3, (32, 32), 10, 1.0)
     assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == convs

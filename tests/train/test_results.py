@@ -50,7 +50,11 @@ def test_interval_is_students():
 
 @pytest.mark.parametrize(
     ("finals", "word"),
-    [((0.96, 0.97, 0.965), "It is better than"), ((0.80, 0.81, 0.805), "It is worse than"), ((0.7, 0.9, 1.0), "not measurably")],
+    [
+        ((0.96, 0.97, 0.965), "It is better than"),
+        ((0.80, 0.81, 0.805), "It is worse than"),
+        ((0.7, 0.9, 1.0), "not measurably"),
+    ],
 )
 def test_verdict_says_which_is_better(finals, word):
     runs = []

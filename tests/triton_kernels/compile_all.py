@@ -18,7 +18,13 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 # dtype of the gradient, of the accumulator, of what a pass writes
-DTYPES = [("bf16", "fp32", "bf16"), ("bf16", "fp32", "fp32"), ("fp16", "fp32", "fp32"), ("fp32", "fp32", "fp32"), ("fp64", "fp64", "fp64")]
+DTYPES = [
+    ("bf16", "fp32", "bf16"),
+    ("bf16", "fp32", "fp32"),
+    ("fp16", "fp32", "fp32"),
+    ("fp32", "fp32", "fp32"),
+    ("fp64", "fp64", "fp64"),
+]
 ALIGNED = [["tt.divisibility", 16]]
 
 

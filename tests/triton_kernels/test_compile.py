@@ -49,7 +49,15 @@ def test_nothing_spills(compiled, tmp_path, capsys):
 
 
 def test_aligned_wide_problems_are_read_in_vectors(compiled):
-    wide = [r for r in compiled if "loads" in r and r["loads"] and ("block_columns=128" in r["tile"] or "planes" in r["kernel"])]
+    wide = [
+        r for r in compiled if "loads" in r and r["loads"] and ("block_columns=128" in r["tile"] or "planes" in r["kernel"])
+    ]
     assert wide
     for row in wide:
-        assert any(".v" in load for load in row["loads"]), (row["kernel"], row["tile"], row["dtypes"], row["target"], row["loads"])
+        assert any(".v" in load for load in row["loads"]), (
+            row["kernel"],
+            row["tile"],
+            row["dtypes"],
+            row["target"],
+            row["loads"],
+        )

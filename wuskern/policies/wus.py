@@ -5,6 +5,7 @@ not computed, while biases keep training. It does not say which accuracy, which 
 Those are arguments here, and their defaults are ours.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from wuskern.policies.base import Policy
 
 
 def _mean_change(values: Sequence[float]) -> float:
-    return statistics.fmean(abs(b - a) for a, b in zip(values, values[1:], strict=False))
+    return statistics.fmean(abs(b - a) for a, b in itertools.pairwise(values))
 
 
 def _slope(values: Sequence[float]) -> float:

@@ -73,7 +73,7 @@ class Run:
         torch.manual_seed(seed)
         channels, *size = data.x_train.shape[1:]
         model = MODELS[settings.model](channels, size, data.classes, settings.width)
-        self.model = model.to(settings.device, memory_format=settings.memory_format)
+        self.model = model.to(settings.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
         self.optimizer = self._optimizer()
         self.order = torch.Generator().manual_seed(seed)
         self.epochs: list[Epoch] = []

@@ -45,7 +45,9 @@ def summarise(runs: list[Run]) -> list[Row]:
         steps = [epoch for run in group for epoch in run.epochs]
         s = sum(e.steps for e in steps if e.mode == "skip") / sum(e.steps for e in steps)
         pairs = [(run.epochs[-1].total_seconds, dense[run.seed]) for run in group if run.seed in dense]
-        ratios = [t / d.epochs[len(group[0].epochs) - 1].total_seconds for t, d in pairs if len(d.epochs) >= len(group[0].epochs)]
+        ratios = [
+            t / d.epochs[len(group[0].epochs) - 1].total_seconds for t, d in pairs if len(d.epochs) >= len(group[0].epochs)
+        ]
         rows.append(
             Row(
                 policy,
@@ -70,9 +72,7 @@ def summarise(runs: list[Run]) -> list[Row]:
 
 def saving(epochs: list[Epoch]) -> float | None:
     """1 - (median seconds of a skipped step / of a full step), or None where one kind is missing."""
-    per_step = {
-        mode: [e.seconds / e.steps for e in epochs if e.mode == mode] for mode in ("full", "skip")
-    }
+    per_step = {mode: [e.seconds / e.steps for e in epochs if e.mode == mode] for mode in ("full", "skip")}
     if not per_step["full"] or not per_step["skip"]:
         return None
     return 1 - statistics.median(per_step["skip"]) / statistics.median(per_step["full"])
@@ -106,14 +106,14 @@ def verdict(rows: list[Row], test_images: int) -> str:
     if not wus.s:
         return "WUS found no window to skip: it trained as dense does."
     time = f"WUS took {wus.faster:.0%} less time than dense over the same epochs. " if wus.faster is not None else ""
-    mean, half = interval([a - b for a, b in zip(wus.accuracies, row[CONTROL].accuracies, strict=True)], 1 / test_images)
-    points = f"{100 * mean:+.2f} points (95 % interval {100 * (mean - half):+.2f} to {100 * (mean + half):+.2f}, n = {len(wus.accuracies)})"
-    if len(wus.accuracies) == 1:
-        return f"{time}Against dense stopped at its wall time it ends at {100 * mean:+.2f} points, but one seed decides nothing."
-    if abs(mean) <= half:
-        return f"{time}It is not measurably better or worse than dense stopped at its wall time: {points}."
-    word = "better" if mean > 0 else "worse"
-    return f"{time}It is {word} than dense stopped at its wall time: {points}."
+    differences = [100 * (a - b) for a, b in zip(wus.accuracies, row[CONTROL].accuracies, strict=True)]
+    mean, half = interval(differences, 100 / test_images)
+    if len(differences) == 1:
+        return f"{time}Against dense stopped at its wall time it ends at {mean:+.2f} points, but one seed decides nothing."
+    word = "not measurably better or worse" if abs(mean) <= half else "better" if mean > 0 else "worse"
+    bounds = f"95 % interval {mean - half:+.2f} to {mean + half:+.2f}"
+    evidence = f"{bounds}, n = {len(differences)}, one test image is {100 / test_images:.2f}"
+    return f"{time}It is {word} than dense stopped at its wall time: {mean:+.2f} points ({evidence})."
 
 
 def table(rows: list[Row]) -> str:
@@ -122,7 +122,7 @@ def table(rows: list[Row]) -> str:
     def percent(x: float | None) -> str:
         return "-" if x is None else f"{100 * x:.1f} %"
 
-    lines = [("policy", "test accuracy", "seconds", "s", "f", "s*f", "less time than dense")]
+    lines: list[tuple[str, ...]] = [("policy", "test accuracy", "seconds", "s", "f", "s*f", "less time than dense")]
     for r in rows:
         spread = f" +- {100 * statistics.stdev(r.accuracies):.2f}" if len(r.accuracies) > 1 else ""
         product = r.s * r.f if r.s is not None and r.f is not None else None

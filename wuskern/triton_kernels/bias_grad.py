@@ -13,7 +13,9 @@ from wuskern import configs
 
 
 @triton.jit
-def sum_rows(src, out, rows, columns, stride, rows_per_program, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+def sum_rows(
+    src, out, rows, columns, stride, rows_per_program, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
     """out[chunk, columns] = sum of the chunk's rows of src[rows, columns]"""
     chunk = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -84,7 +86,11 @@ def _launch_planes(src: Tensor, dtype: torch.dtype) -> Tensor:  # [outer, channe
         src = src.contiguous()
     outer, channels, inner = src.shape
     tile, outer_per_program, inner_per_program = configs.sum_planes(outer, channels, inner)
-    grid = triton.cdiv(channels, tile.block_channels), triton.cdiv(outer, outer_per_program), triton.cdiv(inner, inner_per_program)
+    grid = (
+        triton.cdiv(channels, tile.block_channels),
+        triton.cdiv(outer, outer_per_program),
+        triton.cdiv(inner, inner_per_program),
+    )
     chunks = grid[1] * grid[2]
     partial, acc = _accumulator(dtype)
     out = src.new_empty((chunks, channels), dtype=dtype if chunks == 1 else partial)

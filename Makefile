@@ -1,0 +1,120 @@
+# make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
+# make bench              measure on this CPU, write bench/results/cpu.json
+# make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
+# make wheel              one wheel in dist/ with the libraries that this machine can build
+#
+# PYTHON=python3.12 chooses the Python, TORCH=2.10.0 the PyTorch of .venv. ENV=active uses the active Python, which
+# must hold torch and what .ci/requirements.txt names, and installs nothing.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check bench test-gpu sanitize bench-gpu wheel build clean
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+TRITON ?= 3.9.0
+VENV ?= .venv
+OUT ?= bench/results
+
+ifeq ($(ENV),active)
+  PY := $(PYTHON)
+  READY :=
+else
+  PY := $(VENV)/bin/python
+  READY := $(VENV)/ready-$(TORCH)
+endif
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+BUILT := build/ready-$(subst /,_,$(PY))-$(TORCH)
+
+# Tests read the machine code for these three; a wheel is built for all that nvcc knows.
+TEST_ARCHS := 8.0 9.0a 10.0
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+
+$(READY): .ci/requirements.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check torch==$(TORCH)
+	$(PY) -m pip install -q --disable-pip-version-check -r .ci/requirements.txt
+	$(PY) -c "import triton" 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check "triton<=$(TRITON)"
+	touch $@
+
+build: $(BUILT)
+
+$(BUILT): $(READY) $(SOURCES)
+ifeq ($(ENV),active)
+	WUSKERN_TESTING=1 TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$(TEST_ARCHS)}" $(PY) setup.py -q build_ext --inplace
+else
+	WUSKERN_TESTING=1 TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$(TEST_ARCHS)}" \
+	  $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+endif
+	@touch $@
+
+demo: build
+	$(PY) -m wuskern train --model vgg11 --data digits --policy dense,frozen,wus \
+	  --lr .002 --epochs 20 --seeds 3 --out runs/demo --overwrite
+
+test: lint check
+
+lint: build
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m clang_format --dry-run --Werror $(CPP)
+	$(PY) -m mypy
+
+# Parts that must be there, or the tests that need them fail instead of being skipped.
+EXPECT := cpu,testing,triton$(if $(shell command -v nvcc),$(comma)cuda-file)
+comma := ,
+
+check: build
+	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q
+	$(PY) -m pytest -q bench --benchmark-disable -p no:cacheprovider
+
+bench: build
+	$(PY) -m pytest -q -s bench --results $(OUT)/cpu.json
+
+# ---- with a GPU: the active Python, this machine's architecture only, no network -----------------------------------
+
+GPU_PY := $(PYTHON)
+NO_GPU := $(if $(wildcard /dev/nvidiactl),,yes)
+GPU_BUILD = WUSKERN_BUILD=cuda WUSKERN_TESTING=1 TORCH_CUDA_ARCH_LIST="$$($(GPU_PY) -c \
+  'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}.{b}" + "a" * (a == 9))')" \
+  $(GPU_PY) setup.py -q build_ext --inplace
+GPU_TEST = WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PY) -m pytest -q -m gpu -o filterwarnings=default tests
+
+test-gpu sanitize bench-gpu: $(if $(NO_GPU),no-gpu,.gpu-build)
+
+.PHONY: no-gpu .gpu-build
+no-gpu:
+	@echo "skipped: this machine has no NVIDIA GPU (/dev/nvidiactl)"
+.gpu-build:
+	$(GPU_BUILD)
+
+ifeq ($(NO_GPU),)
+test-gpu:
+	$(GPU_TEST)
+
+# Each of compute-sanitizer's tools over every kernel, once per dtype.
+sanitize:
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(GPU_PY) -m pytest -q -m gpu -o filterwarnings=default -p no:cacheprovider \
+	    tests/test_bias_grad.py -k "native and cuda and (odd or tokens or 7px or 32px or wide or tall or unaligned)"; \
+	done
+
+bench-gpu:
+	$(GPU_PY) -m pytest -q -s bench --device cuda -o filterwarnings=default \
+	  --results "$(OUT)/$$($(GPU_PY) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))').json"
+endif
+
+# ---- distribution ---------------------------------------------------------------------------------------------------
+
+wheel: $(READY)
+	rm -rf dist && $(PY) -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	@ls -l dist
+	@$(PY) -m zipfile -l dist/*.whl | grep wuskern/lib/ || echo "a pure-Python wheel: no library could be built here"
+
+clean:
+	rm -rf build dist wuskern/lib *.egg-info
