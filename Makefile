@@ -25,6 +25,7 @@ else
   READY := $(VENV)/ready-$(TORCH)
 endif
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+NVCC := $(shell command -v nvcc)
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILT := build/ready-$(subst /,_,$(PY))-$(TORCH)
 
@@ -65,8 +66,8 @@ lint: build
 	$(PY) -m mypy
 
 # Parts that must be there, or the tests that need them fail instead of being skipped.
-EXPECT := cpu,testing,triton$(if $(shell command -v nvcc),$(comma)cuda-file)
 comma := ,
+EXPECT := cpu,testing,triton$(if $(NVCC),$(comma)cuda-file)
 
 check: build
 	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q
@@ -75,13 +76,10 @@ check: build
 bench: build
 	$(PY) -m pytest -q -s bench --results $(OUT)/cpu.json
 
-# ---- with a GPU: the active Python, this machine's architecture only, no network -----------------------------------
+# ---- with a GPU: the active Python, this machine's architecture only, CMake alone, no network -----------------------
 
 GPU_PY := $(PYTHON)
 NO_GPU := $(if $(wildcard /dev/nvidiactl),,yes)
-GPU_BUILD = WUSKERN_BUILD=cuda WUSKERN_TESTING=1 TORCH_CUDA_ARCH_LIST="$$($(GPU_PY) -c \
-  'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}.{b}" + "a" * (a == 9))')" \
-  $(GPU_PY) setup.py -q build_ext --inplace
 GPU_TEST = WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PY) -m pytest -q -m gpu -o filterwarnings=default tests
 
 test-gpu sanitize bench-gpu: $(if $(NO_GPU),no-gpu,.gpu-build)
@@ -90,7 +88,12 @@ test-gpu sanitize bench-gpu: $(if $(NO_GPU),no-gpu,.gpu-build)
 no-gpu:
 	@echo "skipped: this machine has no NVIDIA GPU (/dev/nvidiactl)"
 .gpu-build:
-	$(GPU_BUILD)
+	export TORCH_CUDA_ARCH_LIST="$$($(GPU_PY) -c \
+	  'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}.{b}" + "a" * (a == 9))')"; \
+	cmake -S . -B build/gpu -G Ninja -DPython_EXECUTABLE="$$(command -v $(GPU_PY))" \
+	  -DWUSKERN_CUDA=ON -DWUSKERN_TESTING=ON -DCMAKE_INSTALL_PREFIX="$(CURDIR)/wuskern/lib"
+	cmake --build build/gpu
+	cmake --install build/gpu
 
 ifeq ($(NO_GPU),)
 test-gpu:

@@ -66,9 +66,14 @@ def common():
     return wuskern_testing
 
 
+OBSTACLES = {"native": backends.library_obstacle, "triton": backends.triton_obstacle, "reference": lambda _: None}
+
+
 @pytest.fixture(params=backends.NAMES)
 def backend(request):
-    """Each backend in turn, asked for explicitly."""
+    """Each backend that runs on the test's device in turn, asked for explicitly."""
+    if obstacle := OBSTACLES[request.param](request.node.callspec.params.get("device", "cpu")):
+        pytest.skip(obstacle)
     with backends.backend(request.param):
         yield request.param
 

@@ -40,8 +40,8 @@ def bias_grad(dy: Tensor, dim: int) -> Tensor:
         dim: the dimension that is kept.
 
     Returns:
-        ``[dy.shape[dim]]`` in the dtype of ``dy``; zeros where ``dy`` is empty. Sums are taken in float32 (float64 for
-        float64), in a fixed order, and rounded once.
+        ``[dy.shape[dim]]`` in the dtype of ``dy``; zeros where ``dy`` is empty. Sums are taken in float32 or wider
+        (float64 for float64), in an order that depends on shape, strides and machine alone.
 
     Raises:
         TypeError: another dtype.
