@@ -62,7 +62,7 @@ test: lint check
 lint: build
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m clang_format --dry-run --Werror $(CPP)
+	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run --Werror $(CPP)
 	$(PY) -m mypy
 
 # Parts that must be there, or the tests that need them fail instead of being skipped.
