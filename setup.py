@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -33,6 +34,8 @@ def obstacles() -> dict[str, str | None]:
         cpu = f"the native kernels are built on Linux, not on {platform.system()}"
     elif shutil.which(compiler) is None:
         cpu = f"there is no C++ compiler ({compiler})"
+    elif missing := [name for name in ("cmake", "ninja") if tool(name) is None]:
+        cpu = f"there is no {' and no '.join(missing)} (pip install cmake ninja)"
     return {"cpu": cpu, "cuda": cpu or cuda_obstacle()}
 
 
@@ -40,6 +43,15 @@ def cuda_obstacle() -> str | None:
     nvcc = find_nvcc()
     if nvcc is None:
         return "there is no nvcc (CUDACXX, CUDA_HOME or PATH)"
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder) / "probe.cu"
+        probe.write_text("#include <optional>\n__global__ void probe() {}\n")
+        compiled = subprocess.run(
+            [nvcc, "-std=c++20", "-c", probe, "-o", probe.with_suffix(".o")], capture_output=True, text=True
+        )
+    if compiled.returncode != 0:
+        return f"nvcc compiles no C++20 here: {(compiled.stderr.strip() or 'no message').splitlines()[0]}"
+
     import torch
 
     match = re.search(r"release (\d+)\.", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
@@ -77,10 +89,9 @@ def jobs() -> int:
     return max(1, min(os.cpu_count() or 1, memory // 2**31))
 
 
-def tool(name: str) -> str:
+def tool(name: str) -> str | None:
     """The build tool beside this Python, or on PATH."""
-    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    return found or sys.exit(f"{name} is needed to build the native kernels: pip install {name}, or WUSKERN_BUILD=none")
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
 class CMakeBuild(build_ext):
@@ -95,19 +106,21 @@ class CMakeBuild(build_ext):
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         testing = os.environ.get("WUSKERN_TESTING", "0") == "1"
+        cmake, ninja = str(tool("cmake")), str(tool("ninja"))  # obstacles() has seen them
         configure = [
-            *(tool("cmake"), "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+            *(cmake, "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_INSTALL_PREFIX={target.resolve()}",
+            f"-DWUSKERN_NVCC_THREADS={jobs()}",
             f"-DWUSKERN_CUDA={'ON' if 'cuda' in self.parts else 'OFF'}",
             f"-DWUSKERN_TESTING={'ON' if testing else 'OFF'}",
         ]
         if "cuda" in self.parts:
             configure.append(f"-DCMAKE_CUDA_COMPILER={find_nvcc()}")
         subprocess.run(configure, check=True)
-        subprocess.run([tool("cmake"), "--build", str(BUILD), "--parallel", str(jobs())], check=True)
-        subprocess.run([tool("cmake"), "--install", str(BUILD), "--strip"], check=True)
+        subprocess.run([cmake, "--build", str(BUILD), "--parallel", str(jobs())], check=True)
+        subprocess.run([cmake, "--install", str(BUILD), "--strip"], check=True)
         (target / "build.json").write_text(json.dumps({"built": self.parts, "left_out": self.left_out}, indent=1) + "\n")
         for part, reason in self.left_out.items():
             print(f"wuskern: no {part} library, {reason}", file=sys.stderr)

@@ -40,7 +40,7 @@ def pytest_sessionfinish(session, exitstatus):
     if path is None or exitstatus != 0 or not rows:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps({"environment": environment(), "rows": rows}, indent=1))
+    replace(path, json.dumps({"environment": environment(session.config.getoption("--device")), "rows": rows}, indent=1))
     for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
         ratios = [row["peer_over_ours"] for row in members if row["peer_over_ours"]]
         if ratios:

@@ -23,7 +23,7 @@ def test_step(name, layout, device, race):
         model=name, width=1.0, epochs=1, batch=BATCH, optimizer="sgd", lr=0.002, momentum=0.9, weight_decay=5e-4,
         channels_last=layout == "NHWC", device=device, wus={},
     )  # fmt: skip
-    digits = data.load("digits").to(torch.device(device), settings.memory_format)
+    digits = data.load("digits").to(device, settings.memory_format)
     run = Run("wus", settings, digits, seed=0)
     layers = modules.skippable_layers(run.model)
     x, y = digits.x_train[:BATCH].contiguous(memory_format=settings.memory_format), digits.y_train[:BATCH]
@@ -74,7 +74,8 @@ def recorded_weight_gradients(model, layers, x, y):
         hook.remove()
     work = [(layer, inputs[layer], outputs[layer].grad) for layer in layers.values()]
     for layer, layer_x, dy in work:
-        torch.testing.assert_close(weight_gradient(layer, layer_x, dy), layer.weight.grad)
+        expected = layer.weight.grad
+        assert (weight_gradient(layer, layer_x, dy) - expected).norm() <= 1e-2 * expected.norm()
     return lambda: [weight_gradient(*item) for item in work]
 
 

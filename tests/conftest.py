@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):
@@ -12,6 +13,7 @@ import torch
 
 from wuskern import backends
 
+PYTHON_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "build" / "testing"))  # the pybind11 module of csrc/testing
 
@@ -25,9 +27,9 @@ def pytest_configure(config):
         obstacle = {
             "cpu": lambda: backends.library_obstacle("cpu"),
             "cuda": lambda: backends.library_obstacle("cuda"),
-            "cuda-file": lambda: None if cuda_library().exists() else "not built",
+            "cuda-file": lambda: None if cuda_library().exists() or "cuda" in backends.build_record() else "not built",
             "triton": lambda: backends.triton_obstacle("cpu" if "TRITON_INTERPRET" in os.environ else "cuda"),
-            "testing": testing_obstacle,
+            "testing": lambda: testing_obstacle() if PYTHON_HEADER.exists() else None,
             "gpu": lambda: None if torch.cuda.is_available() else "torch.cuda.is_available() is False",
         }[part]()
         if obstacle:
@@ -48,7 +50,7 @@ def testing_obstacle():
     try:
         import wuskern_testing  # noqa: F401
     except ImportError as error:
-        return f"{error} (make build)"
+        return f"{error} (make build)" if PYTHON_HEADER.exists() else f"this Python has no headers ({PYTHON_HEADER})"
     return None
 
 

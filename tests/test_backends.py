@@ -64,6 +64,23 @@ def test_unknown_names():
     assert "WUSKERN_BACKEND: expected one of native, triton, reference, got 'fast'" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("architecture", "capability", "expected"),
+    [
+        ("8.0", (8, 0), True),
+        ("8.0", (8, 9), True),  # machine code runs on later minors of its major
+        ("8.6", (8, 0), False),
+        ("8.0", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),  # PTX on everything later
+        ("12.0+PTX", (10, 0), False),
+        ("9.0a", (9, 0), True),
+        ("9.0a", (10, 0), False),
+    ],
+)
+def test_which_code_runs_on_which_gpu(architecture, capability, expected):
+    assert backends.serves(architecture, capability) is expected
+
+
 def test_doctor_tells_what_runs():
     report = str(wk.doctor(wk.convert(torch.nn.Sequential(torch.nn.Linear(2, 2)))))
     answers = dict(line.split("  ", 1) for line in report.splitlines())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import wuskern
+from wuskern import backends
 
 SMALL = ["train", "--model", "mlp", "--width", ".1", "--epochs", "2"]
 
@@ -89,9 +90,14 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
         (["--policy", "magic"], "--policy: expected one of dense, wus, frozen, got 'magic'"),
         (["--model", "vgg12"], "--model: expected one of mlp, vgg11, vgg16, resnet18, got 'vgg12'"),
         (["--optimizer", "lion"], "--optimizer: expected one of sgd, adamw, got 'lion'"),
-        (["--data", "absent.npz"], "--data: expected a readable .npz file, got 'absent.npz'"),
+        (["--data", "absent.npz"], "--data: expected a readable .npz file of plain arrays, got 'absent.npz'"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
         (["--lr", "nan"], "--lr: expected a positive number, got nan"),
+        (["--width", "inf"], "--width: expected a positive number, got inf"),
+        (["--batch", "1"], "--batch: expected at least 2, got 1"),
+        (["--weight-decay", "nan"], "--weight-decay: expected a number from 0, got nan"),
+        (["--device", "meta"], "--device: expected one that this PyTorch can use, got 'meta'"),
+        (["--image-size", "200000"], "wuskern: "),
         (["--window", "0"], "window: expected at least 1, got 0"),
         (["--device", "abacus"], "--device: expected one that this PyTorch can use, got 'abacus'"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
@@ -106,10 +112,40 @@ def test_bad_arguments_end_with_2_and_one_line(tmp_path, arguments, message):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["doctor", "train"])
+@pytest.mark.parametrize(("variable", "value"), [("WUSKERN_BACKEND", "fast"), ("WUSKERN_CPU_CAPABILITY", "mmx")])
+def test_a_wrong_environment_ends_with_2_and_one_line(tmp_path, command, variable, value):
+    if variable == "WUSKERN_CPU_CAPABILITY" and backends.library_obstacle("cpu"):
+        pytest.skip("the CPU library is not built")
+    arguments = [*SMALL, "--out", str(tmp_path / "run")] if command == "train" else ["doctor"]
+    result = wuskern_process(*arguments, env=os.environ | {variable: value})
+    assert result.returncode == 2
+    assert f"{variable}: expected" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    result = wuskern_process(*SMALL, "--out", str(tmp_path / "file" / "run"))
+    assert result.returncode == 2
+    assert result.stderr.startswith("wuskern: --out: ")
+
+
+def test_a_last_batch_of_one_image_is_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"x_train": rng.random((9, 4, 4)), "y_train": rng.integers(0, 2, 9)}
+    np.savez(tmp_path / "a.npz", **arrays, x_test=arrays["x_train"], y_test=arrays["y_train"])
+    arguments = ["--model", "vgg11", "--batch", "4", "--data", str(tmp_path / "a.npz"), "--out", str(tmp_path / "run")]
+    result = wuskern_process(*SMALL, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["runs"][0]["epochs"][0]["steps"] == 2
+
+
 def test_results_are_not_overwritten(tmp_path):
     (tmp_path / "results.json").write_text("mine")
     result = wuskern_process(*SMALL, "--out", str(tmp_path))
     assert result.returncode == 2
-    assert "--out: expected a directory without results (or --overwrite)" in result.stderr
+    assert "--out: expected a directory without results.json (or --overwrite)" in result.stderr
     assert (tmp_path / "results.json").read_text() == "mine"
     assert wuskern_process(*SMALL, "--out", str(tmp_path), "--overwrite").returncode == 0

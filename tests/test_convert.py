@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.utils.prune
 
 import wuskern as wk
 
@@ -74,8 +75,11 @@ def test_what_is_left_alone_says_why(caplog):
             "conv1d": nn.Conv1d(2, 2, 1),
             "attention": nn.MultiheadAttention(4, 2),
             "normed": torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            "pruned": torch.nn.utils.prune.identity(nn.Linear(4, 4), "weight"),
+            "patched": nn.Linear(4, 4),
         }
     )
+    model["patched"].forward = lambda x: x
     reasons = {f.name: f.obstacle for f in wk.survey(model)}
     assert reasons == {
         "plain": None,
@@ -84,11 +88,13 @@ def test_what_is_left_alone_says_why(caplog):
         "conv1d": "there is no skipping Conv1d",
         "attention.out_proj": "NonDynamicallyQuantizableLinear is a subclass with a behaviour of its own",
         "normed": "its weight is parametrized",
+        "pruned": "its weight is computed from other parameters",
+        "patched": "its forward was replaced on the object",
     }
     with caplog.at_level(logging.INFO, logger="wuskern"):
         wk.convert(model)
     assert "left alone: conv1d: there is no skipping Conv1d" in caplog.messages
-    assert len(caplog.messages) == 5
+    assert len(caplog.messages) == 7
     assert type(model["special"]) is Special
 
 

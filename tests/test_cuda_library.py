@@ -34,7 +34,7 @@ def test_no_kernel_spills(cuobjdump, record_property, capsys):
             registers, stack, _, local = map(int, found.groups())
             if any(k in name for k in KERNELS):
                 by_arch.setdefault(arch, []).append((name, registers, stack, local))
-    assert by_arch
+    assert {"sm_80", "sm_90a"} <= by_arch.keys()
     with capsys.disabled():
         for arch, kernels in sorted(by_arch.items()):
             registers = [r for _, r, _, _ in kernels]

@@ -162,7 +162,12 @@ def test_the_input_is_not_kept(make, shape):
 def test_only_what_is_asked_for_is_computed(make, shape):
     layer = make()
     layer.skip = True
-    layer(torch.randn(shape)).sum().backward()  # the input needs no gradient: no dgrad
+    y = layer(torch.randn(shape)).sum()  # the input needs no gradient: no dgrad
+    with profile(activities=[ProfilerActivity.CPU]) as events:
+        y.backward()
+    ran = {e.key for e in events.key_averages()}
+    assert "wuskern::bias_grad" in ran
+    assert not ran & {"aten::mm", "aten::matmul", "aten::convolution_backward"}
     assert layer.weight.grad is None
     assert layer.bias.grad is not None
 
@@ -258,6 +263,42 @@ def test_copies_keep_the_flag_and_checkpoints_do_not_hold_it(make, shape):
     layer.skip = True
     assert copy.deepcopy(layer).skip is True
     assert set(layer.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_hooks_of_a_skipped_weight_are_not_called(make, shape):
+    layer, calls = make(), []
+    layer.weight.register_hook(calls.append)
+    layer.weight.register_post_accumulate_grad_hook(calls.append)
+    layer.skip = True
+    layer(torch.randn(shape)).sum().backward()
+    assert calls == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_slice_of_a_large_input(layout):
+    """dX has stock's strides, and nothing as large as the sliced tensor is allocated."""
+    large = torch.randn(2, 64, 9, 9).contiguous(memory_format=layout)
+    stock = nn.Conv2d(4, 6, 3)
+    ours = wk.convert(copy.deepcopy(stock))
+    ours.skip = True
+    grads = []
+    for layer in (stock, ours):
+        x = large[:, :4].detach().requires_grad_()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+            layer(x).sum().backward()
+        grads.append(x.grad)
+    assert grads[0].stride() == grads[1].stride()
+    torch.testing.assert_close(*grads)
+    assert max(e.self_cpu_memory_usage for e in events.events()) < large.numel() * 4
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_take_the_stock_path():
+    layer = wk.SkippableLinear(3, 2)
+    layer.skip = True
+    nested = torch.nested.nested_tensor([torch.randn(2, 3), torch.randn(4, 3)], layout=torch.strided)
+    assert [t.shape for t in layer(nested).unbind()] == [(2, 2), (4, 2)]
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

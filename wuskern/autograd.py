@@ -1,7 +1,7 @@
 """What a skipping layer saves in forward and computes in backward.
 
-Both Functions take the weight as an argument and answer its gradient with ``None``: it stays in the graph, so that DDP
-knows it, and no kernel runs for it. The input is never kept. Only what autograd asks for is computed: no dgrad for an
+Both Functions take the weight as an argument and answer its gradient with ``None``: where it is part of the graph (DDP
+wants that) no kernel runs for it. The input is never kept. Only what autograd asks for is computed: no dgrad for an
 input that needs none, no bias_grad for a bias that does not train.
 """
 
@@ -56,7 +56,7 @@ class Conv2dFunction(torch.autograd.Function):
     ) -> Tensor:
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(weight)
-            ctx.x_size, ctx.x_stride = x.size(), x.stride()
+            ctx.x_size, ctx.x_stride = x.size(), _dense_stride(x)
             ctx.geometry = (stride, padding, dilation, False, (0, 0), groups)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
@@ -73,3 +73,10 @@ class Conv2dFunction(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             db = ops.bias_grad(dy, 1)
         return dx, None, db, None, None, None, None
+
+
+def _dense_stride(x: Tensor) -> tuple[int, ...]:
+    """The strides of x, or of a copy of x without gaps: a slice of a large tensor must not ask for the large tensor."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x.stride()
+    return torch.empty_like(x, device="meta").stride()

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,27 @@ def library_obstacle(device: str) -> str | None:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         return f"{path.name} does not load: {error}"
+    return gpu_obstacle() if device == "cuda" else None
+
+
+def gpu_obstacle() -> str | None:
+    """Why the CUDA library has no machine code for one of the GPUs here, or None."""
+    architectures = torch.ops.wuskern_native.cuda_architectures()
+    for i in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(i)
+        if not any(serves(a, capability) for a in architectures.split()):
+            return f"it was built for {architectures}, and cuda:{i} has {capability[0]}.{capability[1]}"
     return None
+
+
+def serves(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for an architecture ("8.0", "9.0a", "12.0+PTX") runs on a GPU: the same major and no newer minor,
+    with a feature letter exactly that GPU, with PTX any later one."""
+    major, minor, feature, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", architecture).groups()  # type: ignore[union-attr]
+    built = int(major), int(minor)
+    if feature:
+        return built == capability
+    return built <= capability and (bool(ptx) or built[0] == capability[0])
 
 
 def build_record() -> dict[str, str]:

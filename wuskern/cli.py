@@ -1,12 +1,17 @@
 """``wuskern train | doctor``; ``python -m wuskern`` is the same. Wrong arguments end with exit code 2 and one line."""
 
 import argparse
+import contextlib
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wuskern.policies.wus import STATISTICS
+
+if TYPE_CHECKING:
+    from wuskern.train import experiment
 
 INTERRUPTED = 130  # the shell's exit code of a program ended by Ctrl-C
 
@@ -16,9 +21,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (ValueError, TypeError) as error:
+    except KeyboardInterrupt:
+        print("wuskern: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except WrongInput as error:
         print(f"wuskern: {error}", file=sys.stderr)
         return 2
+
+
+class WrongInput(Exception):
+    """What the user gave cannot work; nothing was written."""
+
+
+@contextlib.contextmanager
+def _input(what: str = "") -> Iterator[None]:
+    """Any error inside is one of the input: its first line is the message."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise WrongInput(what + reason[0]) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 def _doctor(_: argparse.Namespace) -> int:
     from wuskern.doctor import doctor
 
-    print(doctor())
+    with _input():
+        report = doctor()
+    print(report)
     return 0
 
 
@@ -75,29 +99,40 @@ WUS_ARGUMENTS = ("threshold", "statistic", "window", "patience", "cooldown", "wa
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    try:
-        from wuskern.train import data, experiment, loop, models
-    except ImportError as error:
-        raise ValueError(f"train: expected the extra 'train' (pip install 'wuskern[train]'), got no {error.name}") from error
+    with _input("train needs the extra 'train' (pip install 'wuskern[train]'): "):
+        import matplotlib  # noqa: F401  (the picture would miss it at the very end)
+        import tqdm  # noqa: F401
+    with _input():
+        prepared = _prepare(arguments)
+        prepared.warm_up()
+    with _input("--out: "):
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    return 0 if prepared.run() else INTERRUPTED
 
-    a = arguments
+
+def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
+    """Checks every argument and loads the data; writes nothing."""
+    from wuskern.train import data, experiment, loop, models
+
     policies = tuple(dict.fromkeys(a.policy.split(",")))
     for policy in policies:
         _one_of("--policy", policy, loop.POLICIES)
     _one_of("--model", a.model, models.MODELS)
     _one_of("--optimizer", a.optimizer, loop.OPTIMIZERS)
-    for name in ("epochs", "seeds", "batch", "image_size"):
-        if (value := getattr(a, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    for name, least in (("epochs", 1), ("seeds", 1), ("batch", 2), ("image_size", 1)):
+        if (value := getattr(a, name)) is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     for name in ("width", "lr"):
-        if not getattr(a, name) > 0:
+        if not 0 < getattr(a, name) < math.inf:
             raise ValueError(f"--{name}: expected a positive number, got {getattr(a, name)}")
-    device = _device(a.device or experiment.device())
-    if a.out.exists() and not a.out.is_dir():
-        raise ValueError(f"--out: expected a directory, got the file {a.out}")
-    if (a.out / experiment.RESULTS).exists() and not a.overwrite:
-        raise ValueError(f"--out: expected a directory without results (or --overwrite), got {a.out}")
+    for name in ("momentum", "weight_decay"):
+        if not 0 <= getattr(a, name) < math.inf:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0, got {getattr(a, name)}")
+    for name in (experiment.RESULTS, experiment.PICTURE):
+        if (a.out / name).exists() and not a.overwrite:
+            raise ValueError(f"--out: expected a directory without {name} (or --overwrite), got {a.out}")
 
+    device = _device(a.device or experiment.default_device())
     settings = loop.Settings(
         model=a.model,
         width=a.width,
@@ -116,8 +151,7 @@ def _train(arguments: argparse.Namespace) -> int:
         images = images.resized(a.image_size)
     images = images.to(device, settings.memory_format)
     recorded = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "command"}
-    done = experiment.Experiment(settings, policies, a.seeds, images, a.out, recorded).run()
-    return 0 if done else INTERRUPTED
+    return experiment.Experiment(settings, policies, a.seeds, images, a.out, recorded)
 
 
 def _one_of(name: str, value: str, allowed: Any) -> None:
@@ -125,12 +159,12 @@ def _one_of(name: str, value: str, allowed: Any) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
-def _device(name: str) -> Any:
+def _device(name: str) -> str:
     import torch
 
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: expected one that this PyTorch can use, got {name!r} ({error})") from error
-    return device
+        torch.zeros(1, device=name).item()
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device: expected one that this PyTorch can use, got {name!r} ({reason})") from error
+    return name

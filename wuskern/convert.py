@@ -44,6 +44,10 @@ def _obstacle(module: nn.Module, name: str, filter_fn: FilterFn | None) -> str |
         return "it is lazy: run the model once before converting"
     if isinstance(module, _NO_KERNEL):
         return f"there is no skipping {type(module).__name__}"
+    if type(module) in _SKIPPABLE and not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return "its weight is computed from other parameters"
+    if "forward" in module.__dict__ or "_conv_forward" in module.__dict__:
+        return "its forward was replaced on the object"
     if type(module) not in _SKIPPABLE:
         return f"{type(module).__name__} is a subclass with a behaviour of its own"
     if filter_fn is not None and not filter_fn(module, name):

@@ -67,7 +67,8 @@ def processor() -> str:
 
 
 def _loaded(device: str) -> str:
-    return f"loaded, {torch.ops.wuskern_native.cpu_capability()} kernels" if device == "cpu" else "loaded"
+    native = torch.ops.wuskern_native
+    return f"loaded, {native.cpu_capability()} kernels" if device == "cpu" else f"loaded, for {native.cuda_architectures()}"
 
 
 def _layer(module: nn.Module) -> str:

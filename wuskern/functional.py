@@ -25,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, skip: bool 
     """
     if not skip or stock_reason(x, weight, bias):
         return F.linear(x, weight, bias)
-    return LinearFunction.apply(*_autocast(x, weight, bias))
+    return LinearFunction.apply(*_autocast(x, _graph_weight(weight), bias))
 
 
 def conv2d(
@@ -60,7 +60,7 @@ def conv2d(
         x = x.unsqueeze(0)
     if isinstance(padding, str):
         x, padding = _numeric_padding(x, weight, padding, _pair(dilation))
-    x, weight, bias = _autocast(x, weight, bias)
+    x, weight, bias = _autocast(x, _graph_weight(weight), bias)
     y = Conv2dFunction.apply(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
     return y.squeeze(0) if unbatched else y
 
@@ -74,7 +74,16 @@ def stock_reason(*tensors: Tensor | None) -> str | None:
     for t in tensors:
         if t is not None and type(t) not in (Tensor, Parameter):
             return f"{type(t).__name__} is a subclass of Tensor"
+        if t is not None and (t.is_nested or t.layout != torch.strided):
+            return "a tensor is nested or not strided"
     return None
+
+
+def _graph_weight(weight: Tensor) -> Tensor:
+    """A skipped weight stays out of the graph, and its hooks are not called, unless processes work together: DDP waits for
+    every parameter, and gets None."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return weight if together else weight.detach()
 
 
 def _pair(value: Pair) -> tuple[int, ...]:

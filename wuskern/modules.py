@@ -15,8 +15,9 @@ class SkippableLinear(nn.Linear):
 
     ``layer.skip = True`` makes every following forward remember a bias-only backward: dX and the bias gradient are
     computed, no weight gradient is (``weight.grad`` stays as it was) and the input is not kept. The flag is read in
-    forward; changing it between a forward and its backward changes nothing for that backward. It is not training
-    state: ``state_dict`` does not hold it.
+    forward; changing it between a forward and its backward changes nothing for that backward (activation checkpointing
+    runs forward again in backward: leave the flag alone in between). It is not training state: ``state_dict`` does not
+    hold it.
 
     x: ``[..., in_features]`` -> ``[..., out_features]``.
     """
@@ -32,6 +33,8 @@ class SkippableLinear(nn.Linear):
 
 class SkippableConv2d(nn.Conv2d):
     """``nn.Conv2d`` with the flag ``skip`` of :class:`SkippableLinear`; every padding, mode, dilation and group works.
+
+    With ``padding_mode`` "reflect" or "replicate", PyTorch's padding itself keeps the input.
 
     x: ``[B, in_channels, H, W]`` or ``[in_channels, H, W]``.
     """

@@ -17,7 +17,8 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _contract = torch.library.Library("wuskern", "DEF")
 _native = torch.library.Library("wuskern_native", "DEF")
-_native.define("cpu_capability() -> str")
+for _name in ("cpu_capability", "cuda_architectures"):  # what the two libraries say of themselves
+    _native.define(f"{_name}() -> str")
 
 
 def _declare(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int]) -> None:

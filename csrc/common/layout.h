@@ -15,7 +15,7 @@ struct Layout {
   // One row of `channels` neighbours per outer index: Linear, or Conv2d in channels_last.
   bool is_rows() const { return inner == 1 && channel_stride == 1; }
   // `inner` neighbours per outer index and channel: Conv2d in the contiguous format.
-  bool is_planes() const { return inner_stride == 1; }
+  bool is_planes() const { return inner_stride == 1 && inner > 1; }
   // All channels of one outer index in one run of memory.
   bool is_dense_planes() const { return is_planes() && channel_stride == inner; }
 };
@@ -41,21 +41,19 @@ inline std::optional<Layout> fold(const int64_t* sizes, const int64_t* strides, 
     }
   }
 
-  const int64_t channels = sizes[dim];
-  const int64_t channel_stride = channels == 1 ? 1 : strides[dim];
-  switch (folded.size()) {
-    case 0:
-      return Layout{1, channels, 1, channels, channel_stride, 1};
-    case 1: {
-      const auto [size, stride] = folded[0];
-      if (stride == 1) return Layout{1, channels, size, channels * size, channel_stride, 1};
-      return Layout{size, channels, 1, stride, channel_stride, 1};
-    }
-    case 2:
-      return Layout{folded[0].size, channels, folded[1].size, folded[0].stride, channel_stride, folded[1].stride};
-    default:
-      return std::nullopt;
+  Layout layout{1, sizes[dim], 1, 0, strides[dim], 1};
+  if (folded.size() > 2) return std::nullopt;
+  if (folded.size() == 2 || (folded.size() == 1 && folded[0].stride == 1)) {
+    layout.inner = folded.back().size;
+    layout.inner_stride = folded.back().stride;
+    folded.pop_back();
   }
+  if (!folded.empty()) {
+    layout.outer = folded[0].size;
+    layout.outer_stride = folded[0].stride;
+  }
+  if (layout.channels == 1) layout.channel_stride = layout.inner;  // never stepped: let it fit the others
+  return layout;
 }
 
 }  // namespace wuskern

@@ -190,6 +190,16 @@ def test_a_shared_weight_keeps_its_other_owners_gradient():
     assert torch.equal(net.body.weight, before[1])
 
 
+def test_reverting_a_model_leaves_its_optimizer_working():
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    WUS(net).attach(optimizer)
+    before = wk.revert(net)[0].weight.detach().clone()
+    net(torch.randn(8, 3)).pow(2).sum().backward()
+    optimizer.step()
+    assert not torch.equal(net[0].weight, before)
+
+
 def test_the_hook_can_be_taken_away():
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -213,6 +223,7 @@ def test_the_hook_can_be_taken_away():
         (dict(cooldown=0), ValueError, "cooldown: expected at least 1, got 0"),
         (dict(warmup=-1), ValueError, "warmup: expected at least 0, got -1"),
         (dict(threshold=math.nan), ValueError, "threshold: expected a positive number, got nan"),
+        (dict(threshold="high"), TypeError, "threshold: expected a number, got 'high'"),
         (dict(guard=0), ValueError, "guard: expected a positive number, got 0"),
     ],
 )
@@ -226,7 +237,7 @@ def test_bad_arguments(arguments, error, message):
     [
         (math.nan, ValueError, "metric: expected a finite number, got nan"),
         (math.inf, ValueError, "metric: expected a finite number, got inf"),
-        ("high", TypeError, "metric: expected a number, got 'high'"),
+        ("0.5", TypeError, "metric: expected a number, got '0.5'"),
         (None, TypeError, "metric: expected a number, got None"),
     ],
 )

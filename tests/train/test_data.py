@@ -53,12 +53,14 @@ def test_npz_of_bytes_without_a_channel_dimension(tmp_path):
         ({"y_test": None}, "expected the arrays x_train, y_train, x_test, y_test in .*, got no y_test"),
         ({"x_train": np.zeros((6, 16), np.float32)}, r"x_train: expected \[N, H, W\] or \[N, C, H, W\]"),
         ({"x_train": np.zeros((6, 1, 4, 4), np.int64)}, "x_train: expected floating numbers or uint8, got int64"),
-        ({"x_train": np.full((6, 1, 4, 4), np.nan)}, "x_train: expected finite numbers, got NaN or infinity"),
+        ({"x_train": np.full((6, 1, 4, 4), np.nan)}, "x_train: expected finite float32 numbers, got NaN or infinity"),
+        ({"x_train": np.full((6, 1, 4, 4), 1e300)}, "x_train: expected finite float32 numbers"),
+        ({"y_train": np.full(6, 2**63, np.uint64)}, "y_train: expected labels from 0 to 99999"),
         ({"x_test": np.zeros((3, 1, 5, 5))}, r"x_test: expected images of \(1, 4, 4\), got \(1, 5, 5\)"),
         ({"y_train": np.zeros(5, int)}, "y_train: expected 6 labels, one for each image, got 5"),
         ({"y_train": np.zeros(6)}, "y_train: expected .* whole numbers, got .* of float64"),
-        ({"y_test": np.array([0, -1, 2])}, "y_test: expected labels from 0, got -1"),
-        ({"y_test": np.array([0, 1, None], dtype=object)}, "expected plain numeric arrays"),
+        ({"y_test": np.array([0, -1, 2])}, "y_test: expected labels from 0 to 99999, got -1 to 2"),
+        ({"y_test": np.array([0, 1, None], dtype=object)}, "expected a readable .npz file of plain arrays"),
         ({"x_train": np.zeros((0, 1, 4, 4)), "y_train": np.zeros(0, int)}, "x_train: expected .* with N > 0"),
     ],
 )
@@ -71,8 +73,8 @@ def test_a_broken_file_or_name(tmp_path):
     broken = tmp_path / "broken.npz"
     broken.write_bytes(b"PK\x03\x04 not really")
     for source, message in (
-        (str(broken), "expected a readable .npz file"),
-        (str(tmp_path / "absent.npz"), "expected a readable .npz file"),
+        (str(broken), "expected a readable .npz file of plain arrays"),
+        (str(tmp_path / "absent.npz"), "expected a readable .npz file of plain arrays"),
         ("mnist", "expected 'digits' or the path of an .npz file, got 'mnist'"),
     ):
         with pytest.raises(ValueError, match=f"--data: {message}"):

@@ -16,7 +16,13 @@ def run(policy, seed, epochs):
     for number, (mode, seconds, accuracy) in enumerate(epochs, 1):
         total += seconds
         records.append(Epoch(number, mode, math.nan, accuracy, accuracy, 10, seconds, total))
-    return SimpleNamespace(policy_name=policy, seed=seed, epochs=records, data=SimpleNamespace(x_test=range(100)))
+    return SimpleNamespace(
+        policy_name=policy,
+        seed=seed,
+        epochs=records,
+        data=SimpleNamespace(x_test=range(100)),
+        settings=SimpleNamespace(device="cpu"),
+    )
 
 
 DENSE = [("full", 2.0, 0.5), ("full", 2.0, 0.7), ("full", 2.0, 0.9), ("full", 2.0, 0.95)]
@@ -31,6 +37,16 @@ def test_summary_worked_by_hand():
     # dense had finished its third epoch when WUS was through, after 6 seconds
     assert rows[results.CONTROL].accuracies == (0.9,)
     assert rows[results.CONTROL].seconds == 6.0
+
+
+def test_an_interruption_leaves_what_is_comparable():
+    """Seed 1 is in its second epoch: seed 0 alone counts. Within seed 0, dense is one epoch ahead: the first three count."""
+    runs = [run("dense", 0, DENSE), run("wus", 0, WUS[:3]), run("dense", 1, DENSE[:2]), run("wus", 1, WUS[:1])]
+    rows = {r.policy: r for r in results.summarise(runs)}
+    assert rows["dense"].accuracies == (0.9,)
+    assert rows["wus"].accuracies == (0.8,)
+    assert rows["wus"].faster == pytest.approx(1 - 5 / 6)
+    assert results.summarise([run("dense", 0, [])]) == []
 
 
 def test_a_run_without_both_modes_has_no_saving():

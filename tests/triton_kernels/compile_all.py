@@ -52,7 +52,9 @@ for kernel in (bias_grad.sum_rows, bias_grad.sum_planes):
     for tile in configs.ALL[kernel.__name__]:
         for dtypes in DTYPES:
             for target, gpu in TARGETS.items():
-                compiled = compile(source(kernel, tile, dtypes), target=gpu, options={"num_warps": tile.num_warps})
+                compiled = compile(
+                    source(kernel, tile, dtypes), target=gpu, options={"num_warps": tile.num_warps, "enable_fp_fusion": False}
+                )
                 code = compiled.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
                 loads = sorted({line.split()[0 if "@" not in line else 1] for line in code.splitlines() if "ld.global" in line})
                 row = {"kernel": kernel.__name__, "tile": str(tile), "dtypes": dtypes, "target": target, "loads": loads}

@@ -36,7 +36,8 @@ class Policy(ABC):
 
         A skipped layer leaves ``weight.grad`` alone, but plain DDP and ``zero_grad(set_to_none=False)`` put zeros
         there, and zeros still let momentum and weight decay move the weight. A weight that some other module shares is
-        left alone unless all its owners are skipping layers.
+        left alone unless all its owners are skipping layers. What counts is each layer's flag when the optimizer steps: let
+        the policy decide after that, not between backward and step.
 
         Raises:
             ValueError: the optimizer holds none of the layers' weights, or flattens parameters.
@@ -54,7 +55,7 @@ class Policy(ABC):
 
         def drop_skipped(*_: Any) -> None:
             for parameter, layers in watched:
-                if all(layer.skip for layer in layers):
+                if all(getattr(layer, "skip", False) for layer in layers):  # a reverted layer has none
                     parameter.grad = None
 
         return optimizer.register_step_pre_hook(drop_skipped)

@@ -144,15 +144,16 @@ def _whole(name: str, value: int, least: int) -> None:
 
 
 def _positive(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
     if not value > 0:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
 
 def _finite(name: str, value: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name}: expected a finite number, got {number}")
     return number

@@ -19,7 +19,7 @@ WARM_UP_STEPS = 12
 
 @dataclass
 class Experiment:
-    """``run`` trains everything and keeps ``out/results.json`` valid after every epoch."""
+    """``warm_up``, then ``run``, which trains everything and keeps ``out/results.json`` valid after every epoch."""
 
     settings: Settings
     policies: tuple[str, ...]
@@ -32,8 +32,6 @@ class Experiment:
     def run(self) -> bool:
         """Trains all runs and reports. Returns False when Ctrl-C ended it early; what was done is then reported."""
         runs: list[Run] = []
-        self._warm_up()  # before anything is written: it finds wrong arguments
-        self.out.mkdir(parents=True, exist_ok=True)
         try:
             with tqdm(total=self.seeds * len(self.policies) * self.settings.epochs, unit="epoch", disable=None) as bar:
                 for seed in range(self.seeds):
@@ -45,9 +43,9 @@ class Experiment:
         self._report(runs, complete)
         return complete
 
-    def _warm_up(self) -> None:
-        """Two thrown-away short epochs of all policies at once, in both modes: no run then pays for the libraries'
-        first calls, or for memory that the process did not have yet."""
+    def warm_up(self) -> None:
+        """Two thrown-away short epochs of all policies at once, in both modes, with nothing written: no run then pays for
+        the libraries' first calls, or for memory that the process did not have yet. Wrong arguments show here."""
         few = WARM_UP_STEPS * self.settings.batch
         data = replace(self.data, x_train=self.data.x_train[:few], y_train=self.data.y_train[:few])
         runs = [Run(policy, self.settings, data, seed=0) for policy in self.policies]
@@ -94,5 +92,5 @@ def _line(run: Run, epoch: Epoch) -> str:
     )
 
 
-def device() -> str:
+def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -97,6 +97,7 @@ class Run:
         """Trains one epoch, evaluates, lets the policy decide about the next one."""
         skipping = self.policy is not None and self.policy.skipping
         batches = torch.randperm(len(self.data.x_train), generator=self.order).split(self.settings.batch)
+        batches = batches[:-1] if len(batches[-1]) == 1 < len(batches) else batches  # batch norm needs two images
         self.model.train()
         device = self.data.x_train.device
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
@@ -110,11 +111,12 @@ class Run:
             correct += (logits.detach().argmax(1) == y).sum()
         seconds = self._clock() - start
 
-        train_accuracy = correct.item() / len(self.data.x_train)
+        images = sum(map(len, batches))
+        train_accuracy = correct.item() / images
         record = Epoch(
             number=len(self.epochs) + 1,
             mode="skip" if skipping else "full",
-            loss=loss_sum.item() / len(self.data.x_train),
+            loss=loss_sum.item() / images,
             train_accuracy=train_accuracy,
             test_accuracy=self._test_accuracy(),
             steps=len(batches),
@@ -144,5 +146,5 @@ class Run:
 
     def _clock(self) -> float:
         if self.data.x_train.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.data.x_train.device)
         return time.perf_counter()

@@ -26,7 +26,7 @@ def draw(path: Path, title: str, runs: list[Run]) -> None:
             panel.plot(time, accuracy, color=COLOURS[policy], marker=".", linewidth=1.2, label=policy)
         if "wus" in group:
             _shade(panel, group["wus"])
-            if "dense" in group and (control := stop(group["dense"], group["wus"])):
+            if "dense" in group and (control := stop(group["dense"].epochs, group["wus"].epochs)):
                 panel.plot(
                     control.total_seconds, 100 * control.test_accuracy, "o", markersize=9, fillstyle="none",
                     color=COLOURS["dense"], label="dense stopped at WUS's time",

@@ -33,41 +33,42 @@ class Row:
     faster: float | None = None
 
 
+def comparable(runs: list[Run]) -> dict[str, dict[int, list[Epoch]]]:
+    """Policy -> seed -> epochs. After an interruption: the epochs that all runs of a seed have, of the seeds with most."""
+    common: dict[int, int] = {}
+    for run in runs:
+        common[run.seed] = min(common.get(run.seed, len(run.epochs)), len(run.epochs))
+    most = max(common.values(), default=0)
+    records: dict[str, dict[int, list[Epoch]]] = {}
+    for run in runs:
+        if most and common[run.seed] == most:
+            records.setdefault(run.policy_name, {})[run.seed] = run.epochs[:most]
+    return records
+
+
 def summarise(runs: list[Run]) -> list[Row]:
     """A row per policy, and one for the control: dense, stopped when WUS of the same seed was through."""
-    by_policy: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.epochs:
-            by_policy.setdefault(run.policy_name, []).append(run)
-    rows = []
-    dense = {run.seed: run for run in by_policy.get("dense", [])}
-    for policy, group in by_policy.items():
-        steps = [epoch for run in group for epoch in run.epochs]
-        s = sum(e.steps for e in steps if e.mode == "skip") / sum(e.steps for e in steps)
-        pairs = [(run.epochs[-1].total_seconds, dense[run.seed]) for run in group if run.seed in dense]
-        ratios = [
-            t / d.epochs[len(group[0].epochs) - 1].total_seconds for t, d in pairs if len(d.epochs) >= len(group[0].epochs)
-        ]
-        rows.append(
-            Row(
-                policy,
-                tuple(run.epochs[-1].test_accuracy for run in group),
-                statistics.fmean(run.epochs[-1].total_seconds for run in group),
-                s=None if policy == "dense" else s,
-                f=None if policy == "dense" else saving(steps),
-                faster=None if policy == "dense" or not ratios else 1 - statistics.fmean(ratios),
-            )
-        )
-    stopped = [(last, run) for run in by_policy.get("wus", []) if run.seed in dense and (last := stop(dense[run.seed], run))]
+    records = comparable(runs)
+    dense = records.get("dense", {})
+    rows = [_row(policy, by_seed, dense) for policy, by_seed in records.items()]
+    stopped = [last for seed, epochs in records.get("wus", {}).items() if seed in dense and (last := stop(dense[seed], epochs))]
     if stopped:
-        rows.append(
-            Row(
-                CONTROL,
-                tuple(epoch.test_accuracy for epoch, _ in stopped),
-                statistics.fmean(epoch.total_seconds for epoch, _ in stopped),
-            )
-        )
+        seconds = statistics.fmean(epoch.total_seconds for epoch in stopped)
+        rows.append(Row(CONTROL, tuple(epoch.test_accuracy for epoch in stopped), seconds))
     return rows
+
+
+def _row(policy: str, by_seed: dict[int, list[Epoch]], dense: dict[int, list[Epoch]]) -> Row:
+    last = {seed: epochs[-1] for seed, epochs in by_seed.items()}
+    accuracies = tuple(epoch.test_accuracy for epoch in last.values())
+    seconds = statistics.fmean(epoch.total_seconds for epoch in last.values())
+    if policy == "dense":
+        return Row(policy, accuracies, seconds)
+    every = [epoch for epochs in by_seed.values() for epoch in epochs]
+    skipped = sum(e.steps for e in every if e.mode == "skip") / sum(e.steps for e in every)
+    ratios = [epoch.total_seconds / dense[seed][-1].total_seconds for seed, epoch in last.items() if seed in dense]
+    faster = 1 - statistics.fmean(ratios) if ratios else None
+    return Row(policy, accuracies, seconds, s=skipped, f=saving(every), faster=faster)
 
 
 def saving(epochs: list[Epoch]) -> float | None:
@@ -78,9 +79,9 @@ def saving(epochs: list[Epoch]) -> float | None:
     return 1 - statistics.median(per_step["skip"]) / statistics.median(per_step["full"])
 
 
-def stop(dense: Run, run: Run) -> Epoch | None:
-    """The last epoch that dense finished within the wall time of ``run``."""
-    within = [e for e in dense.epochs if e.total_seconds <= run.epochs[-1].total_seconds]
+def stop(dense: list[Epoch], other: list[Epoch]) -> Epoch | None:
+    """The last epoch that dense finished within the wall time of the other run."""
+    within = [epoch for epoch in dense if epoch.total_seconds <= other[-1].total_seconds]
     return within[-1] if within else None
 
 
@@ -132,7 +133,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """What a reader needs to place the seconds; nothing that names a machine."""
     return {
         "wuskern": package_version("wuskern"),
@@ -140,8 +141,8 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "bias_grad": choose("bias_grad", "cuda" if torch.cuda.is_available() else "cpu").backend,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "bias_grad": choose("bias_grad", torch.device(device).type).backend,
     }
 
 
@@ -150,7 +151,7 @@ def save(path: Path, arguments: dict[str, Any], runs: list[Run], complete: bool)
     rows = summarise(runs)
     content = {
         "arguments": arguments,
-        "environment": environment(),
+        "environment": environment(str(runs[0].settings.device) if runs else "cpu"),
         "complete": complete,
         "summary": [asdict(row) for row in rows],
         "verdict": verdict(rows, len(runs[0].data.x_test)) if runs else "",

@@ -76,7 +76,7 @@ def _launch_rows(src: Tensor, dtype: torch.dtype) -> Tensor:  # [rows, columns] 
     out = src.new_empty((chunks, columns), dtype=dtype if chunks == 1 else partial)
     sum_rows[triton.cdiv(columns, tile.block_columns), chunks](
         src, out, rows, columns, src.stride(0), rows_per_program,
-        ACC=acc, BLOCK_R=tile.block_rows, BLOCK_C=tile.block_columns, num_warps=tile.num_warps,
+        ACC=acc, BLOCK_R=tile.block_rows, BLOCK_C=tile.block_columns, num_warps=tile.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
     return out[0] if chunks == 1 else _launch_rows(out, dtype)
 
@@ -96,6 +96,6 @@ def _launch_planes(src: Tensor, dtype: torch.dtype) -> Tensor:  # [outer, channe
     out = src.new_empty((chunks, channels), dtype=dtype if chunks == 1 else partial)
     sum_planes[grid](
         src, out, outer, channels, inner, src.stride(0), src.stride(1), outer_per_program, inner_per_program,
-        ACC=acc, BLOCK_C=tile.block_channels, BLOCK_I=tile.block_inner, num_warps=tile.num_warps,
+        ACC=acc, BLOCK_C=tile.block_channels, BLOCK_I=tile.block_inner, num_warps=tile.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
     return out[0] if chunks == 1 else _launch_rows(out, dtype)
