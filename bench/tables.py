@@ -85,6 +85,15 @@ def step(content: dict[str, Any]) -> str:
     return table(["step", "dense ms", "wgrad and weight update", "a skipped step saves", "stock freezing saves"], body)
 
 
+def linear(content: dict[str, Any]) -> str:
+    body = []
+    for row in rows_of(content, "linear"):
+        ms = row["milliseconds"]
+        times = [f"{ms[name]:.3f}" for name in ("ours", "frozen", "dense")]
+        body.append([row["case"], *times, f"{1e3 * (ms['ours'] - ms['frozen']):+.0f}"])
+    return table(["layer", "skipped ms", "frozen ms", "dense ms", "skipped - frozen, us"], body)
+
+
 def demo(content: dict[str, Any]) -> str:
     body = []
     for row in content["summary"]:
@@ -97,7 +106,13 @@ def demo(content: dict[str, Any]) -> str:
     )
 
 
-SECTIONS = {"conv2d": ("cpu", conv2d), "bias_grad": ("cpu", bias_grad), "step": ("cpu", step), "demo": ("demo", demo)}
+SECTIONS = {
+    "conv2d": ("cpu", conv2d),
+    "bias_grad": ("cpu", bias_grad),
+    "step": ("cpu", step),
+    "linear": ("cpu", linear),
+    "demo": ("demo", demo),
+}
 
 
 def filled(text: str) -> str:

@@ -9,7 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <vector>
+#include <type_traits>
 
 #include "common/layout.h"
 
@@ -31,6 +31,24 @@ inline int64_t front_dim(const Tensor& tensor, int64_t dim) {
   const int64_t front = dim < 0 ? dim + tensor.dim() : dim;
   STD_TORCH_CHECK(front >= 0 && front < tensor.dim(), "dim: expected one of a ", tensor.dim(), "-d tensor, got ", dim);
   return front;
+}
+
+// Calls body(std::type_identity<T>) with the C++ type of a gradient's dtype; host and device spell the 16-bit ones
+// differently.
+template <typename Float16, typename BFloat16, typename Body>
+void for_dtype(ScalarType dtype, Body&& body) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return body(std::type_identity<double>{});
+    case ScalarType::Float:
+      return body(std::type_identity<float>{});
+    case ScalarType::Half:
+      return body(std::type_identity<Float16>{});
+    case ScalarType::BFloat16:
+      return body(std::type_identity<BFloat16>{});
+    default:
+      STD_TORCH_CHECK(false, "dy: expected float64, float32, float16 or bfloat16");
+  }
 }
 
 }  // namespace wuskern

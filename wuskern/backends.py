@@ -134,8 +134,12 @@ def _known(name: str, argument: str) -> str:
 
 def choose(op: str, device: str) -> Choice:
     """The backend that runs ``op`` on tensors of a device type, and the reason. Cached."""
-    wish = _wish or os.environ.get("WUSKERN_BACKEND") or None
-    return _choose(op, device, wish)
+    return _choose(op, device, _wish or _environment_wish())
+
+
+@functools.cache
+def _environment_wish() -> str | None:
+    return os.environ.get("WUSKERN_BACKEND") or None
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from torch.nn import Parameter
 from wuskern.autograd import Conv2dFunction, LinearFunction
 
 Pair = int | tuple[int, ...]
+_PLAIN = (Tensor, Parameter, type(None))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, skip: bool = False) -> Tensor:
@@ -65,17 +66,17 @@ def conv2d(
     return y.squeeze(0) if unbatched else y
 
 
-def stock_reason(*tensors: Tensor | None) -> str | None:
+def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why a call with these tensors takes PyTorch's own path although ``skip`` is set, or None."""
     if not torch.is_grad_enabled():
         return "gradients are disabled"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
         return "the model is being traced or exported"
-    for t in tensors:
-        if t is not None and type(t) not in (Tensor, Parameter):
+    for t in (x, weight, bias):
+        if type(t) not in _PLAIN:
             return f"{type(t).__name__} is a subclass of Tensor"
-        if t is not None and (t.is_nested or t.layout != torch.strided):
-            return "a tensor is nested or not strided"
+    if x.is_nested or x.layout is not torch.strided:
+        return "the input is nested or not strided"
     return None
 
 
@@ -108,7 +109,10 @@ def _numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[in
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under autocast, what stock would compute in. Done out here, where autograd casts the gradients back."""
     device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    try:
+        if not torch.is_autocast_enabled(device):
+            return x, weight, bias
+    except RuntimeError:  # a device that knows no autocast
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
 

@@ -165,22 +165,9 @@ Tensor bias_grad(Tensor dy, int64_t dim) {
   }
   const void* const src = dy.const_data_ptr();
   void* const dst = out.mutable_data_ptr();
-  switch (dy.scalar_type()) {
-    case ScalarType::Double:
-      reduce(static_cast<const double*>(src), *layout, static_cast<double*>(dst));
-      break;
-    case ScalarType::Float:
-      reduce(static_cast<const float*>(src), *layout, static_cast<float*>(dst));
-      break;
-    case ScalarType::Half:
-      reduce(static_cast<const Half*>(src), *layout, static_cast<Half*>(dst));
-      break;
-    case ScalarType::BFloat16:
-      reduce(static_cast<const BFloat16*>(src), *layout, static_cast<BFloat16*>(dst));
-      break;
-    default:
-      STD_TORCH_CHECK(false, "dy: expected float64, float32, float16 or bfloat16");
-  }
+  for_dtype<Half, BFloat16>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
+    reduce(static_cast<const T*>(src), *layout, static_cast<T*>(dst));
+  });
   return out;
 }
 

@@ -227,22 +227,9 @@ Tensor bias_grad(Tensor dy, int64_t dim) {
                         current_stream(dy.get_device_index()), processor_count(dy.get_device_index())};
   const void* const src = dy.const_data_ptr();
   void* const dst = out.mutable_data_ptr();
-  switch (dtype) {
-    case ScalarType::Double:
-      reduce(context, static_cast<const double*>(src), *layout, static_cast<double*>(dst));
-      break;
-    case ScalarType::Float:
-      reduce(context, static_cast<const float*>(src), *layout, static_cast<float*>(dst));
-      break;
-    case ScalarType::Half:
-      reduce(context, static_cast<const __half*>(src), *layout, static_cast<__half*>(dst));
-      break;
-    case ScalarType::BFloat16:
-      reduce(context, static_cast<const __nv_bfloat16*>(src), *layout, static_cast<__nv_bfloat16*>(dst));
-      break;
-    default:
-      STD_TORCH_CHECK(false, "dy: expected float64, float32, float16 or bfloat16");
-  }
+  for_dtype<__half, __nv_bfloat16>(dtype, [&]<typename T>(std::type_identity<T>) {
+    reduce(context, static_cast<const T*>(src), *layout, static_cast<T*>(dst));
+  });
   return out;
 }
 

@@ -1,0 +1,57 @@
+"""A skipped weight under plain DDP, two processes on the CPU: nothing hangs, nothing moves, ranks agree."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+
+import wuskern as wk
+
+STEPS = [False, True, True, False]  # skip or not
+
+
+def train(rank: int, world: int, port: int, results) -> None:
+    """Two ranks see one half of each batch; one process sees the whole."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 3))
+    wk.convert(model)
+    trained: nn.Module = model
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+        trained = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    wk.policies.WUS(model).attach(optimizer)
+    batch = torch.Generator().manual_seed(1)
+    for skip in STEPS:
+        x, y = torch.randn(8, 2, 5, 5, generator=batch), torch.randn(8, 3, generator=batch)
+        mine = slice(8 // world * rank, 8 // world * (rank + 1))
+        wk.set_skip(model, skip)
+        before = [m.weight.detach().clone() for m in (model[0], model[2])]
+        optimizer.zero_grad()
+        (trained(x[mine]) - y[mine]).pow(2).mean().backward()
+        optimizer.step()
+        moved = [not torch.equal(m.weight, b) for m, b in zip((model[0], model[2]), before, strict=True)]
+        assert moved == [not skip] * 2
+    results[rank] = {name: p.detach().clone() for name, p in model.named_parameters()}
+    if world > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch has no gloo")
+def test_two_ranks_equal_one_process_on_the_joint_batch():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        mp.spawn(train, (2, port, shared), nprocs=2)
+        ranks = dict(shared)
+    alone: dict = {}
+    train(0, 1, 0, alone)
+    for name, value in alone[0].items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value)
