@@ -60,7 +60,7 @@ def test_interval_is_students():
     mean, half = results.interval([0.01, 0.02, 0.03], step=0.001)
     assert mean == pytest.approx(0.02)
     assert half == pytest.approx(4.303 * 0.01 / math.sqrt(3))  # t(.975, 2) from a printed table
-    assert results.interval([0.01, 0.01, 0.01], step=0.01) == (pytest.approx(0.01), 0.005)
+    assert results.interval([0.01, 0.01, 0.01], step=0.01) == (pytest.approx(0.01), 0.01)
     assert results.interval([0.01], step=0.01)[1] == math.inf
 
 

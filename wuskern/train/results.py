@@ -88,14 +88,14 @@ def stop(dense: list[Epoch], other: list[Epoch]) -> Epoch | None:
 def interval(differences: list[float], step: float) -> tuple[float, float]:
     """Mean of paired differences and the half-width of its 95 % interval (Student's t; infinite for a single pair).
 
-    ``step``: the smallest difference that can be seen, one test image. The interval is never narrower than half of it,
-    since a few seeds can agree to the image by chance.
+    ``step``: the smallest difference that can be seen, one test image. The half-width is never less, since a few seeds can
+    agree to the image by chance.
     """
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return mean, math.inf
     t = T95[len(differences) - 2] if len(differences) - 2 < len(T95) else 1.96
-    return mean, max(step / 2, t * statistics.stdev(differences) / math.sqrt(len(differences)))
+    return mean, max(step, t * statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
 def verdict(rows: list[Row], test_images: int) -> str:
