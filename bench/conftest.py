@@ -73,6 +73,7 @@ def race(request, benchmark, device):
         case: str,
         peer: str | None = None,
         rehearse: bool = False,
+        rounds: int = ROUNDS,
         **facts: Any,
     ) -> dict[str, float]:
         times: dict[str, list[float]] = {name: [] for name in variants}
@@ -87,7 +88,7 @@ def race(request, benchmark, device):
                 times[name].append(time_once(variants[name]))
 
         benchmark.group = group
-        rounds = 1 if benchmark.disabled else ROUNDS
+        rounds = 1 if benchmark.disabled else rounds
         benchmark.pedantic(variants["ours"], setup=round_of_all, rounds=rounds, warmup_rounds=0 if benchmark.disabled else 3)
         medians = {name: statistics.median(t[-rounds:]) for name, t in times.items()}
         row = {

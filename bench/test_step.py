@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from bench.conftest import ROUNDS
 from wuskern import modules, set_skip
 from wuskern.train import data
 from wuskern.train.loop import Run, Settings
@@ -48,7 +49,7 @@ def test_step(name, layout, device, race):
 
     variants["wgrad"] = recorded_weight_gradients(run.model, layers, x, y)
     variants["weight update"] = weight_update(layers)
-    medians = race(variants, group="step", case=f"{name} digits {layout}", peer="dense", rehearse=True)
+    medians = race(variants, group="step", case=f"{name} digits {layout}", peer="dense", rehearse=True, rounds=2 * ROUNDS)
     share = (medians["wgrad"] + medians["weight update"]) / medians["dense"]
     saved = 1 - medians["ours"] / medians["dense"]
     frozen = 1 - medians["frozen"] / medians["dense"]
