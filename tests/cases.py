@@ -6,6 +6,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from wuskern import SkippableConv2d, SkippableLinear
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -115,3 +117,6 @@ CONVS = [
     Conv("circular", 2, 4, 6, 7, 3, padding=1, padding_mode="circular"),
     Conv("reflect same", 2, 4, 6, 7, 3, padding="same", padding_mode="reflect"),
 ]
+
+# The two skippable layers, small, each with the shape of an input.
+LAYERS = [(lambda: SkippableLinear(64, 32), (16, 64)), (lambda: SkippableConv2d(8, 4, 3), (4, 8, 10, 10))]
