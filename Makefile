@@ -31,7 +31,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILT := build/ready-$(KEY)
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 $(READY): .ci/requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)
@@ -83,7 +83,7 @@ results: bench demo
 
 GPU_PY := $(PYTHON)
 NO_GPU := $(if $(wildcard /dev/nvidiactl),,yes)
-GPU_TEST = WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PY) -m pytest -q -m gpu -o filterwarnings=default tests
+GPU_PYTEST := $(GPU_PY) -m pytest -q -o filterwarnings=default
 
 test-gpu sanitize bench-gpu: $(if $(NO_GPU),no-gpu,.gpu-build)
 
@@ -100,18 +100,18 @@ no-gpu:
 
 ifeq ($(NO_GPU),)
 test-gpu:
-	$(GPU_TEST)
+	WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PYTEST) -m gpu tests
 
 # Each of compute-sanitizer's tools over every kernel, once per dtype.
 sanitize:
 	for tool in memcheck racecheck initcheck synccheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(GPU_PY) -m pytest -q -m gpu -o filterwarnings=default -p no:cacheprovider \
+	    $(GPU_PYTEST) -m gpu -p no:cacheprovider \
 	    tests/test_bias_grad.py -k "native and cuda and (odd or tokens or 7px or 32px or wide or tall or unaligned)"; \
 	done
 
 bench-gpu:
-	$(GPU_PY) -m pytest -q -s bench --device cuda -o filterwarnings=default \
+	$(GPU_PYTEST) -s bench --device cuda \
 	  --results "$(OUT)/$$($(GPU_PY) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))').json"
 endif
 

@@ -20,11 +20,14 @@ def test_linear(tokens, inputs, outputs, device, race):
     x = torch.randn(tokens, inputs, device=device, requires_grad=True)
     dy = torch.randn(tokens, outputs, device=device)
 
-    def both(layer: nn.Linear):
-        parameters = [p for p in layer.parameters() if p.requires_grad and not (layer is ours and p.ndim == 2)]
+    def both(layer: nn.Linear, *parameters: nn.Parameter):
         return lambda: torch.autograd.grad(layer(x), (x, *parameters), dy)
 
-    variants = {"ours": both(ours), "frozen": both(frozen), "dense": both(dense)}
+    variants = {
+        "ours": both(ours, ours.bias),
+        "frozen": both(frozen, frozen.bias),
+        "dense": both(dense, dense.bias, dense.weight),
+    }
     for got, expected in zip(variants["ours"](), variants["frozen"](), strict=True):
         assert (got - expected).norm() <= 1e-4 * expected.norm()
     race(variants, group="linear", case=f"linear {tokens}x{inputs} -> {outputs} float32", peer="frozen")

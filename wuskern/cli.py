@@ -2,17 +2,27 @@
 
 import argparse
 import contextlib
+import inspect
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wuskern.policies.wus import STATISTICS
+from wuskern.policies.wus import STATISTICS, WUS
 
 if TYPE_CHECKING:
     from wuskern.train import experiment
 
+WUS_ARGUMENTS = {
+    "threshold": "a statistic below this starts a skip window",
+    "statistic": ", ".join(STATISTICS),
+    "window": "changes that the statistic looks at",
+    "patience": "epochs of a skip window",
+    "cooldown": "full epochs after a window",
+    "warmup": "epochs before the first look",
+    "guard": "a fall by more than this ends a window",
+}
 INTERRUPTED = 130  # the shell's exit code of a program ended by Ctrl-C
 
 
@@ -71,15 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--momentum", type=float, default=0.9, help="of sgd")
     how.add_argument("--weight-decay", type=float, default=5e-4)
     how.add_argument("--channels-last", action="store_true", help="keep images and weights in channels_last")
-    how.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    how.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
     wus = train.add_argument_group("wus and frozen", "in accuracy on the training batches, from 0 to 1")
-    wus.add_argument("--threshold", type=float, default=0.005, help="a statistic below this starts a skip window")
-    wus.add_argument("--statistic", default="mean_change", help=", ".join(STATISTICS))
-    wus.add_argument("--window", type=int, default=2, help="changes that the statistic looks at")
-    wus.add_argument("--patience", type=int, default=3, help="epochs of a skip window")
-    wus.add_argument("--cooldown", type=int, default=1, help="full epochs after a window")
-    wus.add_argument("--warmup", type=int, default=5, help="epochs before the first look")
-    wus.add_argument("--guard", type=float, default=0.05, help="a fall by more than this ends a window")
+    for name, meaning in WUS_ARGUMENTS.items():
+        default = inspect.signature(WUS).parameters[name].default
+        wus.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
     output = train.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and accuracy.png")
     output.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
@@ -93,9 +99,6 @@ def _doctor(_: argparse.Namespace) -> int:
         report = doctor()
     print(report)
     return 0
-
-
-WUS_ARGUMENTS = ("threshold", "statistic", "window", "patience", "cooldown", "warmup", "guard")
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -132,7 +135,7 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
         if (a.out / name).exists() and not a.overwrite:
             raise ValueError(f"--out: expected a directory without {name} (or --overwrite), got {a.out}")
 
-    device = _device(a.device or experiment.default_device())
+    device = _device(experiment.default_device() if a.device == "auto" else a.device)
     settings = loop.Settings(
         model=a.model,
         width=a.width,

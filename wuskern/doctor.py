@@ -7,10 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import torch.nn as nn
 
-from wuskern import backends
+from wuskern import backends, ops
 from wuskern.convert import survey
-
-OPS = ("bias_grad",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def doctor(model: nn.Module | None = None) -> Report:
     """
     lines = [*_versions(), *_devices()]
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for op in OPS:
+        for op in ops.NAMES:
             choice = backends.choose(op, device)
             lines.append((f"{op} on {device}", f"{choice.backend} ({choice.reason})"))
     for device, name in backends.LIBRARIES.items():

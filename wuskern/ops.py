@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from wuskern import backends
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NAMES: list[str] = []  # of all ops
 
 _contract = torch.library.Library("wuskern", "DEF")
 _native = torch.library.Library("wuskern_native", "DEF")
@@ -27,6 +28,7 @@ def _declare(name: str, signature: str, run: Callable[..., Any], fake: Callable[
         torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
         register_flop_formula(getattr(getattr(torch.ops, library.ns), name))(flops)
     _contract.impl(name, run, "CompositeExplicitAutograd")
+    NAMES.append(name)
 
 
 # ---- bias_grad ------------------------------------------------------------------------------------------------------
