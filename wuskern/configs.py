@@ -4,7 +4,10 @@ What a function here can return is enumerable (``ALL``), so that tests compile e
 dispatched, for every target.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -58,3 +61,29 @@ def _chunk(total: int, unit: int, blocks: int) -> int:
     """A multiple of ``unit`` that splits ``total`` into enough chunks for PROGRAMS programs, given ``blocks`` already."""
     chunks = max(1, min(_ceil_div(PROGRAMS, blocks), total // unit))
     return _ceil_div(_ceil_div(total, chunks), unit) * unit
+
+
+# ---- paths through PyTorch's own kernels ----------------------------------------------------------------------------
+
+MATMUL_PIXELS = {torch.float32: 1024, torch.bfloat16: 256}
+
+
+def conv2d_dgrad_is_matmul(
+    dtype: torch.dtype,
+    dy: Sequence[int],
+    weight: Sequence[int],
+    memory_format: torch.memory_format,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+) -> bool:
+    """Whether dx of a 1x1 convolution on the CPU is taken as ``weight.T @ dy`` per image: oneDNN is up to five times slower
+    on contiguous images (not channels_last) from so many pixels on."""
+    return (
+        memory_format is torch.contiguous_format
+        and tuple(weight[2:]) == tuple(stride) == (1, 1)
+        and tuple(padding) == (0, 0)
+        and groups == 1
+        and dtype in MATMUL_PIXELS
+        and dy[2] * dy[3] >= MATMUL_PIXELS[dtype]
+    )
