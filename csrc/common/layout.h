@@ -14,6 +14,8 @@ struct Layout {
 
   // One row of `channels` neighbours per outer index: Linear, or Conv2d in channels_last.
   bool is_rows() const { return inner == 1 && channel_stride == 1; }
+  // Rows without gaps between them.
+  bool is_dense_rows() const { return is_rows() && outer_stride == channels; }
   // `inner` neighbours per outer index and channel: Conv2d in the contiguous format.
   bool is_planes() const { return inner_stride == 1 && inner > 1; }
   // All channels of one outer index in one run of memory.

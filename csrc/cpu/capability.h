@@ -1,5 +1,5 @@
-// Which instruction set the kernels of this library run with: the widest that the processor has. Each kernel is
-// compiled once per set (WUSKERN_FOR_EACH_CAPABILITY); WUSKERN_CPU_CAPABILITY asks for a narrower one.
+// Which instruction set the kernels of this library run with: the widest that the processor has. A file of kernels is
+// compiled once per set (CMakeLists.txt has their flags); WUSKERN_CPU_CAPABILITY asks for a narrower one.
 #pragma once
 
 #include <cstdlib>
@@ -11,15 +11,9 @@ namespace wuskern {
 enum class Capability { baseline, avx2, avx512 };
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#define WUSKERN_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define WUSKERN_FOR_EACH_CAPABILITY(DO) DO(avx512) DO(avx2) DO(baseline)
 #else
-#define WUSKERN_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")))
-#endif
-#define WUSKERN_AVX2 __attribute__((target("avx2,fma")))
-#define WUSKERN_FOR_EACH_CAPABILITY(DO) DO(avx512, WUSKERN_AVX512) DO(avx2, WUSKERN_AVX2) DO(baseline, )
-#else
-#define WUSKERN_FOR_EACH_CAPABILITY(DO) DO(baseline, )
+#define WUSKERN_FOR_EACH_CAPABILITY(DO) DO(baseline)
 #endif
 
 inline const char* name(Capability capability) {
@@ -36,7 +30,7 @@ inline const char* name(Capability capability) {
 inline Capability processor_capability() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx512) return Capability::avx512;

@@ -1,0 +1,91 @@
+// Neighbours in vectors of 64 bytes that the compiler lowers to what it compiles for, and the loads of 16-bit formats
+// that it does not find by itself.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../common/half.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace wuskern {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+
+// How many elements one vector takes in: 16-bit ones become floats.
+template <typename T>
+constexpr int64_t kLanesOf = sizeof(T) == 8 ? 8 : 16;
+
+template <typename Vector>
+WUSKERN_INLINE Vector load_as(const void* p) {
+  Vector vector;
+  memcpy(&vector, p, sizeof(vector));
+  return vector;
+}
+WUSKERN_INLINE Doubles load(const double* p) { return load_as<Doubles>(p); }
+WUSKERN_INLINE Floats load(const float* p) { return load_as<Floats>(p); }
+
+#if defined(__AVX512F__)
+
+WUSKERN_INLINE __m256i load_bits(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+// "maskz" with every lane wanted: the unmasked names make GCC 12 warn about its own header.
+WUSKERN_INLINE Floats load(const BFloat16* p) {
+  return (Floats)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, load_bits(p)), 16);
+}
+WUSKERN_INLINE Floats load(const Half* p) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, load_bits(p)); }
+
+#else
+
+#if defined(__AVX2__)
+WUSKERN_INLINE __m128i load_bits(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+
+WUSKERN_INLINE __m256 load_half(const BFloat16* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_bits(p)), 16));
+}
+WUSKERN_INLINE __m256 load_half(const Half* p) { return _mm256_cvtph_ps(load_bits(p)); }
+
+template <typename T>
+WUSKERN_INLINE Floats load_16_bit(const T* p) {
+  const __m256 halves[] = {load_half(p), load_half(p + 8)};
+  return load_as<Floats>(halves);
+}
+#else
+template <typename T>
+WUSKERN_INLINE Floats load_16_bit(const T* p) {
+  float lane[16];
+  for (int i = 0; i < 16; ++i) lane[i] = widen(p[i]);
+  return load(lane);
+}
+#endif
+
+WUSKERN_INLINE Floats load(const BFloat16* p) { return load_16_bit(p); }
+WUSKERN_INLINE Floats load(const Half* p) { return load_16_bit(p); }
+
+#endif
+
+// acc[lanes] += vector
+WUSKERN_INLINE void add_to(double* acc, Doubles vector) {
+  vector += load(acc);
+  memcpy(acc, &vector, sizeof(vector));
+}
+typedef float HalfOfFloats __attribute__((vector_size(32)));
+
+WUSKERN_INLINE Doubles to_doubles(HalfOfFloats half) {
+#if defined(__AVX512F__)  // GCC 12 makes two conversions and a join of it
+  return (Doubles)_mm512_maskz_cvtps_pd(0xff, (__m256)half);
+#else
+  return __builtin_convertvector(half, Doubles);
+#endif
+}
+
+WUSKERN_INLINE void add_to(double* acc, Floats vector) {
+  add_to(acc, to_doubles(__builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7)));
+  add_to(acc + 8, to_doubles(__builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15)));
+}
+
+}  // namespace wuskern
