@@ -131,6 +131,10 @@ def test_in_use(make, shape, use):
 # ---- changes: layer -> layer ----------------------------------------------------------------------------------------
 
 
+def pickled(layer: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(layer))
+
+
 def saved_and_loaded(layer: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(layer, file)
@@ -180,11 +184,19 @@ def pruned_for_good(layer: nn.Module) -> nn.Module:
     return prune.remove(pruned(layer), "weight")
 
 
+def channels_last(layer: nn.Module) -> nn.Module:
+    return layer.to(memory_format=torch.channels_last)
+
+
+def in_a_net(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, nn.Tanh(), nn.Flatten())
+
+
+COPIES: list[Callable[[nn.Module], nn.Module]] = [copy.deepcopy, copy.copy, pickled, saved_and_loaded]
 CHANGES: list[Callable[[nn.Module], nn.Module]] = [
-    copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer)), saved_and_loaded, nn.Module.train,
-    nn.Module.eval, frozen_and_thawed, nn.Module.share_memory, through_meta, assigned, nn.Module.bfloat16,
-    lambda layer: layer.to(memory_format=torch.channels_last), doubled, doubled_and_removed, parametrizations.weight_norm,
-    spectrally_normed, pruned, pruned_for_good, lambda layer: nn.Sequential(layer, nn.Tanh(), nn.Flatten()),
+    *COPIES, nn.Module.train, nn.Module.eval, frozen_and_thawed, nn.Module.share_memory, through_meta, assigned,
+    nn.Module.bfloat16, channels_last, doubled, doubled_and_removed, parametrizations.weight_norm,
+    spectrally_normed, pruned, pruned_for_good, in_a_net,
 ]  # fmt: skip
 
 
