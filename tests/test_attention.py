@@ -10,6 +10,8 @@ from torch import Tensor
 import wuskern as wk
 from tests.oracle import check, gradients, set_flags
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def encoder_layer(**options: bool) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, **options)

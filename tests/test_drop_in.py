@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.fx
 import torch.nn as nn
 import torch.nn.utils.parametrizations as parametrizations
 import torch.nn.utils.parametrize as parametrize
@@ -18,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import wuskern as wk
 from tests.cases import LAYERS
-from tests.oracle import check, gradients, plain, set_flags
+from tests.oracle import assert_same_bits, check, gradients, plain, set_flags
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STOCK = [
     pytest.param(lambda: nn.Linear(12, 7), (5, 12), id="linear"),
@@ -276,3 +279,15 @@ def test_a_skip_saves_one_product_of_three(layer, shape, product, bias):
             layer(x).sum().backward()
         counted[layer.skip] = flops.get_total_flops()
     assert counted == {False: 3 * product, True: 2 * product + bias}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(("make", "shape"), STOCK)
+def test_scripted_and_symbolically_traced_it_is_the_stock_layer(make, shape, skip):
+    stock, x = make(), torch.randn(shape)
+    ours, expected = wk.convert(copy.deepcopy(stock)), gradients(stock, x)
+    if skip:
+        set_flags(ours, True)
+    assert_same_bits(gradients(torch.jit.script(ours), x), expected)
+    assert_same_bits(gradients(torch.fx.symbolic_trace(ours), x), expected)

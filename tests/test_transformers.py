@@ -16,6 +16,8 @@ from tests.oracle import assert_same_bits, check, gradients, set_flags
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is imported
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: it is in .ci/requirements.txt")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=40)
 T5 = dict(d_model=16, d_kv=8, d_ff=24, num_layers=1, num_decoder_layers=1, num_heads=2, vocab_size=40, dropout_rate=0.0)
 WHISPER = dict(
