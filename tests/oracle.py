@@ -46,13 +46,14 @@ def set_flags(model: nn.Module, skip: bool) -> nn.Module:
 
 def gradients(model: nn.Module, x: Tensor, use: Use = nn.Module.__call__) -> Gradients:
     """The output ``y`` of ``use(model, x)``, and the gradients of ``x`` and all parameters for a fixed random dy."""
-    x = x.detach().requires_grad_()
+    x, dx = x.detach().requires_grad_(), []
+    x.register_hook(dx.append)  # x.grad would have the strides of x, whatever backward gave
     y = use(model, x)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y.backward(dy.to(torch.bfloat16).to(y))  # a value that every dtype holds exactly
     grads = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()  # lets go of them: Module.double would change them
-    return {"y": y.detach(), "x": x.grad, **grads}
+    return {"y": y.detach(), "x": dx[0] if dx else None, **grads}
 
 
 def assert_same_bits(ours: Gradients, stock: Gradients) -> None:

@@ -74,6 +74,7 @@ def test_filter_fn_is_asked_once_about_what_could_be_converted():
     assert [type(model[name]) for name in "abce"] == [nn.Linear, nn.Linear, wk.SkippableLinear, nn.Linear]
     wk.convert(model, lambda module, name: name == "a")  # once more widens the choice
     assert type(model["b"]) is type(model["c"]) is wk.SkippableLinear
+    assert wk.survey(model, lambda *_: False)[0].obstacle is None  # what is converted stays so
 
 
 def test_a_filter_fn_that_raises_changes_nothing():

@@ -16,13 +16,14 @@ MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last]
 def backward(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
     """Output, its random gradient (always the same one), and the gradients of one forward and backward."""
     layer.zero_grad()
-    x = x.detach().requires_grad_()
+    x, dx = x.detach().requires_grad_(), []
+    x.register_hook(dx.append)  # x.grad would have the strides of x, whatever backward gave
     y = layer(x)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     dy = dy.to(torch.bfloat16).to(y)  # a value that every dtype holds exactly
     y.backward(dy)
     bias = layer.bias.grad if layer.bias is not None else None
-    return {"y": y.detach(), "dy": dy, "x": x.grad, "weight": layer.weight.grad, "bias": bias}
+    return {"y": y.detach(), "dy": dy, "x": dx[0], "weight": layer.weight.grad, "bias": bias}
 
 
 def check_gradients(stock: nn.Module, x: torch.Tensor, expected: dict, skipped: dict) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn as nn
 from torch import Tensor
-from torch.nn.parameter import Parameter, is_lazy
+from torch.nn import Parameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from wuskern import ops
@@ -79,7 +79,7 @@ def _other(module: nn.Module) -> str | None:
         return f"there is no skipping {type(module).__name__}"
     if _is_quantised(module) and hasattr(module, "_packed_params") and hasattr(module, "weight"):
         return f"it is quantised: {type(module).__module__}.{type(module).__name__}"
-    matrices = [name for name, p in module._parameters.items() if isinstance(p, Tensor) and not is_lazy(p) and p.ndim >= 2]
+    matrices = [name for name, p in module._parameters.items() if isinstance(p, Tensor) and p.ndim >= 2]
     if matrices and not isinstance(module, _NO_PRODUCT):
         return f"{type(module).__name__} computes with its own {', '.join(matrices)}"
     return None
