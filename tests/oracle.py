@@ -50,7 +50,7 @@ def gradients(model: nn.Module, x: Tensor, use: Use = nn.Module.__call__) -> Gra
     x.register_hook(dx.append)  # x.grad would have the strides of x, whatever backward gave
     y = use(model, x)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    y.backward(dy.to(torch.bfloat16).to(y))  # a value that every dtype holds exactly
+    y.backward(torch.empty_like(y).copy_(dy.to(torch.bfloat16)))  # values that every dtype holds exactly; laid out as y
     grads = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()  # lets go of them: Module.double would change them
     return {"y": y.detach(), "x": dx[0] if dx else None, **grads}
