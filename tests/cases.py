@@ -8,6 +8,8 @@ from torch import Tensor
 
 from wuskern import SkippableConv2d, SkippableLinear
 
+Side = int | tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -28,17 +30,17 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Conv:
-    """A Conv2d problem: batch, channels in and out, image side, kernel side and the rest."""
+    """A Conv2d problem: batch, channels in and out, image side, kernel side and the rest; a pair is (height, width)."""
 
     name: str
     batch: int
     channels: int
     out: int
-    side: int
-    kernel: int
-    stride: int = 1
-    padding: int | str = 0
-    dilation: int = 1
+    side: Side
+    kernel: Side
+    stride: Side = 1
+    padding: Side | str = 0
+    dilation: Side = 1
     groups: int = 1
     bias: bool = True
     padding_mode: str = "zeros"
@@ -50,7 +52,8 @@ class Conv:
         )  # fmt: skip
 
     def input(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(self.batch, self.channels, self.side, self.side).to(dtype)
+        height, width = (self.side, self.side) if isinstance(self.side, int) else self.side
+        return torch.randn(self.batch, self.channels, height, width).to(dtype)
 
     def __str__(self) -> str:
         return self.name.replace(" ", "-")
@@ -116,6 +119,26 @@ CONVS = [
     Conv("valid", 2, 4, 6, 7, 3, padding="valid"),
     Conv("circular", 2, 4, 6, 7, 3, padding=1, padding_mode="circular"),
     Conv("reflect same", 2, 4, 6, 7, 3, padding="same", padding_mode="reflect"),
+    Conv("pairs", 2, 4, 6, (9, 12), (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 3)),
+    Conv("pairs same", 2, 4, 6, (7, 10), (2, 5), padding="same", dilation=(3, 1)),
+    Conv("same even dilated kernel", 2, 4, 6, 8, 2, padding="same", dilation=3),
+    Conv("reflect pairs", 2, 4, 6, (7, 9), 3, stride=2, padding=(1, 2), padding_mode="reflect"),
+    Conv("replicate pairs", 2, 4, 6, (5, 4), (3, 2), padding=(2, 0), padding_mode="replicate"),
+    Conv("replicate same even kernel", 2, 4, 6, 6, 2, padding="same", padding_mode="replicate"),
+    Conv("circular same", 2, 4, 6, 6, (4, 3), padding="same", dilation=(1, 2), padding_mode="circular"),
+    Conv("circular pairs", 2, 4, 6, (6, 7), 3, stride=(1, 2), padding=(2, 1), padding_mode="circular"),
+    Conv("padding wider than the kernel", 2, 4, 6, 5, 2, padding=3),
+    Conv("rows of the image left over", 2, 4, 6, (8, 11), 3, stride=3),
+    Conv("depthwise multiplier", 3, 4, 12, 6, 3, padding=1, groups=4),
+    Conv("depthwise strided", 2, 8, 8, 9, 3, stride=2, padding="valid", groups=8),
+    Conv("grouped 1x1", 2, 8, 12, 5, 1, groups=4),
+    Conv("1x1 stride 2", 3, 8, 5, 7, 1, stride=2),
+    Conv("one channel", 2, 1, 6, 7, 3),
+    Conv("one channel 1x1", 2, 1, 6, 7, 1),
+    Conv("one image", 1, 4, 6, 7, 3, padding=1),
+    Conv("one pixel", 3, 8, 5, 1, 1),
+    Conv("kernel as large as the image", 3, 4, 6, (5, 4), (5, 4)),
+    Conv("one wide row", 2, 4, 6, (1, 9), (1, 3), padding="same"),
 ]
 
 # The two skippable layers, small, each with the shape of an input.

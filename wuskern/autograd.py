@@ -57,6 +57,7 @@ class LinearFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(weight)
+            ctx.by_columns = x.ndim == 2 and x.stride() == (1, x.size(0))
         return F.linear(x, weight, bias)
 
     @staticmethod
@@ -65,7 +66,8 @@ class LinearFunction(torch.autograd.Function):
         dx = db = None
         if ctx.needs_input_grad[0]:
             (weight,) = ctx.saved_tensors
-            dx = dy.matmul(weight)
+            # dX lies in memory as stock lays it: like x, where x is a transposed matrix
+            dx = weight.t().mm(dy.t()).t() if ctx.by_columns else dy.matmul(weight)
         if ctx.needs_input_grad[2]:
             db = ops.bias_grad(dy, -1)
         return dx, None, db

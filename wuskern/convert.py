@@ -5,8 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn as nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from wuskern import ops
 from wuskern.modules import SkippableConv2d, SkippableLinear
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -15,6 +18,7 @@ _log = logging.getLogger("wuskern")
 _SKIPPABLE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear, nn.Conv2d: SkippableConv2d}
 _STOCK = {skippable: stock for stock, skippable in _SKIPPABLE.items()}
 _NO_KERNEL = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
+_NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, ParametrizationList)  # parameters of any rank
 
 
 @dataclass(frozen=True)
@@ -30,48 +34,83 @@ def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> list[Finding]
     """Every layer with a weight matrix, in the order of ``named_modules``, and whether ``convert`` takes it."""
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d, *_NO_KERNEL)):
-            found.append(Finding(name, module, _obstacle(module, name, filter_fn)))
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            found.append(Finding(name, module, _obstacle(module) or _choice(module, name, filter_fn)))
+        elif other := _other(module):
+            found.append(Finding(name, module, other))
     return found
 
 
-def _obstacle(module: nn.Module, name: str, filter_fn: FilterFn | None) -> str | None:
-    if type(module) in _STOCK:
+def _obstacle(module: nn.Linear | nn.Conv2d) -> str | None:
+    """Why a Linear or Conv2d, or something derived from one, cannot skip, or None."""
+    if isinstance(module, SkippableLinear | SkippableConv2d):
         return None
     if is_parametrized(module):
         return "its weight is parametrized"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "it is lazy: run the model once before converting"
-    if isinstance(module, _NO_KERNEL):
-        return f"there is no skipping {type(module).__name__}"
-    if type(module) in _SKIPPABLE and not isinstance(module._parameters.get("weight"), nn.Parameter):
+    if type(module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
+        return "MultiheadAttention reads its weight and never calls it"
+    if _is_quantised(module):
+        return f"it is quantised: {type(module).__module__}.{type(module).__name__}"
+    if type(module) in _SKIPPABLE and not isinstance(module._parameters.get("weight"), Parameter):
         return "its weight is computed from other parameters"
     if "forward" in module.__dict__ or "_conv_forward" in module.__dict__:
         return "its forward was replaced on the object"
     if type(module) not in _SKIPPABLE:
         return f"{type(module).__name__} is a subclass with a behaviour of its own"
-    if filter_fn is not None and not filter_fn(module, name):
-        return "filter_fn left it out"
+    if "skip" in module.__dict__:
+        return "it has an attribute skip of its own"
+    if type(module.weight) is not Parameter:
+        return f"its weight is a {type(module.weight).__name__}, a subclass of Tensor"
+    if module.weight.dtype not in ops.DTYPES:
+        return f"its weight is {module.weight.dtype}"
     return None
+
+
+def _choice(module: nn.Module, name: str, filter_fn: FilterFn | None) -> str | None:
+    taken = type(module) not in _SKIPPABLE or filter_fn is None or filter_fn(module, name)
+    return None if taken else "filter_fn left it out"
+
+
+def _other(module: nn.Module) -> str | None:
+    """Why there is no skip for a module that multiplies by a weight in another way; None for a module that does not."""
+    if isinstance(module, _NO_KERNEL):
+        return f"there is no skipping {type(module).__name__}"
+    if _is_quantised(module) and hasattr(module, "_packed_params") and hasattr(module, "weight"):
+        return f"it is quantised: {type(module).__module__}.{type(module).__name__}"
+    matrices = [name for name, p in module._parameters.items() if isinstance(p, Tensor) and p.ndim >= 2]
+    if matrices and not isinstance(module, _NO_PRODUCT):
+        return f"{type(module).__name__} computes with its own {', '.join(matrices)}"
+    return None
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return any(cls.__module__.startswith("torch.ao.nn.") for cls in type(module).__mro__)
 
 
 def convert(model: nn.Module, filter_fn: FilterFn | None = None) -> nn.Module:
     """Makes every ``nn.Linear`` and ``nn.Conv2d`` of a model skippable, in place, and returns the model.
 
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
-    root itself included. Results do not change until a flag is set. Subclasses, parametrized and lazy layers are left
-    alone; each such layer and its reason goes to the logger "wuskern" (level INFO) and is listed by :func:`survey`.
+    root itself included. Results do not change until a flag is set. Exact types only: subclasses, whose owner may read
+    their weight without calling them, are left alone, as are parametrized, lazy and quantised layers and weights that
+    are no plain Parameter. Each layer left alone and its reason goes to the logger "wuskern" (level INFO) and is listed
+    by :func:`survey`. Calling it again converts what has become convertible, and nothing else.
 
     Args:
         model: any module.
-        filter_fn: ``filter_fn(module, name) -> bool``, False leaves a layer alone.
+        filter_fn: ``filter_fn(module, name) -> bool``, asked once about each layer that could be converted, by its first
+            name; False leaves it alone. It only narrows the choice.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: nothing to convert, with the reasons. The model is then unchanged.
+        TypeError: ``model`` is no module, or ``filter_fn`` cannot be called.
+        ValueError: nothing to convert, with the reasons. The model is then unchanged, as it is where ``filter_fn`` raises.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn: expected a function of (module, name), got {filter_fn!r}")
     found = survey(model, filter_fn)
     left = [f"{f.name or 'the model itself'}: {f.obstacle}" for f in found if f.obstacle]
     if len(left) == len(found):
@@ -86,9 +125,21 @@ def convert(model: nn.Module, filter_fn: FilterFn | None = None) -> nn.Module:
 
 
 def revert(model: nn.Module) -> nn.Module:
-    """Undoes :func:`convert`: every skippable layer is a stock layer again, the same object. Returns the model."""
+    """Undoes :func:`convert`: every skippable layer is a stock layer again, the same object. Returns the model.
+
+    Layers parametrized since keep their parametrization. Subclasses of the skippable layers are left alone.
+    """
     for module in model.modules():
-        if type(module) in _STOCK:
+        if stock := _stock_class(type(module)):
             module.__dict__.pop("skip", None)
-            module.__class__ = _STOCK[type(module)]
+            module.__class__ = stock
     return model
+
+
+def _stock_class(cls: type[nn.Module]) -> type[nn.Module] | None:
+    """The stock twin of a skippable class, also of the subclass that ``register_parametrization`` made of it; else None."""
+    base = cls.__bases__[0]
+    if base in _STOCK and cls.__name__ == f"Parametrized{base.__name__}":
+        namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+        return type(f"Parametrized{_STOCK[base].__name__}", (_STOCK[base],), namespace)
+    return _STOCK.get(cls)

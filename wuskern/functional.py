@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from wuskern import ops
 from wuskern.autograd import Conv2dFunction, LinearFunction
 
 Pair = int | tuple[int, ...]
@@ -53,15 +54,18 @@ def conv2d(
     Raises:
         What ``F.conv2d`` raises; ``RuntimeError`` for a second derivative through a skipped call.
     """
-    strided = _pair(stride) != (1, 1)
-    if not skip or stock_reason(x, weight, bias) or (padding == "same" and strided):  # the last one raises there
+    if not skip or stock_reason(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    stock = x, weight, bias
+    x, weight, bias = _autocast(x, _graph_weight(weight), bias)
+    strided_same = padding == "same" and _pair(stride) != (1, 1)
+    if strided_same or x.ndim not in (3, 4) or x.dtype != weight.dtype:  # stock raises, in its own words
+        return F.conv2d(*stock, stride, padding, dilation, groups)
     unbatched = x.ndim == 3
     if unbatched:
         x = x.unsqueeze(0)
     if isinstance(padding, str):
         x, padding = _numeric_padding(x, weight, padding, _pair(dilation))
-    x, weight, bias = _autocast(x, _graph_weight(weight), bias)
     y = Conv2dFunction.apply(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
     return y.squeeze(0) if unbatched else y
 
@@ -75,6 +79,8 @@ def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     for t in (x, weight, bias):
         if type(t) not in _PLAIN:
             return f"{type(t).__name__} is a subclass of Tensor"
+    if x is None or x.dtype not in ops.DTYPES:
+        return "the input is no tensor of real floating numbers"
     if x.is_nested or x.layout is not torch.strided:
         return "the input is nested or not strided"
     return None

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,6 +26,8 @@ class SkippableLinear(nn.Linear):
     skip: bool = False
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.linear(input, self.weight, self.bias)
         return functional.linear(input, self.weight, self.bias, skip=self.skip)
 
     def extra_repr(self) -> str:
@@ -41,14 +44,16 @@ class SkippableConv2d(nn.Conv2d):
 
     skip: bool = False
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._conv_forward(input, self.weight, self.bias)
         if not self.skip:
-            return super()._conv_forward(input, weight, bias)
+            return self._conv_forward(input, self.weight, self.bias)
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
-        return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups, skip=True)
+        return functional.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, skip=True)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _flags(self)
