@@ -67,6 +67,7 @@ class Race:
         floor: Callable[[Seconds], float] | None = None,
         derived: Derived | None = None,
         moved: int = 0,
+        flops: int | None = None,
         dtype: Any = None,
         copies: int | None = None,
         repeat: int | None = None,
@@ -84,7 +85,8 @@ class Race:
             peer: the variant that ours is compared with, as ``faster``: seconds of the peer over ours.
             floor: seconds that cannot be undercut, from the seconds of a round; ours over it is ``of_floor``.
             derived: further numbers, each a function of the seconds of a round.
-            moved: bytes that must be read or written. dtype: of the matrix products, None where there are none.
+            moved: bytes that must be read or written. flops: by default what FlopCounterMode sees in ours (which cannot be
+                ``autograd.grad`` of a leaf through a module). dtype: of the matrix products, None where there are none.
             copies, repeat: sets of inputs, and calls per timing; by default as bench/clocks.py says.
             rehearse: each is called once before it is timed, so that it meets the state that it leaves itself.
             host: time the host alone, also on a GPU.
@@ -111,15 +113,15 @@ class Race:
         self.benchmark.pedantic(one_round, rounds=self.rounds, warmup_rounds=WARM_UP)
 
         peaks = {name: peak_bytes(lambda f=function: f(*first), self.device) for name, function in variants.items()}
-        with FlopCounterMode(display=False) as counter:
-            variants[OURS](*first)
         row = {"group": group, "case": case, "peer": peer, **facts}
         row |= _times(rounds[WARM_UP:])
         functions: Derived = {"faster": lambda t: t[peer] / t[OURS]}
         if floor is not None:
             functions["of_floor"] = lambda t: t[OURS] / floor(t)
         row["derived"] = _derived(rounds[WARM_UP:], functions | (derived or {}))
-        row |= self._rates(row["milliseconds"][OURS] / 1e3, moved, counter.get_total_flops(), dtype)
+        row |= self._rates(
+            row["milliseconds"][OURS] / 1e3, moved, _flops(variants[OURS], first) if flops is None else flops, dtype
+        )
         row |= {"peak_bytes": peaks, "rounds": self.rounds, "repeat": repeat, "copies": copies}
         self.record(row)
 
@@ -135,7 +137,15 @@ class Race:
         }
 
 
-def _rounds(variants: Variants, clock: Clock, sets: Iterator[tuple[Any, ...]], repeat: int, rehearse: bool) -> Iterator[Seconds]:
+def _flops(function: Callable[..., object], arguments: tuple[Any, ...]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops()
+
+
+def _rounds(
+    variants: Variants, clock: Clock, sets: Iterator[tuple[Any, ...]], repeat: int, rehearse: bool
+) -> Iterator[Seconds]:
     """Round after round: each variant timed once, the first of a round being the second of the round before."""
     names = list(variants)
     for turn in itertools.count():

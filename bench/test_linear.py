@@ -65,6 +65,7 @@ def test_linear(name, dtype, device, race):
         verify=verify,
         peer="frozen",
         floor=lambda t: t["fprop + dgrad"] + rows * outputs * dtype.itemsize / ceilings.bytes_per_second,
+        flops=4 * rows * inputs * outputs,
         moved=(2 * rows * (inputs + outputs) + 2 * inputs * outputs) * dtype.itemsize,
         dtype=dtype,
     )
@@ -87,6 +88,7 @@ def test_host_cost(where, device, race):
             verify=verify,
             peer="frozen",
             derived={"extra_microseconds": lambda t: 1e6 * (t["ours"] - t["frozen"])},
+            flops=0,
             repeat=CALLS,
             host=True,
             limit_microseconds=15 if where == "outside" else 25,
