@@ -1,4 +1,4 @@
-"""What the machine can do, measured once per session by the clock of the races: bytes and floating-point operations a second."""
+"""What the machine can do, measured once per session by the clock of the races: bytes and flops a second."""
 
 import functools
 from dataclasses import dataclass
