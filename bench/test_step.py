@@ -14,7 +14,8 @@ from wuskern.train.models import MODELS
 
 BATCH, SMOKE_BATCH = 64, 4
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-SGD = dict(lr=1e-9, momentum=0.9, weight_decay=5e-4)  # full work, and weights that stay what they are
+# All of the work, and weights that keep every bit: after a change of one, ReLUs switch and gradients differ by a percent.
+SGD = dict(lr=0.0, momentum=0.9, weight_decay=5e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -48,7 +49,7 @@ def test_step(norm, layout, device, race, benchmark):
         assert all(results["dense"][name] is not None for name in weights)
         for name in ("ours", "frozen"):
             assert all(results[name][weight] is None for weight in weights)
-            assert (flattened(results[name], weights) - dense).norm() <= 1e-2 * dense.norm()
+            assert (flattened(results[name], weights) - dense).norm() <= 1e-4 * dense.norm()
 
     race(
         {

@@ -109,7 +109,8 @@ def test_a_call_takes_the_inputs_used_longest_ago(variants, copies, repeat, rehe
 
 def test_ratios_are_medians_over_rounds_and_not_quotients_of_medians(monkeypatch):
     ours, peer = [1.0, 2.0, 4.0, 2.0, 1.0], [4.0, 4.0, 4.0, 2.0, 1.0]
-    (row,) = run(monkeypatch, two_variants(), {"ours": WARM + ours, "peer": WARM + peer}, floor=lambda t: t["peer"] / 2)
+    times = {"ours": WARM + ours, "peer": [90.0] * race.WARM_UP + peer}
+    (row,) = run(monkeypatch, two_variants(), times, floor=lambda t: t["peer"] / 2)
     assert row["milliseconds"] == {"ours": 2000, "peer": 4000}
     assert row["derived"]["faster"]["median"] == 1.0  # of 4, 2, 1, 1, 1
     assert row["derived"]["of_floor"]["median"] == 2.0
