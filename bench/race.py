@@ -155,7 +155,7 @@ def _rounds(
             if rehearse:
                 variants[name](*next(sets))
             seconds[name] = clock(variants[name], [next(sets) for _ in range(repeat)])
-        yield seconds
+        yield {name: seconds[name] for name in names}
 
 
 def _times(rounds: list[Seconds]) -> dict[str, Seconds]:

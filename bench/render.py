@@ -96,7 +96,7 @@ def conv2d(content: dict[str, Any]) -> str:
     slower = [row["case"] for row in rows if missed(row, "faster")]
     return (
         f"{table(header, body)}\n\n{len(rows)} cases, each in [bench/RESULTS.md](bench/RESULTS.md); slower than stock: "
-        f"{', '.join(slower) or 'none'}; {machine(content)}."
+        f"{', '.join(slower) or 'none'}; {machine(content)}, {min(row['rounds'] for row in rows)} rounds."
     )
 
 
@@ -205,7 +205,7 @@ def everything(content: dict[str, Any], again: dict[str, Any] | None = None) -> 
         "range over the median; ratios are medians over rounds, +- their interquartile range. `of_ceiling`: share of the rate",
         "that a copy, a read or a matrix product of the same dtype reaches. Peak: MiB handed out at once in one call.\n",
         f"Environment: {versions}.\n",
-        f"Ceilings: {ceilings}.",
+        f"Ceilings: {ceilings}. Rounds: {min(row['rounds'] for row in content['rows'])} or more.",
     ]
     groups = dict.fromkeys(row["group"] for row in content["rows"])
     parts += [f"\n## {group}\n\n{WHAT[group]}\n\n{_full(rows_of(content, group))}" for group in groups]

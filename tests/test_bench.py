@@ -112,6 +112,7 @@ def test_ratios_are_medians_over_rounds_and_not_quotients_of_medians(monkeypatch
     times = {"ours": WARM + ours, "peer": [90.0] * race.WARM_UP + peer}
     (row,) = run(monkeypatch, two_variants(), times, floor=lambda t: t["peer"] / 2)
     assert row["milliseconds"] == {"ours": 2000, "peer": 4000}
+    assert list(row["milliseconds"]) == ["ours", "peer"]  # whoever came first in the first round
     assert row["derived"]["faster"]["median"] == 1.0  # of 4, 2, 1, 1, 1
     assert row["derived"]["of_floor"]["median"] == 2.0
     assert row["rounds"] == 5
