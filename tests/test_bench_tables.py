@@ -16,7 +16,8 @@ def row(group, case, peer="frozen", variants=("ours", "frozen", "dense"), iqr=0.
         "group": group, "case": case, "peer": peer,
         "milliseconds": dict.fromkeys(variants, 1.5), "spread": dict.fromkeys(variants, 0.01),
         "derived": {name: {"median": value, "iqr": iqr} for name, value in derived.items()},
-        "peak_bytes": dict.fromkeys(variants, 2**20), "bytes": 8, "flops": 8, "GB/s": 1.0, "GFLOP/s": 1.0, "of_ceiling": 0.5, "rounds": 21,
+        "peak_bytes": dict.fromkeys(variants, 2**20), "bytes": 8, "flops": 8, "GB/s": 1.0, "GFLOP/s": 1.0, "of_ceiling": 0.5,
+        "rounds": 21,
     }  # fmt: skip
 
 
