@@ -1,5 +1,5 @@
 # make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
-# make bench | results    measure on this CPU into bench/results/cpu.json | and the demo, and fill the README
+# make bench | bench-again | results    measure on this CPU into bench/results/ | once more | both, the demo, the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
 # make wheel              one wheel in dist/ with the libraries that this machine can build
 #
@@ -9,7 +9,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench results test-gpu sanitize bench-gpu wheel build clean
+.PHONY: help demo test lint check bench bench-again results test-gpu sanitize bench-gpu wheel build clean
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -72,10 +72,15 @@ check: build
 	$(PY) -m pytest -q bench --benchmark-disable -p no:cacheprovider
 
 bench: build
-	$(PY) -m pytest -q -s bench --results $(OUT)/cpu.json
+	$(PY) -m pytest -q bench --benchmark-quiet --results $(OUT)/cpu.json
+
+# A second run, and whether it agrees with the first one within the spread that they state.
+bench-again: build
+	$(PY) -m pytest -q bench --benchmark-quiet --results $(OUT)/cpu-again.json
+	-$(PY) -m bench.compare $(OUT)/cpu.json $(OUT)/cpu-again.json
 
 # Measures everything that the README states, on an otherwise idle machine, and writes it there.
-results: bench demo
+results: bench bench-again demo
 	cp runs/demo/results.json bench/results/demo.json
 	$(PY) -m bench.tables
 
@@ -111,7 +116,7 @@ sanitize:
 	done
 
 bench-gpu:
-	$(GPU_PYTEST) -s bench --device cuda \
+	$(GPU_PYTEST) bench --benchmark-quiet --device cuda \
 	  --results "$(OUT)/$$($(GPU_PY) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))').json"
 endif
 

@@ -1,55 +1,76 @@
-"""The race: variants of one problem, verified first, timed in turn within one run, written to one file.
+"""Benchmarks with pytest-benchmark: options, and the fixture ``race``.
 
-pytest bench --results bench/results/cpu.json     # measure and write
-pytest bench --benchmark-disable                  # run everything once
+    pytest bench --results bench/results/cpu.json                # measure everything and write it
+    pytest bench --benchmark-disable                             # a smoke test: verify every case once, time nothing
+    pytest bench -k conv2d --benchmark-json=x.json               # one op; "extra_info" holds the row that --results writes
+    pytest bench -k "conv2d and depthwise and NHWC and bfloat16" --benchmark-columns=median,iqr,rounds   # one case
+
+pytest-benchmark's own columns are of "ours", in seconds of one call; its peers, floor and rates are in extra_info. More
+options: ``--device cuda``, ``--rounds N``, ``--copies N`` (see bench/clocks.py).
 """
 
-import itertools
-import json
-import math
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from wuskern.train.results import environment, replace
+from bench import results
+from bench.ceilings import Ceilings
+from bench.race import ROUNDS, Race, race_clock
 
-ROUNDS = 21
-FLUSH_BYTES = 2**28  # larger than any L2
+ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+CEILINGS: pytest.StashKey[Ceilings] = pytest.StashKey()
+PROVENANCE: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--results", type=Path, help="write the medians of this run to a JSON file")
-    parser.addoption("--device", default="cpu", help="cpu or cuda")
+    group = parser.getgroup("wuskern")
+    group.addoption("--results", type=Path, metavar="PATH", help="write this run to a JSON file")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
+    group.addoption("--rounds", type=positive, default=ROUNDS, metavar="N", help=f"rounds of each race (default: {ROUNDS})")
+    group.addoption("--copies", type=positive, metavar="N", help="sets of inputs that rotate; 1: warm (default: by size)")
 
 
 def pytest_configure(config):
+    if config.getoption("--results") and config.getoption("--benchmark-disable"):
+        raise pytest.UsageError("--results: expected a run that measures, got --benchmark-disable")
     config.stash[ROWS] = []
+    config.stash[CEILINGS] = Ceilings(config.getoption("--device"))
 
 
-ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "race" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=race_clock, disable_gc=True))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
     path, rows = session.config.getoption("--results"), session.config.stash[ROWS]
-    if path is None or exitstatus != 0 or not rows:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, json.dumps({"environment": environment(session.config.getoption("--device")), "rows": rows}, indent=1))
-    for group, members in itertools.groupby(rows, key=lambda row: row["group"]):
-        ratios = [row["peer_over_ours"] for row in members if row["peer_over_ours"]]
-        if ratios:
-            mean = math.exp(statistics.fmean(map(math.log, ratios)))
-            print(f"\n{group}: peer / ours {mean:.2f} (geometric mean of {len(ratios)}), worst {min(ratios):.2f}", end="")
-    print(f"\nresults: {path}")
+    if path is not None and exitstatus == 0 and rows:
+        results.write(path, rows, session.config.stash[CEILINGS])
 
 
-@pytest.fixture
+def pytest_terminal_summary(terminalreporter, config):
+    """How each group went, and whether the file was written."""
+    rows = config.stash[ROWS]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        faster = results.medians([row for row in rows if row["group"] == group], "faster")
+        mean, worst = results.geometric_mean(faster), min(faster)
+        terminalreporter.write_line(f"{group}: peer / ours {mean:.2f} (geometric mean of {len(faster)}), worst {worst:.2f}")
+    path = config.getoption("--results")
+    if path is not None:
+        terminalreporter.write_line(f"results: {path}" if rows and not terminalreporter.stats.get("failed") else "no results")
+
+
+@pytest.fixture(scope="session")
 def device(request):
     name = request.config.getoption("--device")
     if name == "cuda" and not torch.cuda.is_available():
@@ -57,75 +78,20 @@ def device(request):
     return name
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def race(request, benchmark, device):
-    """``race(variants, group=..., case=..., peer=..., **facts)``: times each variant once per round, in rotating order.
+    """A :class:`bench.race.Race`; its rows go into the results, and with versions and commit into ``extra_info``."""
+    config = request.config
+    if PROVENANCE not in config.stash:
+        config.stash[PROVENANCE] = results.provenance(device)
 
-    ``variants``: name -> function; "ours" is ours, ``peer`` names the one it is compared with. Callers verify before.
-    ``rehearse``: each is called once before it is timed, so that it meets the state that it leaves itself.
-    """
-    time_once = _time_on_gpu if device == "cuda" else _time_on_cpu
+    def record(row) -> None:
+        config.stash[ROWS].append(row)
+        benchmark.extra_info.update(row | {"environment": config.stash[PROVENANCE]})
 
-    def run(
-        variants: dict[str, Callable[[], object]],
-        *,
-        group: str,
-        case: str,
-        peer: str | None = None,
-        rehearse: bool = False,
-        rounds: int = ROUNDS,
-        **facts: Any,
-    ) -> dict[str, float]:
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        turn = itertools.count()
-
-        def round_of_all() -> None:
-            names = list(variants)
-            shift = next(turn) % len(names)
-            for name in names[shift:] + names[:shift]:
-                if rehearse:
-                    variants[name]()
-                times[name].append(time_once(variants[name]))
-
-        benchmark.group = group
-        rounds = 1 if benchmark.disabled else rounds
-        benchmark.pedantic(variants["ours"], setup=round_of_all, rounds=rounds, warmup_rounds=0 if benchmark.disabled else 3)
-        medians = {name: statistics.median(t[-rounds:]) for name, t in times.items()}
-        row = {
-            "group": group,
-            "case": case,
-            "peer": peer,
-            "peer_over_ours": medians[peer] / medians["ours"] if peer else None,
-            "milliseconds": {name: round(1e3 * m, 5) for name, m in medians.items()},
-            "spread": {name: round(_spread(t[-rounds:]), 3) for name, t in times.items()},
-            **facts,
-        }
-        benchmark.extra_info.update(row)
-        request.config.stash[ROWS].append(row)
-        return medians
-
-    return run
-
-
-def _spread(times: list[float]) -> float:
-    """Interquartile range over the median."""
-    if len(times) < 4:
-        return 0.0
-    low, median, high = statistics.quantiles(times, n=4)
-    return (high - low) / median
-
-
-def _time_on_cpu(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def _time_on_gpu(function: Callable[[], object]) -> float:
-    torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda").zero_()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    function()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return Race(benchmark, config.stash[CEILINGS], record, config.getoption("--rounds"), config.getoption("--copies"))

@@ -1,141 +1,73 @@
-"""Writes the README's numbers from bench/results, between its markers; ``--check`` only says whether they agree.
+"""Writes the README's numbers, between its markers, and bench/RESULTS.md from bench/results.
 
-python -m bench.tables [--check]
+python -m bench.tables [--check]    --check only says whether they agree
 """
 
 import json
-import math
 import re
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from bench import render
+from bench.results import FOLDER, ROOT, read
+
 README = ROOT / "README.md"
-RESULTS = ROOT / "bench" / "results"
-Rows = list[dict[str, Any]]
+FULL = ROOT / "bench" / "RESULTS.md"
+RACES = {"conv2d": render.conv2d, "bias_grad": render.bias_grad, "step": render.step, "linear": render.linear}
+TRAININGS = ("demo", "vgg11")  # each a results.json of `wuskern train`; one without a file has no section
 
 
-def rows_of(content: dict[str, Any], group: str) -> Rows:
-    return [row for row in content["rows"] if row["group"] == group]
+def read_training(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    if not content.get("summary"):
+        raise ValueError(f"{path}: expected results of wuskern train with a summary, got none")
+    return content
 
 
-def table(header: list[str], body: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def sections(folder: Path) -> dict[str, str]:
+    """The README's sections by name, rendered."""
+    races = read(folder / "cpu.json")
+    found = {name: make(races) for name, make in RACES.items()}
+    for name in TRAININGS:
+        if (path := folder / f"{name}.json").exists():
+            found[name] = render.training(read_training(path))
+    return found
 
 
-def machine(content: dict[str, Any]) -> str:
-    e = content["environment"]
-    return f"{e['processor']}, {e['threads']} threads, torch {e['torch']}"
+def filled(text: str, rendered: dict[str, str]) -> str:
+    """The README with every section between ``<!-- name -->`` and ``<!-- /name -->`` made anew.
 
-
-def conv2d(content: dict[str, Any]) -> str:
-    """A line per shape and layout: fp32 and bf16 side by side; then geometric mean and worst."""
-    rows = rows_of(content, "conv2d bias-only backward")
-    by_case: dict[str, Rows] = {}
-    for row in rows:
-        by_case.setdefault(row["case"].rsplit(" ", 1)[0], []).append(row)
-    body = []
-    for case, pair in by_case.items():
-        cells = [case]
-        for row in pair:
-            ms = row["milliseconds"]
-            cells += [
-                f"{ms['ours']:.1f}",
-                f"{ms['frozen']:.1f}",
-                f"{row['peer_over_ours']:.2f}x",
-                f"{ms['ours'] / ms['dgrad']:.2f}x",
-            ]
-        body.append(cells)
-    ratios = [row["peer_over_ours"] for row in rows]
-    mean = math.exp(statistics.fmean(map(math.log, ratios)))
-    columns = [
-        f"{name}, {dtype}" for dtype in ("fp32", "bf16") for name in ("ours ms", "frozen ms", "faster", "of dgrad alone")
-    ]
-    return f"{table(['case', *columns], body)}\n\nGeometric mean {mean:.2f}x, worst {min(ratios):.2f}x; {machine(content)}."
-
-
-def bias_grad(content: dict[str, Any]) -> str:
-    body = []
-    for row in rows_of(content, "bias_grad"):
-        ms = row["milliseconds"]
-        speed = row["bytes"] / ms["ours"] / 1e6
-        body.append(
-            [
-                row["case"],
-                f"{ms['ours']:.3f}",
-                f"{ms['sum']:.3f}",
-                f"{ms['copy']:.3f}",
-                f"{row['peer_over_ours']:.2f}x",
-                f"{speed:.1f}",
-            ]
-        )
-    return table(["dY", "ours ms", "`dY.sum` ms", "copy ms", "faster than sum", "GB/s read"], body)
-
-
-def step(content: dict[str, Any]) -> str:
-    body = []
-    for row in rows_of(content, "step"):
-        ms = row["milliseconds"]
-        could = (ms["wgrad"] + ms["weight update"]) / ms["dense"]
-        saved, frozen = 1 - ms["ours"] / ms["dense"], 1 - ms["frozen"] / ms["dense"]
-        body.append([row["case"], f"{ms['dense']:.1f}", f"{could:.0%}", f"{saved:.0%}", f"{frozen:.0%}"])
-    return table(["step", "dense ms", "wgrad and weight update", "a skipped step saves", "stock freezing saves"], body)
-
-
-def linear(content: dict[str, Any]) -> str:
-    body = []
-    for row in rows_of(content, "linear"):
-        ms = row["milliseconds"]
-        times = [f"{ms[name]:.3f}" for name in ("ours", "frozen", "dense")]
-        body.append([row["case"], *times, f"{ms['ours'] / ms['frozen']:.2f}x"])
-    return table(["layer", "skipped ms", "frozen ms", "dense ms", "skipped / frozen"], body)
-
-
-def demo(content: dict[str, Any]) -> str:
-    body = []
-    for row in content["summary"]:
-        accuracy = 100 * statistics.fmean(row["accuracies"])
-        shares = ["-" if row[k] is None else f"{row[k]:.0%}" for k in ("s", "f", "faster")]
-        body.append([row["policy"], f"{accuracy:.2f} %", f"{row['seconds']:.1f}", *shares])
-    header = ["policy", "test accuracy", "seconds", "steps skipped", "a skipped step saves", "less time than dense"]
-    return (
-        f"{table(header, body)}\n\n{content['verdict']} ({len(content['summary'][0]['accuracies'])} seeds; {machine(content)}.)"
-    )
-
-
-SECTIONS = {
-    "conv2d": ("cpu", conv2d),
-    "bias_grad": ("cpu", bias_grad),
-    "step": ("cpu", step),
-    "linear": ("cpu", linear),
-    "demo": ("demo", demo),
-}
-
-
-def filled(text: str) -> str:
-    """The README with every section between ``<!-- name -->`` and ``<!-- /name -->`` made anew."""
-    for name, (file, render) in SECTIONS.items():
-        content = json.loads((RESULTS / f"{file}.json").read_text())
+    Raises ``ValueError`` for a section without markers and for markers without a section.
+    """
+    marked = set(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE))
+    for name in marked ^ set(rendered):
+        wanted, got = ("results", "markers only") if name in marked else ("markers in the README", "results only")
+        raise ValueError(f"{name}: expected {wanted}, got {got}")
+    for name, section in rendered.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{README.name}: expected the markers of {name}, got none")
-        rendered = render(content)
-        text = pattern.sub(lambda m, r=rendered: f"{m[1]}{r}\n{m[2]}", text)
+        text = pattern.sub(lambda m, s=section: f"{m[1]}{s}\n{m[2]}", text)
     return text
 
 
-def main() -> None:
-    text = README.read_text()
-    new = filled(text)
-    if "--check" in sys.argv[1:]:
-        if new != text:
-            raise SystemExit("README.md differs from bench/results: run python -m bench.tables")
-    else:
-        README.write_text(new)
+def full(folder: Path) -> str:
+    again = folder / "cpu-again.json"
+    return render.everything(read(folder / "cpu.json"), read(again) if again.exists() else None)
+
+
+def main(arguments: list[str], readme: Path = README, complete: Path = FULL, folder: Path = FOLDER) -> None:
+    try:
+        new = {readme: filled(readme.read_text(), sections(folder)), complete: full(folder)}
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    stale = [path for path, text in new.items() if not path.exists() or path.read_text() != text]
+    if "--check" in arguments:
+        if stale:
+            raise SystemExit(f"{', '.join(p.name for p in stale)}: not what bench/results say: run python -m bench.tables")
+        return
+    for path in stale:
+        path.write_text(new[path])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""A whole training step of VGG-11 on the digits: what a skipped step saves of what could be saved.
+"""A whole training step of VGG-16 on images of CIFAR's shape: what a skipped step saves of what could be saved.
 
 What could be saved is measured by itself: every layer's weight gradient, computed once more from the tensors of a real
 step, and the optimizer's work on the weights. Stock freezing stands beside it.
@@ -9,75 +9,114 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from bench.conftest import ROUNDS
-from wuskern import modules, set_skip
-from wuskern.train import data
-from wuskern.train.loop import Run, Settings
+from wuskern import convert, modules, policies, set_skip
+from wuskern.train.models import MODELS
 
-BATCH = 64
+BATCH, SMOKE_BATCH = 64, 4
+LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+# All of the work, and weights that keep every bit: after a change of one, ReLUs switch and gradients differ by a percent.
+SGD = dict(lr=0.0, momentum=0.9, weight_decay=5e-4)
 
 
-@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("name", ["vgg11"])
-def test_step(name, layout, device, race):
-    settings = Settings(
-        model=name, width=1.0, epochs=1, batch=BATCH, optimizer="sgd", lr=0.002, momentum=0.9, weight_decay=5e-4,
-        channels_last=layout == "NHWC", device=device, wus={},
-    )  # fmt: skip
-    digits = data.load("digits").to(device, settings.memory_format)
-    run = Run("wus", settings, digits, seed=0)
-    layers = modules.skippable_layers(run.model)
-    x, y = digits.x_train[:BATCH].contiguous(memory_format=settings.memory_format), digits.y_train[:BATCH]
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("norm", ["BatchNorm", "no norm"])
+def test_step(norm, layout, device, race, benchmark):
+    batch = SMOKE_BATCH if benchmark.disabled else BATCH
+    model = vgg16(batch_norm=norm == "BatchNorm").to(device, memory_format=LAYOUTS[layout])
+    optimizer = torch.optim.SGD(convert(model).parameters(), **SGD)
+    policies.WUS(model).attach(optimizer)
+    layers = modules.skippable_layers(model)
+    x = torch.randn(batch, 3, 32, 32).to(device).contiguous(memory_format=LAYOUTS[layout])
+    y = torch.randint(10, (batch,)).to(device)
 
-    def step() -> None:
-        run._step(x, y)
-
-    def with_flags(skip: bool, frozen: bool):
-        def body() -> None:
-            set_skip(run.model, skip)
+    def step(skip: bool, frozen: bool):
+        def run(x, y):
+            set_skip(model, skip)
             for layer in layers.values():
                 layer.weight.requires_grad_(not frozen)
-            step()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            gradients = {name: p.grad for name, p in model.named_parameters()}
+            optimizer.zero_grad()  # here, so that every variant finds the same memory
+            return gradients
 
-        return body
+        return run
 
-    variants = {"ours": with_flags(True, False), "dense": with_flags(False, False), "frozen": with_flags(False, True)}
-    variants["dense"]()
-    assert all(layer.weight.grad is not None for layer in layers.values())
-    variants["ours"]()
-    assert all(layer.weight.grad is None for layer in layers.values())
+    def verify(results, x, y) -> None:
+        """Ours and the frozen step have no weight gradient, and of all the other parameters the one that dense has."""
+        weights = {f"{name}.weight" for name in layers}
+        dense = flattened(results["dense"], weights)
+        assert all(results["dense"][name] is not None for name in weights)
+        for name in ("ours", "frozen"):
+            assert all(results[name][weight] is None for weight in weights)
+            assert (flattened(results[name], weights) - dense).norm() <= 1e-4 * dense.norm()
 
-    variants["wgrad"] = recorded_weight_gradients(run.model, layers, x, y)
-    variants["weight update"] = weight_update(layers)
-    medians = race(variants, group="step", case=f"{name} digits {layout}", peer="dense", rehearse=True, rounds=2 * ROUNDS)
-    share = (medians["wgrad"] + medians["weight update"]) / medians["dense"]
-    saved = 1 - medians["ours"] / medians["dense"]
-    frozen = 1 - medians["frozen"] / medians["dense"]
-    print(
-        f"\n{name} {layout}: wgrad and weight update {share:.1%} of a dense step; skipped {saved:.1%}, frozen {frozen:.1%}",
-        end="",
+    race(
+        {
+            "ours": step(True, False),
+            "dense": step(False, False),
+            "frozen": step(False, True),
+            "wgrad": recorded_weight_gradients(model, layers, x, y),
+            "weight update": weight_update(layers),
+        },
+        group="step",
+        case=f"VGG-16, {norm}, {layout}",
+        inputs=lambda: (x, y),
+        verify=verify,
+        peer="dense",
+        derived={
+            "could_save": lambda t: could_save(t) / t["dense"],
+            "saves": lambda t: 1 - t["ours"] / t["dense"],
+            "frozen_saves": lambda t: 1 - t["frozen"] / t["dense"],
+            "of_possible": lambda t: (t["dense"] - t["ours"]) / could_save(t),
+        },
+        dtype=torch.float32,
+        copies=1,
+        rehearse=True,
     )
+
+
+def vgg16(batch_norm: bool) -> nn.Module:
+    """VGG-16 for 3x32x32 and ten classes; without batch norm, its convolutions start as He et al. have it."""
+    model = MODELS["vgg16"](3, (32, 32), 10, 1.0)
+    if batch_norm:
+        return model
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, nn.Identity())
+            elif isinstance(child, nn.Conv2d):
+                nn.init.kaiming_normal_(child.weight, nonlinearity="relu")
+    return model
+
+
+def flattened(gradients, without) -> torch.Tensor:
+    return torch.cat([gradient.flatten() for name, gradient in gradients.items() if name not in without])
+
+
+def could_save(seconds) -> float:
+    return seconds["wgrad"] + seconds["weight update"]
 
 
 def recorded_weight_gradients(model, layers, x, y):
     """A function that computes every layer's weight gradient, and nothing else, from one real step's tensors."""
-    inputs, outputs = {}, {}
+    inputs, gradients = {}, {}
 
     def keep(layer: nn.Module, arguments, output) -> None:
         inputs[layer] = arguments[0].detach()
-        output.retain_grad()
-        outputs[layer] = output
+        output.register_hook(lambda dy: gradients.__setitem__(layer, dy))  # also right before an in-place ReLU
 
     set_skip(model, False)
     hooks = [layer.register_forward_hook(keep) for layer in layers.values()]
     F.cross_entropy(model(x), y).backward()
     for hook in hooks:
         hook.remove()
-    work = [(layer, inputs[layer], outputs[layer].grad) for layer in layers.values()]
+    work = [(layer, inputs[layer], gradients[layer]) for layer in layers.values()]
     for layer, layer_x, dy in work:
         expected = layer.weight.grad
         assert (weight_gradient(layer, layer_x, dy) - expected).norm() <= 1e-2 * expected.norm()
-    return lambda: [weight_gradient(*item) for item in work]
+    model.zero_grad()
+    return lambda *_: [weight_gradient(*item) for item in work]
 
 
 def weight_gradient(layer: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
@@ -93,4 +132,5 @@ def weight_update(layers):
     copies = [layer.weight.detach().clone().requires_grad_() for layer in layers.values()]
     for copy in copies:
         copy.grad = torch.randn_like(copy)
-    return torch.optim.SGD(copies, 1e-9, momentum=0.9, weight_decay=5e-4).step
+    optimizer = torch.optim.SGD(copies, **SGD)
+    return lambda *_: optimizer.step()

@@ -143,3 +143,58 @@ CONVS = [
 
 # The two skippable layers, small, each with the shape of an input.
 LAYERS = [(lambda: SkippableLinear(64, 32), (16, 64)), (lambda: SkippableConv2d(8, 4, 3), (4, 8, 10, 10))]
+
+# ---- what networks are made of: timed by bench/, verified by its smoke run ------------------------------------------
+
+NETWORK_CONVS = [
+    Conv("VGG 32px", 64, 64, 64, 32, 3, 1, 1),
+    Conv("VGG 16px", 64, 128, 128, 16, 3, 1, 1),
+    Conv("VGG 8px", 64, 256, 256, 8, 3, 1, 1),
+    Conv("VGG 4px", 64, 512, 512, 4, 3, 1, 1),
+    Conv("ResNet downsampling", 64, 64, 128, 32, 3, 2, 1),
+    Conv("bottleneck in", 16, 256, 64, 56, 1, 1, 0),
+    Conv("bottleneck out", 16, 64, 256, 56, 1, 1, 0),
+    Conv("depthwise", 32, 128, 128, 16, 3, 1, 1, groups=128),
+    Conv("four groups", 32, 128, 128, 16, 3, 1, 1, groups=4),
+    Conv("stem", 32, 3, 64, 32, 7, 2, 3),
+    Conv("ResNet 56px", 8, 64, 64, 56, 3, 1, 1),
+]
+
+# (rows, inputs, outputs) of a Linear.
+NETWORK_LINEARS = {
+    "classifier head": (64, 64, 10),
+    "hidden layer": (512, 512, 512),
+    "transformer MLP": (4096, 512, 2048),
+}
+TINY_LINEAR = (4, 16, 16)  # nothing but host cost
+
+NETWORK_GRADIENTS = [
+    Gradient("head 64x10", (64, 10), -1),
+    Gradient("hidden 128x512", (128, 512), -1),
+    Gradient("hidden 256x1024", (256, 1024), -1),
+    Gradient("AlexNet 512x4096", (512, 4096), -1),
+    Gradient("BERT 2048x768", (2048, 768), -1),
+    Gradient("tokens 8192x512", (8192, 512), -1),
+    Gradient("tokens 4096x2048", (4096, 2048), -1),
+    Gradient("tokens 8192x3072", (8192, 3072), -1),
+    Gradient("vocabulary 256x50257", (256, 50257), -1),
+    *(
+        Gradient(f"conv {'x'.join(map(str, shape))} {name}", shape, 1, layout)
+        for shape in [
+            (64, 512, 2, 2), (64, 512, 4, 4), (64, 256, 8, 8), (64, 128, 16, 16), (64, 64, 32, 32),
+            (16, 64, 112, 112), (16, 256, 56, 56), (32, 2048, 7, 7), (1, 64, 224, 224),
+        ]
+        for name, layout in (("NCHW", "contiguous"), ("NHWC", "channels_last"))
+    ),
+]  # fmt: skip
+# Those also timed in float16 and float64.
+ALL_DTYPES = {(256, 1024), (8192, 512), (64, 512, 4, 4), (64, 128, 16, 16), (16, 256, 56, 56)}
+
+GPU_GRADIENTS = [
+    Gradient("tokens 32768x4096", (32768, 4096), -1),
+    Gradient("tokens 8192x8192", (8192, 8192), -1),
+    Gradient("BERT 2048x768", (2048, 768), -1),
+    Gradient("conv 128x256x56x56 NCHW", (128, 256, 56, 56), 1),
+    Gradient("conv 128x256x56x56 NHWC", (128, 256, 56, 56), 1, "channels_last"),
+    Gradient("conv 128x512x7x7 NCHW", (128, 512, 7, 7), 1),
+]

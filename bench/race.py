@@ -1,0 +1,180 @@
+"""The race: variants of one problem, verified first, then timed in turn within one run.
+
+Every round times each variant once, in an order that rotates, each timing on the set of inputs used longest ago. All
+ratios are taken within a round, where the machine is the same for all, and stated as their median over the rounds. (The
+quotient of two stated medians can therefore differ a little from the stated ratio.) The spread of anything is its
+interquartile range; of times, over the median.
+"""
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.ceilings import Ceilings
+from bench.clocks import Clock, clock_of, copies_for, on_host, repeat_for
+from bench.memory import peak_bytes
+
+ROUNDS = 21
+WARM_UP = 3
+OURS = "ours"
+Variants = dict[str, Callable[..., object]]
+Seconds = dict[str, float]  # of one round, by variant
+Row = dict[str, Any]
+Derived = dict[str, Callable[[Seconds], float]]
+
+
+class RaceClock:
+    """The timer that pytest-benchmark reads: it stands still except while "ours" runs, so its table is of those timings."""
+
+    __name__ = "race_clock"
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+race_clock = RaceClock()
+
+
+class Race:
+    """What the fixture ``race`` hands out; see :meth:`__call__`."""
+
+    def __init__(
+        self,
+        benchmark: Any,
+        ceilings: Ceilings,
+        record: Callable[[Row], None],
+        rounds: int = ROUNDS,
+        copies: int | None = None,
+    ) -> None:
+        self.benchmark, self.ceilings, self.record, self.rounds, self.copies = benchmark, ceilings, record, rounds, copies
+        self.device = ceilings.device
+
+    def __call__(
+        self,
+        variants: Variants,
+        *,
+        group: str,
+        case: str,
+        inputs: Callable[[], tuple[Any, ...]],
+        verify: Callable[..., None],
+        peer: str,
+        floor: Callable[[Seconds], float] | None = None,
+        derived: Derived | None = None,
+        moved: int = 0,
+        flops: int | None = None,
+        dtype: Any = None,
+        copies: int | None = None,
+        repeat: int | None = None,
+        rehearse: bool = False,
+        host: bool = False,
+        **facts: Any,
+    ) -> None:
+        """Verifies, measures, and records the row; in a smoke run (``--benchmark-disable``) it only verifies.
+
+        Args:
+            variants: name -> function of one set of inputs; "ours" is ours.
+            group, case: where the row belongs, and its name there.
+            inputs: makes one set; called once per copy.
+            verify: ``verify(results, *set)`` with each variant's result by name; raises where one is wrong.
+            peer: the variant that ours is compared with, as ``faster``: seconds of the peer over ours.
+            floor: seconds that cannot be undercut, from the seconds of a round; ours over it is ``of_floor``.
+            derived: further numbers, each a function of the seconds of a round.
+            moved: bytes that must be read or written. flops: by default what FlopCounterMode sees in ours (which cannot be
+                ``autograd.grad`` of a leaf through a module). dtype: of the matrix products, None where there are none.
+            copies, repeat: sets of inputs, and calls per timing; by default as bench/clocks.py says.
+            rehearse: each is called once before it is timed, so that it meets the state that it leaves itself.
+            host: time the host alone, also on a GPU.
+            facts: go into the row as they are.
+        """
+        first = inputs()
+        verify({name: function(*first) for name, function in variants.items()}, *first)
+        self.benchmark.group = group
+        if self.benchmark.disabled:
+            self.benchmark.pedantic(lambda: None)
+            return
+
+        clock = on_host if host else clock_of(self.device)
+        copies = self.copies or copies or copies_for(moved, self.device)
+        sets = [first, *(inputs() for _ in range(copies - 1))]
+        repeat = repeat or repeat_for(clock(variants[OURS], [first]), self.device)
+        rounds: list[Seconds] = []
+        turns = _rounds(variants, clock, itertools.cycle(sets), repeat, rehearse)
+
+        def one_round() -> None:
+            rounds.append(next(turns))
+            race_clock.seconds += rounds[-1][OURS]
+
+        self.benchmark.pedantic(one_round, rounds=self.rounds, warmup_rounds=WARM_UP)
+
+        peaks = {name: peak_bytes(lambda f=function: f(*first), self.device) for name, function in variants.items()}
+        row = {"group": group, "case": case, "peer": peer, **facts}
+        row |= _times(rounds[WARM_UP:])
+        functions: Derived = {"faster": lambda t: t[peer] / t[OURS]}
+        if floor is not None:
+            functions["of_floor"] = lambda t: t[OURS] / floor(t)
+        row["derived"] = _derived(rounds[WARM_UP:], functions | (derived or {}))
+        row |= self._rates(
+            row["milliseconds"][OURS] / 1e3, moved, _flops(variants[OURS], first) if flops is None else flops, dtype
+        )
+        row |= {"peak_bytes": peaks, "rounds": self.rounds, "repeat": repeat, "copies": copies}
+        self.record(row)
+
+    def _rates(self, seconds: float, moved: int, flops: int, dtype: Any) -> dict[str, Any]:
+        """Zeros where a case states no bytes, or has no matrix product."""
+        least = self.ceilings.seconds(moved, flops, dtype)
+        return {
+            "bytes": moved,
+            "flops": flops,
+            "GB/s": round(moved / seconds / 1e9, 3),
+            "GFLOP/s": round(flops / seconds / 1e9, 3),
+            "of_ceiling": round(least / seconds, 4),
+        }
+
+
+def _flops(function: Callable[..., object], arguments: tuple[Any, ...]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function(*arguments)
+    return counter.get_total_flops()
+
+
+def _rounds(
+    variants: Variants, clock: Clock, sets: Iterator[tuple[Any, ...]], repeat: int, rehearse: bool
+) -> Iterator[Seconds]:
+    """Round after round: each variant timed once, the first of a round being the second of the round before."""
+    names = list(variants)
+    for turn in itertools.count():
+        shift = turn % len(names)
+        seconds = {}
+        for name in names[shift:] + names[:shift]:
+            if rehearse:
+                variants[name](*next(sets))
+            seconds[name] = clock(variants[name], [next(sets) for _ in range(repeat)])
+        yield {name: seconds[name] for name in names}
+
+
+def _times(rounds: list[Seconds]) -> dict[str, Seconds]:
+    columns = {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
+    medians = {name: statistics.median(times) for name, times in columns.items()}
+    return {
+        "milliseconds": {name: round(1e3 * median, 6) for name, median in medians.items()},
+        "spread": {name: round(iqr(times) / medians[name], 4) for name, times in columns.items()},
+    }
+
+
+def _derived(rounds: list[Seconds], functions: Derived) -> dict[str, dict[str, float]]:
+    values = {name: [function(seconds) for seconds in rounds] for name, function in functions.items()}
+    return {name: {"median": round(statistics.median(v), 4), "iqr": round(iqr(v), 4)} for name, v in values.items()}
+
+
+def iqr(values: list[float]) -> float:
+    """Interquartile range; 0 for fewer than four values."""
+    if len(values) < 4:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low

@@ -1,0 +1,165 @@
+"""The results of bench/ on their way into the README: files, tables, the comparison of two runs."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import compare, render, results, tables
+from tests.test_bench import known_ceilings
+
+
+def row(group, case, peer="frozen", variants=("ours", "frozen", "dense"), iqr=0.02, **derived):
+    return {
+        "group": group, "case": case, "peer": peer,
+        "milliseconds": dict.fromkeys(variants, 1.5), "spread": dict.fromkeys(variants, 0.01),
+        "derived": {name: {"median": value, "iqr": iqr} for name, value in derived.items()},
+        "peak_bytes": dict.fromkeys(variants, 2**20), "bytes": 8, "flops": 8, "GB/s": 1.0, "GFLOP/s": 1.0, "of_ceiling": 0.5,
+        "rounds": 21,
+    }  # fmt: skip
+
+
+def measured():
+    sums = ("ours", "sum", "copy")
+    return [
+        row("conv2d", "VGG NCHW float32", faster=2.1, of_floor=1.05)
+        | {"dtype_name": "float32", "layout": "NCHW", "problem": [64, 64, 64, 32, 3, 1, 1]},
+        row("conv2d", "stem NCHW float32", faster=0.8, of_floor=1.3)
+        | {"dtype_name": "float32", "layout": "NCHW", "problem": [32, 3, 64, 32, 7, 2, 1]},
+        row("bias_grad", "conv 16x256x56x56 NCHW bfloat16", "sum", sums, faster=9.0, of_copy=0.5)
+        | {"dtype_name": "bfloat16", "size": 2**24},
+        row("linear", "head", faster=0.9, of_floor=1.4),
+        row("host cost", "Linear, outside", faster=0.7, extra_microseconds=12.0) | {"limit_microseconds": 15},
+        row("step", "VGG-16", "dense", faster=1.5, could_save=0.4, saves=0.36, of_possible=0.9, frozen_saves=0.1),
+    ]
+
+
+TRAINED = {
+    "summary": [
+        {"policy": "dense", "accuracies": [0.5, 0.6], "seconds": 2.0, "s": None, "difference": None},
+        {"policy": "wus", "accuracies": [0.5, 0.5], "seconds": 1.0, "s": 0.5, "difference": [-1.5, 0.25], "loss": True},
+    ],
+    "verdict": "It lost.",
+    "environment": {"processor": "P", "threads": 2, "torch": "2"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Results of a run and of a training, and a README with their markers."""
+    results.write(tmp_path / "cpu.json", measured(), known_ceilings())
+    (tmp_path / "demo.json").write_text(json.dumps(TRAINED))
+    markers = [f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in [*tables.RACES, "demo"]]
+    (tmp_path / "README.md").write_text("before\n" + "between\n".join(markers) + "after\n")
+    return tmp_path
+
+
+def fill(folder, *arguments):
+    tables.main(list(arguments), folder / "README.md", folder / "RESULTS.md", folder)
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_results_say_what_was_measured_and_from_which_commit(folder):
+    content = results.read(folder / "cpu.json")
+    assert content["rows"] == measured()
+    assert {"wuskern", "torch", "triton", "python", "processor", "threads", "compiler", "commit"} <= set(content["environment"])
+    commit = content["environment"]["commit"]
+    assert commit is None or re.fullmatch(r"[0-9a-f]{12}(-dirty)?", commit)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "rows": []}'])
+def test_results_of_another_format_are_refused_in_one_line(folder, text):
+    (folder / "cpu.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"cpu.json: expected .*, got "):
+        fill(folder)
+
+
+def test_tables_are_written_between_the_markers_only(folder):
+    fill(folder)
+    text = (folder / "README.md").read_text()
+    assert text.startswith("before\n<!-- conv2d -->\n| dtype")
+    assert text.endswith("<!-- /demo -->\nafter\n")
+    assert "old" not in text
+    assert text.count("between") == 4
+    fill(folder, "--check")
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("README.md", "2.1", "3.1"), ("RESULTS.md", "2.1", "3.1"), ("cpu.json", "2.1", "3.1"), ("demo.json", "0.6", "0.7"),
+])  # fmt: skip
+def test_check_fails_where_one_number_differs(folder, name, old, new):
+    (folder / "cpu.json").write_text((folder / "cpu.json").read_text().replace("0.8", "2.1"))
+    fill(folder)
+    edit(folder / name, old, new)
+    with pytest.raises(SystemExit, match="not what bench/results say"):
+        fill(folder, "--check")
+
+
+@pytest.mark.parametrize(("old", "new"), [("<!-- conv2d -->", ""), ("before", "<!-- other -->")])
+def test_a_section_without_markers_and_markers_without_a_section_are_errors(folder, old, new):
+    edit(folder / "README.md", old, new)
+    with pytest.raises(SystemExit, match=r"expected .*, got "):
+        fill(folder)
+
+
+def test_losses_are_marked(folder):
+    fill(folder)
+    text = (folder / "RESULTS.md").read_text()
+    assert "0.80x **slower** +- 0.02 | 1.30x **over 1.1** +- 0.02" in text
+    assert "2.10x +- 0.02 | 1.05x +- 0.02" in text
+    readme = (folder / "README.md").read_text()
+    assert "0.80x **slower**" in readme
+    assert "slower than stock: stem NCHW float32" in readme
+    assert "| wus **loss** | 50.00 % | 1.0 | 50% | -1.5 to 0.25 |" in readme
+    assert "It lost." in readme
+
+
+@pytest.mark.parametrize(("group", "name", "value", "mark"), [
+    ("conv2d", "faster", 0.994, "slower"), ("conv2d", "faster", 0.996, None), ("host cost", "faster", 0.5, None),
+    ("conv2d", "of_floor", 1.1049, None), ("conv2d", "of_floor", 1.11, "over 1.1"),
+    ("bias_grad", "of_copy", 0.81, "over 0.8"), ("step", "of_possible", 0.89, "under 90%"), ("step", "saves", 0.1, None),
+    ("host cost", "extra_microseconds", 15.1, "over 15"), ("host cost", "extra_microseconds", 15.0, None),
+])  # fmt: skip
+def test_what_counts_as_missed(group, name, value, mark):
+    one = row(group, "c", **{name: value}) | {"size": render.LARGE, "limit_microseconds": 15}
+    assert render.missed(one, name) == mark
+
+
+def test_a_small_gradient_is_not_held_against_a_copy():
+    assert render.missed(row("bias_grad", "c", of_copy=2.0) | {"size": render.LARGE - 1}, "of_copy") is None
+
+
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.floats(0, 1), st.floats(0, 1))
+def test_agreement_is_symmetric_and_reflexive(a, b, iqr_a, iqr_b):
+    one, two = {"median": a, "iqr": iqr_a}, {"median": b, "iqr": iqr_b}
+    assert compare.agree(one, one)
+    assert compare.agree(one, two) == compare.agree(two, one)
+    assert compare.agree(one, two) == (abs(a - b) <= max(iqr_a, iqr_b) or abs(a - b) <= 0.01 * max(a, b))
+
+
+def test_two_runs_agree_or_the_rows_that_do_not_are_listed(folder, capsys):
+    first, again = folder / "cpu.json", folder / "cpu-again.json"
+    rows = measured()
+    rows[0]["derived"]["faster"]["median"] = 2.12  # apart by the interquartile range
+    results.write(again, rows, known_ceilings())
+    assert compare.main([str(first), str(again)]) == 0
+    assert "conv2d: 2 of 2 rows agree" in capsys.readouterr().out
+
+    rows[0]["derived"]["faster"]["median"] = 2.13
+    results.write(again, rows[:-1], known_ceilings())
+    assert compare.main([str(first), str(again)]) == 1
+    printed = capsys.readouterr().out
+    assert "conv2d: 1 of 2 rows agree" in printed
+    assert "VGG NCHW float32: faster 2.100 +- 0.020 and 2.130 +- 0.020" in printed
+    assert "VGG-16: only in the first run" in printed
+    fill(folder)
+    assert "conv2d: 1 of 2 rows agree" in (folder / "RESULTS.md").read_text()
+    assert compare.main([str(first), str(folder / "demo.json")]) == 2
+    assert compare.main([str(first)]) == 2
