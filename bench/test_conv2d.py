@@ -1,7 +1,8 @@
 """Bias-only backward of a Conv2d against the stock layer with its weight frozen and its bias training.
 
 The floor is the library's dgrad alone, on the same tensors, and one read of dY at the measured bandwidth. Every case has
-a dgrad, the stem too, so that they are comparable.
+a dgrad, the stem too, so that they are comparable. Each variant runs once before it is timed: what another one freed
+decides whether the C library has to fault its memory in again.
 """
 
 import copy
@@ -61,6 +62,7 @@ def test_conv2d(case, layout, dtype, device, race):
         floor=lambda t: t["dgrad"] + outputs * dtype.itemsize / ceilings.bytes_per_second,
         moved=(2 * outputs + elements + stock.weight.numel()) * dtype.itemsize,
         dtype=dtype,
+        rehearse=True,
         use=case.name,
         problem=[case.batch, case.channels, case.out, case.side, case.kernel, case.stride, case.groups],
         layout=layout,
