@@ -1,39 +1,27 @@
-"""Test accuracy over wall time, one panel per seed, WUS's skip windows shaded."""
+"""Test accuracy over wall time, one panel per seed: policies, their controls dashed, WUS's skip windows shaded."""
 
 from pathlib import Path
+from typing import Any
 
-from wuskern.train.loop import Run
-from wuskern.train.results import stop
+from wuskern.train.records import Record
+from wuskern.train.summary import control, control_name, policy_records
 
-COLOURS = {"dense": "tab:blue", "frozen": "tab:orange", "wus": "tab:green"}
+COLOURS = {"dense": "tab:blue", "frozen": "tab:orange", "wus": "tab:green", "wus+lr": "tab:red"}
 PANELS = 4
 
 
-def draw(path: Path, title: str, runs: list[Run]) -> None:
+def draw(path: Path, title: str, records: list[Record]) -> None:
     """Writes a PNG with a panel for each of the first four seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    seeds = sorted({run.seed for run in runs if run.epochs})[:PANELS]
+    seeds = sorted({record.seed for record in records if record.epochs})[:PANELS]
     figure, panels = plt.subplots(len(seeds), 1, figsize=(9, 1.2 + 2.8 * len(seeds)), squeeze=False, sharex=True)
     for panel, seed in zip(panels[:, 0], seeds, strict=True):
-        group = {run.policy_name: run for run in runs if run.seed == seed and run.epochs}
-        for policy, run in group.items():
-            time = [epoch.total_seconds for epoch in run.epochs]
-            accuracy = [100 * epoch.test_accuracy for epoch in run.epochs]
-            panel.plot(time, accuracy, color=COLOURS[policy], marker=".", linewidth=1.2, label=policy)
-        if "wus" in group:
-            _shade(panel, group["wus"])
-            if "dense" in group and (control := stop(group["dense"].epochs, group["wus"].epochs)):
-                panel.plot(
-                    control.total_seconds, 100 * control.test_accuracy, "o", markersize=9, fillstyle="none",
-                    color=COLOURS["dense"], label="dense stopped at WUS's time",
-                )  # fmt: skip
+        _panel(panel, [record for record in policy_records(records) if record.seed == seed and record.epochs], records)
         panel.set_ylabel(f"seed {seed}: test accuracy, %")
-        late = [100 * e.test_accuracy for run in group.values() for e in run.epochs[len(run.epochs) // 4 :]]
-        panel.set_ylim(min(late) - 1, max(late) + 0.5)
         panel.grid(alpha=0.3)
     panels[0, 0].legend(loc="lower right", fontsize="small")
     panels[0, 0].set_title(title)
@@ -43,10 +31,31 @@ def draw(path: Path, title: str, runs: list[Run]) -> None:
     plt.close(figure)
 
 
-def _shade(panel: object, run: Run) -> None:
+def _panel(panel: Any, group: list[Record], records: list[Record]) -> None:
+    for record in group:
+        _curve(panel, record, COLOURS[record.policy], record.policy, marker=".", linewidth=1.2)
+        if record.policy == "wus":
+            _shade(panel, record)
+        found = control(records, record.policy, record.seed) if record.policy != "dense" else None
+        if found is not None and found.epochs:
+            _curve(panel, found, COLOURS[record.policy], control_name(record.policy), linestyle="--", linewidth=0.9)
+            last = found.epochs[-1]
+            panel.plot(
+                last.total_seconds, 100 * last.test_accuracy, "o", markersize=8, fillstyle="none", color=COLOURS[record.policy]
+            )
+    late = [100 * e.test_accuracy for record in group for e in record.epochs[len(record.epochs) // 4 :]]
+    panel.set_ylim(min(late) - 1, max(late) + 0.5)
+
+
+def _curve(panel: Any, record: Record, colour: str, label: str, **style: Any) -> None:
+    seconds = [epoch.total_seconds for epoch in record.epochs]
+    panel.plot(seconds, [100 * epoch.test_accuracy for epoch in record.epochs], color=colour, label=label, **style)
+
+
+def _shade(panel: Any, record: Record) -> None:
     label = "WUS skips"
-    for epoch in run.epochs:
+    for epoch in record.epochs:
         if epoch.mode == "skip":
             begin = epoch.total_seconds - epoch.seconds
-            panel.axvspan(begin, epoch.total_seconds, color=COLOURS["wus"], alpha=0.15, linewidth=0, label=label)  # type: ignore[attr-defined]
+            panel.axvspan(begin, epoch.total_seconds, color=COLOURS["wus"], alpha=0.15, linewidth=0, label=label)
             label = ""
