@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wuskern.train.controls import epochs_in_the_time_of
+from wuskern.train.controls import epochs_in_the_time_of, seconds_per_epoch
 from wuskern.train.loop import POLICIES
 from wuskern.train.records import Epoch, Record
 
@@ -40,7 +40,7 @@ class Row:
 
     policy: str
     accuracies: tuple[float, ...]  # at the end, per seed
-    seconds: float  # mean over seeds
+    seconds: float  # mean over seeds; of a control: as many as the dense run of its seed took for so many epochs
     seeds: tuple[int, ...]
     epochs: tuple[int, ...]  # per seed
     s: float | None = None
@@ -98,7 +98,8 @@ def summarise(records: list[Record], test_images: int) -> list[Row]:
         controls = {seed: record.epochs for seed, record in found.items() if record is not None and record.complete}
         rows.append(_method_row(policy, by_seed, dense, controls, test_images))
         if controls:
-            rows.append(Row(control_name(policy), **_ends(controls), control_of=policy))
+            seconds = statistics.fmean(len(epochs) * seconds_per_epoch(dense[seed]) for seed, epochs in controls.items())
+            rows.append(Row(control_name(policy), **_ends(controls) | {"seconds": seconds}, control_of=policy))
     return rows
 
 
@@ -131,7 +132,8 @@ def saving(epochs: list[Epoch]) -> float | None:
 
 def compare(method: BySeed, controls: BySeed, step: float) -> Comparison:
     """At the end of training, over the seeds of the controls. ``step``: points of one test image."""
-    differences = [100 * (method[seed][-1].test_accuracy - epochs[-1].test_accuracy) for seed, epochs in controls.items()]
+    ends = {seed: (method[seed][-1].test_accuracy, epochs[-1].test_accuracy) for seed, epochs in controls.items()}
+    differences = [round(100 * (a - b), 9) for a, b in ends.values()]  # a difference of one image is one, not a bit more
     mean, half = interval(differences, step)
     if math.isinf(half):
         return Comparison(mean, None, None, len(differences))
