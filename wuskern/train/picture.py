@@ -48,7 +48,7 @@ def _panel(panel: Any, group: list[Record], records: list[Record]) -> None:
             end = 100 * found.epochs[-1].test_accuracy
             panel.plot(seconds[-1], end, "o", markersize=7 + 3 * size, fillstyle="none", color=COLOURS[policy])
             drawn.append(found)
-    late = [100 * e.test_accuracy for record in drawn for e in record.epochs[len(record.epochs) // 4 :]]
+    late = [100 * e.test_accuracy for record in drawn for e in record.epochs[len(record.epochs) // 3 :]]
     panel.set_ylim(min(late) - 1, max(late) + 0.5)
 
 
