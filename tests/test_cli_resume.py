@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from tests.test_cli import wuskern_process
+from wuskern import cli
 
 POLICIES = ["dense", "wus", "wus+lr", "frozen"]
 TRAIN = ["train", "--model", "mlp", "--width", ".1", "--policy", ",".join(POLICIES), "--warmup", "1", "--threshold", "1"]
@@ -42,22 +42,16 @@ def killed(process, lines):
 def test_it_survives_sigkill_at_any_moment(tmp_path):
     """Three times in a row, in any phase of the loop; the file before the kill is always whole."""
     plan = ["--epochs", "8", "--seeds", "2"]
-    whole = wuskern_process(*TRAIN, *plan, "--out", str(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
+    assert cli.main([*TRAIN, *plan, "--out", str(tmp_path / "whole")]) == 0
 
     out, path = tmp_path / "cut", tmp_path / "cut.pt"
     kills = killed(start(*TRAIN, *plan, "--out", str(out), "--checkpoint", str(path)), random.randint(1, 14))
     for _ in range(2):
         kills += killed(start("train", "--resume", str(path)), random.randint(1, 14))
     assert kills == 3
-    last = wuskern_process("train", "--resume", str(path))
-    assert last.returncode == 0, last.stderr
+    assert cli.main(["train", "--resume", str(path)]) == 0
     assert numbers(out) == numbers(tmp_path / "whole")
-    content = json.loads((out / "results.json").read_text())
-    assert content["complete"] is True
-    assert content["arguments"] | {"out": ""} == json.loads((tmp_path / "whole" / "results.json").read_text())["arguments"] | {
-        "out": ""
-    }
+    assert json.loads((out / "results.json").read_text())["complete"] is True
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +75,11 @@ def interrupted(tmp_path_factory):
         (["--lr-factor", ".9"], "--lr-factor: expected 0.5 as in {path}, got 0.9"),
     ],
 )
-def test_an_argument_that_disagrees_is_named_with_both_values(interrupted, arguments, message):
+def test_an_argument_that_disagrees_is_named_with_both_values(interrupted, capsys, arguments, message):
     path, out = interrupted
     before = path.read_bytes()
-    result = wuskern_process("train", "--resume", str(path), *arguments)
-    assert result.returncode == 2
-    assert result.stderr == f"wuskern: {message.format(path=path, out=out)}\n"
+    assert cli.main(["train", "--resume", str(path), *arguments]) == 2
+    assert capsys.readouterr().err == f"wuskern: {message.format(path=path, out=out)}\n"
     assert path.read_bytes() == before
 
 
@@ -99,7 +92,7 @@ def test_arguments_that_agree_may_be_given_and_another_checkpoint_written(interr
     assert len(torch.load(tmp_path / "new.pt", weights_only=True)["runs"][0]["record"]["epochs"]) > epochs
 
 
-def test_damaged_and_foreign_files_end_with_2_and_one_line(interrupted, tmp_path):
+def test_damaged_and_foreign_files_end_with_2_and_one_line(interrupted, tmp_path, capsys):
     path, _ = interrupted
     content = torch.load(path, weights_only=True)
     del content["runs"][1]["optimizer"]
@@ -115,16 +108,15 @@ def test_damaged_and_foreign_files_end_with_2_and_one_line(interrupted, tmp_path
             (tmp_path / name).write_bytes(file)
         else:
             torch.save(file, tmp_path / name)
-        result = wuskern_process("train", "--resume", str(tmp_path / name))
-        assert result.returncode == 2, name
-        assert result.stderr.startswith("wuskern: --resume: "), result.stderr
-        assert len(result.stderr.splitlines()) == 1, name
+        assert cli.main(["train", "--resume", str(tmp_path / name)]) == 2, name
+        message = capsys.readouterr().err
+        assert message.startswith("wuskern: --resume: "), name
+        assert len(message.splitlines()) == 1, name
 
 
-def test_a_checkpoint_is_not_overwritten(interrupted, tmp_path):
+def test_a_checkpoint_is_not_overwritten(interrupted, tmp_path, capsys):
     path, _ = interrupted
     before = path.read_bytes()
-    result = wuskern_process(*TRAIN, "--out", str(tmp_path / "run"), "--checkpoint", str(path))
-    assert result.returncode == 2
-    assert "--checkpoint: expected a new file (or --overwrite, or --resume to continue)" in result.stderr
+    assert cli.main([*TRAIN, "--out", str(tmp_path / "run"), "--checkpoint", str(path)]) == 2
+    assert "--checkpoint: expected a new file (or --overwrite, or --resume to continue)" in capsys.readouterr().err
     assert path.read_bytes() == before

@@ -100,10 +100,12 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     for name, meaning in WUS_ARGUMENTS.items():
         default = inspect.signature(WUS).parameters[name].default
         wus.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
-    wus.add_argument("--lr-factor", type=float, default=0.5, help="of wus+lr: on entering a window, on top of the schedule")
+    wus.add_argument(
+        "--lr-factor", type=float, default=0.5, help="of wus+lr: what the rate is multiplied by on entering a window"
+    )
     output = train.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and accuracy.png")
-    output.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
+    output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
     output.add_argument(
         "--checkpoint", type=Path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
     )
