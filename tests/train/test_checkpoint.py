@@ -111,6 +111,20 @@ def test_batch_norm_and_dropout_continue_too(tmp_path, digits, monkeypatch, mode
     assert all(torch.equal(value, weights[key][name]) for name, value in seen_weights[key].items())
 
 
+@pytest.mark.gpu
+def test_dropout_on_a_gpu_continues_too(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    images = digits.to("cuda", torch.contiguous_format)
+    changes = dict(model="alexnet", width=0.03, epochs=3, device="cuda")
+    expected, _ = finished(experiment(tmp_path / "whole.pt", images, **changes))
+    path = tmp_path / "cut.pt"
+    killed_after(experiment(path, images, **changes), 2, monkeypatch)
+    second = experiment(path, images, **changes)
+    second.resume(checkpoint.load(path))
+    torch.rand(3, device="cuda")
+    assert finished(second)[0] == expected
+
+
 def test_a_control_continues_too(tmp_path, digits, monkeypatch):
     """The clock is replaced: a skipped epoch takes half as long, so that controls have 4 of 6 epochs."""
     monkeypatch.setattr(Run, "_train", timed(Run._train))
@@ -140,7 +154,10 @@ def timed(train):
 def test_a_constant_rate_makes_the_control_the_start_of_the_dense_run(tmp_path, digits, monkeypatch):
     monkeypatch.setattr(Run, "_train", timed(Run._train))
     made = experiment(tmp_path / "a.pt", digits, schedule="constant")
+    start, started = made._start, []
+    made._start = lambda group: (started.append(group.epochs), start(group))[1]
     made.run()
+    assert started == [6, 6]  # nothing but the policies of two seeds was trained
     dense, control = (next(r for r in made.records if r.key == ("dense", 0, n)) for n in (6, 4))
     assert control.epochs == dense.epochs[:4]
     trained = Run("dense", replace(made.settings, epochs=4), digits, seed=0)

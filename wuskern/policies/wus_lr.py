@@ -1,12 +1,11 @@
 """WUS+LR (Safayenikoo, Akturk; arXiv 2012.02792): Weight Update Skipping with a learning-rate scheduler.
 
-The paper: WUS is combined with a learning-rate scheduler. It says neither which one nor when it is stepped. That a
-scheduler is stepped on entering a window, that by default it halves the rates, and that biases already train at the new
-rate inside the window, is ours.
+The paper: WUS is combined with a learning-rate scheduler. No source at hand says which one, or when it is stepped. That it
+is stepped on entering a window, that by default it halves the rates, and that biases already train at the new rate inside
+the window, is ours.
 """
 
 import math
-from copy import deepcopy
 from typing import Any
 
 import torch.nn as nn
@@ -22,7 +21,7 @@ class WUSLR(WUS):
 
     Biases train at the new rate from the window's first period on, weights from the period after its end. Another
     scheduler may act on the same optimizer, such as CosineAnnealingLR after each epoch, if both work from the current rate
-    as torch's chainable schedulers do: the rate is then the product of both. What ``WUS`` says about ``attach`` holds here too.
+    as torch's chainable schedulers do: the rate is then the product of both. ``attach`` the policy to the optimizer as well.
 
     Args:
         model: a model with converted layers.
@@ -85,7 +84,7 @@ class WUSLR(WUS):
 
     def state_dict(self) -> dict[str, Any]:
         """That of ``WUS``, the scheduler's, and the rate of each group: numbers and lists, as far as the scheduler's is."""
-        return super().state_dict() | {"rates": self._rates(), "scheduler": deepcopy(self.scheduler.state_dict())}
+        return super().state_dict() | {"rates": self._rates(), "scheduler": self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, the optimizer's rates of that moment included, whatever they are now.
@@ -97,7 +96,7 @@ class WUSLR(WUS):
         if len(state.get("rates", self._rates())) != groups:
             raise ValueError(f"state: expected the rates of {groups} groups, got {len(state['rates'])}")
         super().load_state_dict(state)
-        self.scheduler.load_state_dict(deepcopy(state["scheduler"]))
+        self.scheduler.load_state_dict(state["scheduler"])
         self._set_rates(state["rates"])
 
 
