@@ -28,32 +28,26 @@ def test_doctor():
 
 def test_train_compares_policies(tmp_path):
     out = tmp_path / "run"
-    arguments = [
-        "--policy",
-        "dense,wus,frozen",
-        "--seeds",
-        "2",
-        "--warmup",
-        "0",
-        "--window",
-        "1",
-        "--threshold",
-        "1",
-        "--out",
-        str(out),
-    ]
+    methods = ("wus", "wus+lr", "frozen")
+    windows = ["--warmup", "0", "--window", "1", "--threshold", "1"]
+    arguments = ["--policy", "dense,wus,frozen,wus+lr", "--seeds", "2", *windows, "--out", str(out)]
     result = wuskern_process(*SMALL, "--epochs", "4", *arguments)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert sum(line.startswith("seed ") for line in lines) == 2 * 3 * 4
-    assert any(line.startswith("dense, stopped") for line in lines)
+    assert sum(line.startswith("seed ") and "/4  " in line for line in lines) == 2 * 4 * 4
+    for method in methods:
+        assert any(line.startswith(f"  dense in the time of {method} ") for line in lines)
+        assert any(line.startswith(f"{method} took ") and " dense in the same time: " in line for line in lines)
     assert f"picture: {out}/accuracy.png" in lines
 
     content = json.loads((out / "results.json").read_text())
     assert content["complete"] is True
-    assert content["arguments"]["seeds"] == 2
-    assert {(r["policy"], r["seed"]) for r in content["runs"]} == {(p, s) for p in ("dense", "wus", "frozen") for s in (0, 1)}
+    assert (content["arguments"]["seeds"], content["arguments"]["schedule"]) == (2, "cosine")
+    assert {(r["policy"], r["seed"]) for r in content["runs"]} == {(p, s) for p in ("dense", *methods) for s in (0, 1)}
     assert [e["mode"] for e in content["runs"][1]["epochs"]] == ["full", "full", "skip", "skip"]
+    assert [(c["control_of"], c["seed"]) for c in content["controls"]] == [(m, s) for s in (0, 1) for m in methods]
+    assert all(len(c["epochs"]) == c["planned"] for c in content["controls"])
+    assert [row["policy"] for row in content["summary"] if row["loss"] is not None] == list(methods)
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -87,8 +81,13 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "magic"], "--policy: expected one of dense, wus, frozen, got 'magic'"),
-        (["--model", "vgg12"], "--model: expected one of mlp, vgg11, vgg16, resnet18, got 'vgg12'"),
+        (["--policy", "magic"], "--policy: expected one of dense, wus, wus+lr, frozen, got 'magic'"),
+        (["--model", "vgg12"], "--model: expected one of mlp, alexnet, vgg11, vgg16, resnet18, got 'vgg12'"),
+        (["--schedule", "step"], "--schedule: expected one of constant, cosine, got 'step'"),
+        (["--lr-factor", "1"], "--lr-factor: expected a number between 0 and 1, got 1.0"),
+        (["--data", "cifar10"], "--data-dir: expected with cifar10 and cifar100, and only there, got None with 'cifar10'"),
+        (["--checkpoint", "/"], "--checkpoint: expected a new file"),
+        (["--resume", "absent.pt"], "--resume: expected a checkpoint that can be read, got 'absent.pt'"),
         (["--optimizer", "lion"], "--optimizer: expected one of sgd, adamw, got 'lion'"),
         (["--data", "absent.npz"], "--data: expected a readable .npz file of plain arrays, got 'absent.npz'"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
@@ -130,6 +129,13 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     result = wuskern_process(*SMALL, "--out", str(tmp_path / "file" / "run"))
     assert result.returncode == 2
     assert result.stderr.startswith("wuskern: --out: ")
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    result = wuskern_process(*SMALL, "--out", str(tmp_path / "run"), "--checkpoint", str(tmp_path / "absent" / "a.pt"))
+    assert result.returncode == 2
+    assert result.stderr.startswith("wuskern: --checkpoint: ")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_last_batch_of_one_image_is_left_out(tmp_path):

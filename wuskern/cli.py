@@ -23,6 +23,7 @@ WUS_ARGUMENTS = {
     "warmup": "epochs before the first look",
     "guard": "a fall by more than this ends a window",
 }
+NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "state"}  # about files, and not about the training
 INTERRUPTED = 130  # the shell's exit code of a program ended by Ctrl-C
 
 
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
     try:
+        if getattr(arguments, "resume", None) is not None:
+            arguments = _resumed(arguments, argv)
         return int(arguments.command(arguments))
     except KeyboardInterrupt:
         print("wuskern: interrupted", file=sys.stderr)
@@ -53,7 +56,7 @@ def _input(what: str = "") -> Iterator[None]:
         raise WrongInput(what + reason[0]) from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wuskern", description="Training without the weight gradients nobody will use.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -67,28 +70,49 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(command=_train)
     what = train.add_argument_group("what to train")
-    what.add_argument("--model", default="vgg11", metavar="NAME", help="mlp, vgg11, vgg16 or resnet18")
+    what.add_argument("--model", default="vgg11", metavar="NAME", help="mlp, alexnet, vgg11, vgg16 or resnet18")
     what.add_argument("--width", type=float, default=1.0, help="factor on the number of channels")
-    what.add_argument("--data", default="digits", help="digits, or an .npz with x_train, y_train, x_test, y_test")
+    what.add_argument(
+        "--data", default="digits", help="digits, cifar10, cifar100, or an .npz with x_train, y_train, x_test, y_test"
+    )
+    what.add_argument("--data-dir", metavar="DIR", help="of cifar10 or cifar100, as torchvision keeps it; never downloaded")
     what.add_argument("--image-size", type=int, metavar="N", help="resize images to N x N")
-    what.add_argument("--policy", default="wus", help="dense, frozen or wus; several with commas are compared")
+    what.add_argument(
+        "--policy",
+        default="wus",
+        help="dense, wus, wus+lr or frozen; several with commas are compared, and with dense among them each of the others "
+        "also with dense training in the same time",
+    )
     how = train.add_argument_group("how to train")
     how.add_argument("--epochs", type=int, default=20)
     how.add_argument("--seeds", type=int, default=1, help="runs per policy, with seeds 0, 1, ...")
     how.add_argument("--batch", type=int, default=64)
     how.add_argument("--optimizer", default="sgd", help="sgd or adamw")
     how.add_argument("--lr", type=float, default=0.05)
+    how.add_argument(
+        "--schedule", default="cosine", help="constant, or cosine: the rate falls to 0 over the run, epoch by epoch"
+    )
     how.add_argument("--momentum", type=float, default=0.9, help="of sgd")
     how.add_argument("--weight-decay", type=float, default=5e-4)
     how.add_argument("--channels-last", action="store_true", help="keep images and weights in channels_last")
     how.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
-    wus = train.add_argument_group("wus and frozen", "in accuracy on the training batches, from 0 to 1")
+    wus = train.add_argument_group("wus, wus+lr and frozen", "in accuracy on the training batches, from 0 to 1")
     for name, meaning in WUS_ARGUMENTS.items():
         default = inspect.signature(WUS).parameters[name].default
         wus.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
+    wus.add_argument(
+        "--lr-factor", type=float, default=0.5, help="of wus+lr: what the rate is multiplied by on entering a window"
+    )
     output = train.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and accuracy.png")
-    output.add_argument("--overwrite", action="store_true", help="replace the results that DIR holds")
+    output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
+    output.add_argument(
+        "--checkpoint", type=Path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
+    )
+    output.add_argument(
+        "--resume", type=Path, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
+    )
+    train.set_defaults(**train_defaults)
     return parser
 
 
@@ -110,7 +134,25 @@ def _train(arguments: argparse.Namespace) -> int:
         prepared.warm_up()
     with _input("--out: "):
         arguments.out.mkdir(parents=True, exist_ok=True)
+    with _input("--checkpoint: "):
+        prepared.save_checkpoint()
     return 0 if prepared.run() else INTERRUPTED
+
+
+def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of the interrupted experiment. One that is given anew must agree with them."""
+    from wuskern.train import checkpoint
+
+    with _input():
+        state = checkpoint.load(given.resume)
+        recorded = state["arguments"]
+        arguments = _parser(**recorded).parse_args(argv)
+        for name, there in recorded.items():
+            if (here := _plain(getattr(arguments, name, None))) != there:
+                raise ValueError(f"--{name.replace('_', '-')}: expected {there} as in {given.resume}, got {here}")
+    arguments.checkpoint = given.checkpoint or given.resume
+    arguments.state = state
+    return arguments
 
 
 def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
@@ -125,15 +167,20 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
     for name, least in (("epochs", 1), ("seeds", 1), ("batch", 2), ("image_size", 1)):
         if (value := getattr(a, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
+    _one_of("--schedule", a.schedule, loop.SCHEDULES)
     for name in ("width", "lr"):
         if not 0 < getattr(a, name) < math.inf:
             raise ValueError(f"--{name}: expected a positive number, got {getattr(a, name)}")
+    if not 0 < a.lr_factor < 1:
+        raise ValueError(f"--lr-factor: expected a number between 0 and 1, got {a.lr_factor}")
     for name in ("momentum", "weight_decay"):
         if not 0 <= getattr(a, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0, got {getattr(a, name)}")
     for name in (experiment.RESULTS, experiment.PICTURE):
-        if (a.out / name).exists() and not a.overwrite:
+        if (a.out / name).exists() and not a.overwrite and a.resume is None:
             raise ValueError(f"--out: expected a directory without {name} (or --overwrite), got {a.out}")
+    if a.checkpoint is not None and a.checkpoint != a.resume and a.checkpoint.exists() and not a.overwrite:
+        raise ValueError(f"--checkpoint: expected a new file (or --overwrite, or --resume to continue), got {a.checkpoint}")
 
     device = _device(experiment.default_device() if a.device == "auto" else a.device)
     settings = loop.Settings(
@@ -148,13 +195,24 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
         channels_last=a.channels_last,
         device=device,
         wus={name: getattr(a, name) for name in WUS_ARGUMENTS},
+        schedule=a.schedule,
+        lr_factor=a.lr_factor,
     )
-    images = data.load(a.data)
+    images = data.load(a.data, a.data_dir)
     if a.image_size is not None:
         images = images.resized(a.image_size)
     images = images.to(device, settings.memory_format)
-    recorded = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "command"}
-    return experiment.Experiment(settings, policies, a.seeds, images, a.out, recorded)
+    recorded = {name: _plain(value) for name, value in vars(a).items() if name not in NOT_RECORDED}
+    prepared = experiment.Experiment(settings, policies, a.seeds, images, a.out, recorded, a.checkpoint)
+    if a.resume is not None:
+        with _input("--resume: "):
+            prepared.resume(a.state)
+        del a.state
+    return prepared
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 def _one_of(name: str, value: str, allowed: Any) -> None:

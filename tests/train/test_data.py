@@ -1,5 +1,7 @@
 """Data from digits and from .npz files; broken files end with a sentence."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,15 @@ def test_digits_are_split_evenly():
     assert counts.max() <= 38
     assert abs(digits.x_train.mean().item()) < 1e-5
     assert torch.equal(digits.x_test, data.load("digits").x_test)
+
+
+def test_the_checksum_sees_every_array():
+    digits = data.load("digits")
+    assert digits.checksum() == data.load("digits").checksum()
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        changed = getattr(digits, name).clone()
+        changed.view(-1)[-1] += 1
+        assert replace(digits, **{name: changed}).checksum() != digits.checksum()
 
 
 def test_npz_round_trip(tmp_path):
@@ -75,7 +86,7 @@ def test_a_broken_file_or_name(tmp_path):
     for source, message in (
         (str(broken), "expected a readable .npz file of plain arrays"),
         (str(tmp_path / "absent.npz"), "expected a readable .npz file of plain arrays"),
-        ("mnist", "expected 'digits' or the path of an .npz file, got 'mnist'"),
+        ("mnist", "expected digits, cifar10, cifar100 or the path of an .npz file, got 'mnist'"),
     ):
         with pytest.raises(ValueError, match=f"--data: {message}"):
             data.load(source)

@@ -1,5 +1,8 @@
 """One run: the same start for every policy, windows that train biases only, records that add up."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -32,6 +35,49 @@ def test_every_policy_starts_alike_and_sees_the_same_batches(digits):
     assert len({(e.loss, e.train_accuracy, e.test_accuracy) for e in first}) == 1
     other = Run("dense", settings(), digits, seed=4)
     assert other.epoch().loss != first[0].loss
+
+
+@pytest.mark.parametrize("model", ["mlp", "alexnet"])
+def test_what_runs_beside_a_run_changes_none_of_its_numbers(digits, model):
+    """alexnet draws its dropout masks from a random state of its own, and leaves the global one alone."""
+    few = replace(digits, x_train=digits.x_train[:200], y_train=digits.y_train[:200])
+    alone = Run("wus", settings(model=model), few, seed=1)
+    before = torch.get_rng_state()
+    expected = [alone.epoch().loss for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+    torch.manual_seed(99)
+    runs = [Run(policy, settings(model=model), few, seed=1) for policy in ("dense", "wus", "frozen")]
+    seen = []
+    for _ in range(2):
+        torch.rand(7)
+        seen.append([run.epoch().loss for run in runs])
+    assert [losses[1] for losses in seen] == expected
+    assert seen[0][0] == seen[0][1]  # dense meets the same masks
+
+
+def test_dropout_changes_from_epoch_to_epoch(digits):
+    """Without training, the same images give another loss."""
+    run = Run("dense", settings(model="alexnet", lr=1e-30, weight_decay=0.0), digits, seed=1)
+    assert run.epoch().loss != pytest.approx(run.epoch().loss, rel=1e-7)
+
+
+def test_cosine_runs_over_all_epochs(digits):
+    run = Run("dense", settings(schedule="cosine", epochs=4), digits, seed=0)
+    rates = [run.epoch().lr for _ in range(4)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_wus_lr_reduces_on_top_of_the_schedule(digits, schedule):
+    plain = Run("wus", settings(schedule=schedule, epochs=9), digits, seed=0)
+    reduced = Run("wus+lr", settings(schedule=schedule, epochs=9, lr_factor=0.25), digits, seed=0)
+    for _ in range(6):
+        plain.epoch()
+        reduced.epoch()
+    assert [e.mode for e in reduced.epochs] == ["full", "full", "skip", "skip", "full", "skip"]
+    ratios = [b.lr / a.lr for a, b in zip(plain.epochs, reduced.epochs, strict=True)]
+    assert ratios == pytest.approx([1, 1, 1 / 4, 1 / 4, 1 / 4, 1 / 16])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

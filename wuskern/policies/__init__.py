@@ -2,5 +2,6 @@
 
 from wuskern.policies.base import Policy
 from wuskern.policies.wus import WUS
+from wuskern.policies.wus_lr import WUSLR
 
-__all__ = ["WUS", "Policy"]
+__all__ = ["WUS", "WUSLR", "Policy"]

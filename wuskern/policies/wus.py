@@ -143,9 +143,13 @@ def _whole(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
-def _positive(name: str, value: float) -> None:
+def _number(name: str, value: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
+def _positive(name: str, value: float) -> None:
+    _number(name, value)
     if not value > 0:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
 

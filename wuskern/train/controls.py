@@ -1,8 +1,18 @@
-"""What WUS is compared with: PyTorch's own way to stop training a weight."""
+"""What the methods are compared with: PyTorch's own way to stop training a weight, and dense training in the same time."""
 
 import torch.nn as nn
 
 from wuskern.policies import WUS
+from wuskern.train.records import Epoch
+
+
+def epochs_in_the_time_of(method: list[Epoch], dense: list[Epoch]) -> int:
+    """How many epochs of dense training take as long as the method took; from 1 to as many as dense has."""
+    return max(1, min(len(dense), round(method[-1].total_seconds / seconds_per_epoch(dense))))
+
+
+def seconds_per_epoch(epochs: list[Epoch]) -> float:
+    return epochs[-1].total_seconds / len(epochs)
 
 
 class Frozen(WUS):

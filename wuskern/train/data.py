@@ -1,5 +1,6 @@
-"""Image data for small experiments: scikit-learn's handwritten digits, or arrays from an ``.npz`` file."""
+"""Image data for small experiments: scikit-learn's handwritten digits, CIFAR, or arrays from an ``.npz`` file."""
 
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_IMAGES = 360
+CIFAR = ("cifar10", "cifar100")
 MAX_CLASSES = 100_000
 
 
@@ -44,20 +46,33 @@ class Data:
             y_test=self.y_test.to(device),
         )
 
+    def checksum(self) -> int:
+        """Of all images and labels: the same data give the same number."""
+        number = 0
+        for x in (self.x_train, self.y_train, self.x_test, self.y_test):
+            number = zlib.crc32(x.cpu().contiguous().numpy().data, number)
+        return number
 
-def load(source: str) -> Data:
-    """``"digits"`` or the path of an ``.npz`` file with x_train, y_train, x_test, y_test.
 
-    x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255). y: whole numbers from 0.
+def load(source: str, folder: str | None = None) -> Data:
+    """``"digits"``, ``"cifar10"`` or ``"cifar100"`` in ``folder``, or the path of an ``.npz`` file with x_train, y_train,
+    x_test, y_test.
+
+    A file's x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255); its y: whole numbers
+    from 0.
 
     Raises:
         ValueError: what is wrong with the file or the name.
     """
+    if (source in CIFAR) != (folder is not None):
+        raise ValueError(f"--data-dir: expected with cifar10 and cifar100, and only there, got {folder} with {source!r}")
     if source == "digits":
         return _digits()
+    if folder is not None:
+        return _cifar(source, Path(folder))
     path = Path(source)
     if path.suffix != ".npz":
-        raise ValueError(f"--data: expected 'digits' or the path of an .npz file, got {source!r}")
+        raise ValueError(f"--data: expected digits, cifar10, cifar100 or the path of an .npz file, got {source!r}")
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file.files]
@@ -91,6 +106,27 @@ def _digits() -> Data:
     mean, std = x[train].mean(), x[train].std()
     x = (x - mean) / std
     return Data("digits", x[train], y[train], x[test], y[test], classes=10)
+
+
+def _cifar(name: str, folder: Path) -> Data:
+    """60,000 images of 3 x 32 x 32 as torchvision reads them; each channel normalised by the training images' mean and std."""
+    try:
+        from torchvision import datasets  # type: ignore[import-not-found,import-untyped]
+    except Exception as error:  # built for another torch, it raises more than ImportError
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--data: {name} needs torchvision, install the one that fits this torch ({reason})") from error
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    try:
+        train, test = (kind(folder, train=train, download=False) for train in (True, False))
+    except Exception as error:
+        raise ValueError(
+            f"--data-dir: expected a folder with {kind.base_folder} in it ({kind.filename}, unpacked), got {str(folder)!r} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    x_train, x_test = (torch.from_numpy(split.data).permute(0, 3, 1, 2).float() / 255 for split in (train, test))
+    y_train, y_test = (torch.tensor(split.targets) for split in (train, test))
+    std, mean = torch.std_mean(x_train, (0, 2, 3), keepdim=True)
+    return Data(name, (x_train - mean) / std, y_train, (x_test - mean) / std, y_test, classes=len(train.classes))
 
 
 def _images(name: str, array: np.ndarray) -> Tensor:

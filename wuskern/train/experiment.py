@@ -1,25 +1,44 @@
-"""Several policies over several seeds: the runs of a seed take turns epoch by epoch, so that all meet the same machine."""
+"""Several policies over several seeds: the runs of a seed take turns epoch by epoch, so that all meet the same machine.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+Then each method's control: dense training over as many epochs as take the method's time, its schedule rescaled to them.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from wuskern.train import results
+from wuskern.train import checkpoint, results, summary
+from wuskern.train.controls import epochs_in_the_time_of
 from wuskern.train.data import Data
-from wuskern.train.loop import POLICIES, Epoch, Run, Settings
+from wuskern.train.loop import POLICIES, Run, Settings
 from wuskern.train.picture import draw
+from wuskern.train.records import Epoch, Record
 
 RESULTS, PICTURE = "results.json", "accuracy.png"
 WARM_UP_STEPS = 12
 
 
+@dataclass(frozen=True)
+class Group:
+    """Runs that take turns, epoch by epoch. ``control_of``: the methods that it is the control of, if it is one."""
+
+    seed: int
+    policies: tuple[str, ...]
+    epochs: int
+    control_of: tuple[str, ...] = ()
+
+
 @dataclass
 class Experiment:
-    """``warm_up``, then ``run``, which trains everything and keeps ``out/results.json`` valid after every epoch."""
+    """``warm_up``, then ``run``, which trains everything and keeps ``out/results.json`` valid after every round of epochs.
+
+    ``checkpoint``: a file that ``resume`` can continue from, replaced after every round as well.
+    """
 
     settings: Settings
     policies: tuple[str, ...]
@@ -27,20 +46,36 @@ class Experiment:
     data: Data
     out: Path
     arguments: dict[str, Any]
+    checkpoint: Path | None = None
     say: Callable[[str], None] = tqdm.write
+    finished: list[Record] = field(default_factory=list)  # of groups that are done
+    runs: list[Run] = field(default_factory=list)  # of the group that is not
+
+    def __post_init__(self) -> None:
+        self.policies = tuple(sorted(self.policies, key=POLICIES.index))  # a frozen run follows the wus run before it
+
+    @functools.cached_property
+    def data_checksum(self) -> int:
+        return self.data.checksum()
+
+    @property
+    def records(self) -> list[Record]:
+        return self.finished + [run.record for run in self.runs]
 
     def run(self) -> bool:
-        """Trains all runs and reports. Returns False when Ctrl-C ended it early; what was done is then reported."""
-        runs: list[Run] = []
+        """Trains what is left and reports. Returns False when Ctrl-C ended it early; what was done is then reported."""
+        done = sum(len(record.epochs) for record in self.records)
+        controls = sum(record.planned for record in self.finished if record.planned < self.settings.epochs)
+        total = self.seeds * len(self.policies) * self.settings.epochs + controls
         try:
-            with tqdm(total=self.seeds * len(self.policies) * self.settings.epochs, unit="epoch", disable=None) as bar:
-                for seed in range(self.seeds):
-                    self._run_seed(seed, runs, bar)
+            with tqdm(total=total, initial=done, unit="epoch", disable=None) as bar:
+                for group in self._groups():
+                    self._train(group, bar)
             complete = True
         except KeyboardInterrupt:
             self.say("interrupted: the results hold what was done")
             complete = False
-        self._report(runs, complete)
+        self._report(complete)
         return complete
 
     def warm_up(self) -> None:
@@ -56,39 +91,114 @@ class Experiment:
                     run.policy.apply()
                 run.epoch()
 
-    def _run_seed(self, seed: int, runs: list[Run], bar: "tqdm[Any]") -> None:
-        group: dict[str, Run] = {}
-        for policy in sorted(self.policies, key=POLICIES.index):  # a frozen run follows the wus run before it
-            group[policy] = Run(policy, self.settings, self.data, seed, leader=group.get("wus"))
-        runs += group.values()
-        for _ in range(self.settings.epochs):
-            for run in group.values():
+    # ---- what is left to train --------------------------------------------------------------------------------------
+
+    def _groups(self) -> Iterator[Group]:
+        """Those that are not finished, in their order. Which controls a seed needs shows when its policies are done."""
+        for seed in range(self.seeds):
+            if not self._has(self.policies[0], seed, self.settings.epochs):
+                yield Group(seed, self.policies, self.settings.epochs)
+            for epochs, methods in self._controls(seed).items():
+                if self._has("dense", seed, epochs):
+                    continue
+                if self.settings.schedule == "constant":  # the same training, only shorter
+                    self.finished.append(Record("dense", seed, epochs, self._epochs("dense", seed)[:epochs]))
+                else:
+                    yield Group(seed, ("dense",), epochs, control_of=methods)
+
+    def _has(self, policy: str, seed: int, planned: int) -> bool:
+        return (policy, seed, planned) in {record.key for record in self.finished}
+
+    def _epochs(self, policy: str, seed: int) -> list[Epoch]:
+        key = policy, seed, self.settings.epochs
+        return next(record.epochs for record in self.finished if record.key == key)
+
+    def _controls(self, seed: int) -> dict[int, tuple[str, ...]]:
+        """Number of epochs -> methods that take their time."""
+        controls: dict[int, tuple[str, ...]] = {}
+        if "dense" in self.policies:
+            for method in self.policies[1:]:
+                epochs = epochs_in_the_time_of(self._epochs(method, seed), self._epochs("dense", seed))
+                controls[epochs] = (*controls.get(epochs, ()), method)
+        return controls
+
+    def _train(self, group: Group, bar: "tqdm[Any]") -> None:
+        if group.control_of:
+            bar.total += group.epochs
+            self.say(
+                f"seed {group.seed}: control, dense for {group.epochs} epochs: the time of {' and '.join(group.control_of)}"
+            )
+        self.runs = self.runs or self._start(group)
+        for _ in range(len(self.runs[0].epochs), group.epochs):
+            for run in self.runs:
                 epoch = run.epoch()
                 bar.update()
                 self.say(_line(run, epoch))
-            self._save(runs, complete=False)
+            self._save(complete=False)
+            self.save_checkpoint()
+        self.finished, self.runs = self.records, []
 
-    def _report(self, runs: list[Run], complete: bool) -> None:
-        rows = results.summarise(runs)
+    def _start(self, group: Group) -> list[Run]:
+        runs: dict[str, Run] = {}
+        for policy in group.policies:
+            settings = replace(self.settings, epochs=group.epochs)
+            runs[policy] = Run(policy, settings, self.data, group.seed, leader=runs.get("wus"))
+        return list(runs.values())
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Does nothing without a ``checkpoint``."""
+        if self.checkpoint is not None:
+            checkpoint.save(
+                self.checkpoint,
+                arguments=self.arguments,
+                data=self.data_checksum,
+                finished=[record.state_dict() for record in self.finished],
+                runs=[run.state_dict() for run in self.runs],
+            )
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continues where a checkpoint of the same arguments was written.
+
+        Raises:
+            ValueError: the data have changed since.
+        """
+        if state["data"] != self.data_checksum:
+            raise ValueError(f"expected the images and labels of the interrupted run, got others from {self.data.name}")
+        self.finished = [Record.from_state(record) for record in state["finished"]]
+        if state["runs"]:
+            self.runs = self._start(next(self._groups()))
+            for run, run_state in zip(self.runs, state["runs"], strict=True):
+                run.load_state_dict(run_state)
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def _report(self, complete: bool) -> None:
+        test_images = len(self.data.x_test)
+        rows = summary.summarise(self.records, test_images)
         if not rows:
             return
-        self._save(runs, complete)
+        self._save(complete)
         picture = self.out / PICTURE
-        draw(picture, f"{self.settings.model} on {self.data.name}", runs)
-        self.say("\n" + results.table(rows))
-        self.say("s: share of steps skipped; f: time a skipped step saves; s*f: reduction to expect")
-        if verdict := results.verdict(rows, len(self.data.x_test)):
+        draw(picture, f"{self.settings.model} on {self.data.name}", self.records)
+        self.say("\n" + summary.table(rows))
+        self.say(summary.LEGEND)
+        if verdict := summary.verdict(rows, test_images):
             self.say(verdict)
         self.say(f"results: {self.out / RESULTS}\npicture: {picture}")
 
-    def _save(self, runs: list[Run], complete: bool) -> None:
-        results.save(self.out / RESULTS, self.arguments, runs, complete)
+    def _save(self, complete: bool) -> None:
+        path, device = self.out / RESULTS, self.settings.device
+        results.save(path, self.arguments, device, len(self.data.x_test), self.records, complete)
 
 
 def _line(run: Run, epoch: Epoch) -> str:
+    record = run.record
     return (
-        f"seed {run.seed}  {run.policy_name:<6}  epoch {epoch.number:>3}  {epoch.mode}  loss {epoch.loss:.4f}  "
-        f"train {100 * epoch.train_accuracy:6.2f} %  test {100 * epoch.test_accuracy:6.2f} %  {epoch.seconds:6.2f} s"
+        f"seed {record.seed}  {record.policy:<6}  epoch {epoch.number:>3}/{record.planned}  {epoch.mode}  "
+        f"loss {epoch.loss:.4f}  train {100 * epoch.train_accuracy:6.2f} %  test {100 * epoch.test_accuracy:6.2f} %  "
+        f"{epoch.seconds:6.2f} s"
     )
 
 

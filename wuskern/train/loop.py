@@ -1,22 +1,30 @@
 """One training run: a model, an optimizer, a policy, and the record of each epoch."""
 
-import math
+import contextlib
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from wuskern.convert import convert
-from wuskern.policies import WUS
+from wuskern.policies import WUS, WUSLR
 from wuskern.train.controls import Frozen
 from wuskern.train.data import Data
 from wuskern.train.models import MODELS
+from wuskern.train.records import Epoch, Record
 
-POLICIES = ("dense", "wus", "frozen")
+POLICIES = ("dense", "wus", "wus+lr", "frozen")
 OPTIMIZERS = ("sgd", "adamw")
+# Stepped after each epoch; both work from the current rate, so that WUS+LR's reductions stay.
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
+    "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
+    "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, T_max=epochs),
+}
 
 
 @dataclass(frozen=True)
@@ -34,58 +42,58 @@ class Settings:
     channels_last: bool
     device: str
     wus: dict[str, Any]  # keyword arguments of WUS
+    schedule: str = "constant"  # one of SCHEDULES, over all epochs
+    lr_factor: float = 0.5  # of WUS+LR
 
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch: accuracies in [0, 1]; seconds of training, without evaluation."""
-
-    number: int
-    mode: str  # "full" or "skip"
-    loss: float
-    train_accuracy: float
-    test_accuracy: float
-    steps: int
-    seconds: float
-    total_seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: the loss of a run that diverged is None."""
-        return asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
-
-
 class Run:
     """Trains one model under one policy, epoch by epoch.
 
-    Runs of one seed start from the same weights and see the same batches. The metric that WUS watches is the accuracy
-    on the training batches: it costs nothing and leaks nothing from the test set.
+    Runs of one seed start from the same weights and see the same batches. Each has a random state of its own (torch's, on
+    the CPU and the CUDA device), so that its numbers do not depend on what else runs in between. The metric that WUS watches
+    is the accuracy on the training batches: it costs nothing and leaks nothing from the test set.
 
     Args:
         policy: one of POLICIES. leader: for "frozen", a WUS run of the same seed whose windows it repeats.
     """
 
     def __init__(self, policy: str, settings: Settings, data: Data, seed: int, leader: "Run | None" = None) -> None:
-        self.policy_name, self.settings, self.data, self.seed = policy, settings, data, seed
-        torch.manual_seed(seed)
-        channels, *size = data.x_train.shape[1:]
-        model = MODELS[settings.model](channels, size, data.classes, settings.width)
-        self.model = model.to(settings.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
+        self.settings, self.data = settings, data
+        self.record = Record(policy, seed, settings.epochs, [])
+        device = torch.device(settings.device)
+        self.cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(self.cuda):
+            torch.manual_seed(seed)
+            channels, *size = data.x_train.shape[1:]
+            model = MODELS[settings.model](channels, size, data.classes, settings.width)
+            self.random = self._random_state()
+        self.model = model.to(device, memory_format=settings.memory_format)  # type: ignore[call-overload]
         self.optimizer = self._optimizer()
         self.order = torch.Generator().manual_seed(seed)
-        self.epochs: list[Epoch] = []
+        self.schedule = SCHEDULES[settings.schedule](self.optimizer, settings.epochs)
+        self.policy = self._policy(policy, leader)
 
-        self.policy: WUS | None = None
-        if policy != "dense":
-            convert(self.model)
-            if policy == "wus":
-                self.policy = WUS(self.model, **settings.wus)
-                self.policy.attach(self.optimizer)
-            else:
-                self.policy = Frozen(self.model, leader=leader.policy if leader else None, **settings.wus)
+    @property
+    def epochs(self) -> list[Epoch]:
+        return self.record.epochs
+
+    def _policy(self, name: str, leader: "Run | None") -> WUS | None:
+        if name == "dense":
+            return None
+        convert(self.model)
+        if name == "frozen":
+            return Frozen(self.model, leader=leader.policy if leader else None, **self.settings.wus)
+        policy = (
+            WUSLR(self.model, self.optimizer, factor=self.settings.lr_factor, **self.settings.wus)
+            if name == "wus+lr"
+            else WUS(self.model, **self.settings.wus)
+        )
+        policy.attach(self.optimizer)
+        return policy
 
     def _optimizer(self) -> torch.optim.Optimizer:
         s, parameters = self.settings, self.model.parameters()
@@ -96,6 +104,28 @@ class Run:
     def epoch(self) -> Epoch:
         """Trains one epoch, evaluates, lets the policy decide about the next one."""
         skipping = self.policy is not None and self.policy.skipping
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        with self._own_random_state():
+            loss, train_accuracy, steps, seconds = self._train()
+        record = Epoch(
+            number=len(self.epochs) + 1,
+            mode="skip" if skipping else "full",
+            loss=loss,
+            train_accuracy=train_accuracy,
+            test_accuracy=self._test_accuracy(),
+            steps=steps,
+            seconds=seconds,
+            total_seconds=seconds + (self.epochs[-1].total_seconds if self.epochs else 0.0),
+            lr=lr,
+        )
+        self.epochs.append(record)
+        if self.policy is not None:
+            self.policy.step(train_accuracy)
+        self.schedule.step()
+        return record
+
+    def _train(self) -> tuple[float, float, int, float]:
+        """Loss and accuracy over the epoch's images, steps, seconds."""
         batches = torch.randperm(len(self.data.x_train), generator=self.order).split(self.settings.batch)
         batches = batches[:-1] if len(batches[-1]) == 1 < len(batches) else batches  # batch norm needs two images
         self.model.train()
@@ -110,23 +140,8 @@ class Run:
             loss_sum += loss.detach() * len(batch)
             correct += (logits.detach().argmax(1) == y).sum()
         seconds = self._clock() - start
-
         images = sum(map(len, batches))
-        train_accuracy = correct.item() / images
-        record = Epoch(
-            number=len(self.epochs) + 1,
-            mode="skip" if skipping else "full",
-            loss=loss_sum.item() / images,
-            train_accuracy=train_accuracy,
-            test_accuracy=self._test_accuracy(),
-            steps=len(batches),
-            seconds=seconds,
-            total_seconds=seconds + (self.epochs[-1].total_seconds if self.epochs else 0.0),
-        )
-        self.epochs.append(record)
-        if self.policy is not None:
-            self.policy.step(train_accuracy)
-        return record
+        return loss_sum.item() / images, correct.item() / images, len(batches), seconds
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model(x)
@@ -148,3 +163,43 @@ class Run:
         if self.data.x_train.is_cuda:
             torch.cuda.synchronize(self.data.x_train.device)
         return time.perf_counter()
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on but settings and data; safe for ``torch.load(weights_only=True)``."""
+        return {
+            "record": self.record.state_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "policy": self.policy.state_dict() if self.policy is not None else None,
+            "order": self.order.get_state(),
+            "random": self.random,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken. Raises ``ValueError`` for the state of another run."""
+        record = Record.from_state(state["record"])
+        if record.key != self.record.key:
+            raise ValueError(f"state: expected that of the run {self.record.key}, got {record.key}")
+        self.record = record
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.policy is not None:
+            self.policy.load_state_dict(state["policy"])
+        self.order.set_state(state["order"])
+        self.random = list(state["random"])
+
+    def _random_state(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.cuda)]
+
+    @contextlib.contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        with torch.random.fork_rng(self.cuda):
+            torch.set_rng_state(self.random[0])
+            for device, state in zip(self.cuda, self.random[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield
+            self.random = self._random_state()

@@ -1,0 +1,107 @@
+"""WUS+LR (Safayenikoo, Akturk; arXiv 2012.02792): Weight Update Skipping with a learning-rate scheduler.
+
+The paper: WUS is combined with a learning-rate scheduler. No source at hand says which one, or when it is stepped. That it
+is stepped on entering a window, that by default it halves the rates, and that biases already train at the new rate inside
+the window, is ours.
+"""
+
+import math
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlateau
+
+from wuskern.policies.wus import WUS, _number
+
+
+class WUSLR(WUS):
+    """``WUS`` that steps a learning-rate scheduler each time it enters a skip window.
+
+    Biases train at the new rate from the window's first period on, weights from the period after its end. Another
+    scheduler may act on the same optimizer, such as CosineAnnealingLR after each epoch, if both work from the current rate
+    as torch's chainable schedulers do: the rate is then the product of both. ``attach`` the policy to the optimizer as well.
+
+    Args:
+        model: a model with converted layers.
+        optimizer: its learning rates are changed, those of all groups.
+        factor: what the rates are multiplied by, between 0 and 1; of no effect beside a ``scheduler``.
+        min_lr: entering a window takes no rate below this; one that is lower already is left alone.
+        scheduler: one of torch's, on the same optimizer, for the policy alone to step; without it,
+            ``ExponentialLR(optimizer, factor)``. ReduceLROnPlateau is refused: it waits for a metric of its own.
+        wus: keyword arguments of ``WUS``.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, a model without converted layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        factor: float = 0.5,
+        min_lr: float = 0.0,
+        scheduler: LRScheduler | None = None,
+        **wus: Any,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer: expected one of torch's, got {type(optimizer).__name__}")
+        _number("factor", factor)
+        _number("min_lr", min_lr)
+        if not 0 < factor < 1:
+            raise ValueError(f"factor: expected a number between 0 and 1, got {factor!r}")
+        if not 0 <= min_lr < math.inf:
+            raise ValueError(f"min_lr: expected a finite number from 0, got {min_lr!r}")
+        if scheduler is not None:
+            _check_scheduler(scheduler, optimizer)
+        super().__init__(model, **wus)
+        self.optimizer, self.factor, self.min_lr = optimizer, factor, min_lr
+        self.scheduler = scheduler or ExponentialLR(optimizer, factor)
+
+    def step(self, metric: float) -> bool:
+        """As ``WUS.step``; where it enters a window, the rates have been changed when it returns."""
+        was_skipping = self.skipping
+        if super().step(metric) and not was_skipping:
+            self._reduce()
+        return self.skipping
+
+    def _reduce(self) -> None:
+        before = self._rates()
+        self.scheduler.step()
+        self._set_rates([max(new, min(old, self.min_lr)) for new, old in zip(self._rates(), before, strict=True)])
+
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _set_rates(self, rates: list[float]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of ``WUS``, the scheduler's, and the rate of each group: numbers and lists, as far as the scheduler's is."""
+        return super().state_dict() | {"rates": self._rates(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken, the optimizer's rates of that moment included, whatever they are now.
+
+        Take the state, the optimizer's and an outer scheduler's at the same time. Raises ``ValueError`` for other keys or
+        another number of groups.
+        """
+        groups = len(self.optimizer.param_groups)
+        if len(state.get("rates", self._rates())) != groups:
+            raise ValueError(f"state: expected the rates of {groups} groups, got {len(state['rates'])}")
+        super().load_state_dict(state)
+        self.scheduler.load_state_dict(state["scheduler"])
+        self._set_rates(state["rates"])
+
+
+def _check_scheduler(scheduler: LRScheduler, optimizer: Optimizer) -> None:
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(f"scheduler: expected one of torch's that needs no metric, got {type(scheduler).__name__}")
+    if scheduler.optimizer is not optimizer:
+        raise ValueError("scheduler: expected one that acts on the given optimizer, got one of another")

@@ -1,0 +1,210 @@
+"""What a set of records says: a row per policy, its control beneath it, and a verdict in words."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wuskern.train.controls import epochs_in_the_time_of, seconds_per_epoch
+from wuskern.train.loop import POLICIES
+from wuskern.train.records import Epoch, Record
+
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+BySeed = dict[int, list[Epoch]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method against its control: paired differences of test accuracy in points, and their 95 % interval, which one seed
+    does not have."""
+
+    points: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    @property
+    def word(self) -> str:
+        if self.low is None or self.high is None:
+            return "undecided"
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "not measurably different"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy, or a method's control, over its seeds. ``s``: share of steps skipped; ``f``: saving of a skipped step; their
+    product is the reduction to expect; ``faster``: what was measured against dense over the same epochs. ``loss``: the
+    method is not shown to beat its control. None where it does not apply."""
+
+    policy: str
+    accuracies: tuple[float, ...]  # at the end, per seed
+    seconds: float  # mean over seeds; of a control: as many as the dense run of its seed took for so many epochs
+    seeds: tuple[int, ...]
+    epochs: tuple[int, ...]  # per seed
+    s: float | None = None
+    f: float | None = None
+    faster: float | None = None
+    control_of: str | None = None
+    against_control: Comparison | None = None
+    loss: bool | None = None
+
+
+def control_name(method: str) -> str:
+    return f"dense in the time of {method}"
+
+
+def comparable(records: list[Record]) -> dict[str, BySeed]:
+    """Policy -> seed -> epochs, without controls. After an interruption: the epochs that all policies of a seed have, of the
+    seeds with most."""
+    records = policy_records(records)
+    common: dict[int, int] = {}
+    for record in records:
+        common[record.seed] = min(common.get(record.seed, len(record.epochs)), len(record.epochs))
+    most = max(common.values(), default=0)
+    by_policy: dict[str, BySeed] = {}
+    for record in records:
+        if most and common[record.seed] == most:
+            by_policy.setdefault(record.policy, {})[record.seed] = record.epochs[:most]
+    return by_policy
+
+
+def policy_records(records: list[Record]) -> list[Record]:
+    """Those that are no controls: controls are planned shorter."""
+    planned = max((record.planned for record in records), default=0)
+    return [record for record in records if record.planned == planned]
+
+
+def control(records: list[Record], method: str, seed: int) -> Record | None:
+    """Dense over as many epochs as take the time of the method's run, which may be the dense run itself. None: not run."""
+    runs = {record.policy: record for record in policy_records(records) if record.seed == seed and record.complete}
+    if method not in runs or "dense" not in runs:
+        return None
+    planned = epochs_in_the_time_of(runs[method].epochs, runs["dense"].epochs)
+    return next((record for record in records if record.key == ("dense", seed, planned)), None)
+
+
+def summarise(records: list[Record], test_images: int) -> list[Row]:
+    """A row per policy, and beneath each method that of its control, over the seeds that have one."""
+    by_policy = comparable(records)
+    rows = []
+    for policy in sorted(by_policy, key=POLICIES.index):
+        by_seed, dense = by_policy[policy], by_policy.get("dense", {})
+        if policy == "dense":
+            rows.append(Row(policy, **_ends(by_seed)))
+            continue
+        found = {seed: control(records, policy, seed) for seed in by_seed}
+        controls = {seed: record.epochs for seed, record in found.items() if record is not None and record.complete}
+        rows.append(_method_row(policy, by_seed, dense, controls, test_images))
+        if controls:
+            seconds = statistics.fmean(len(epochs) * seconds_per_epoch(dense[seed]) for seed, epochs in controls.items())
+            rows.append(Row(control_name(policy), **_ends(controls) | {"seconds": seconds}, control_of=policy))
+    return rows
+
+
+def _ends(by_seed: BySeed) -> dict[str, Any]:
+    return {
+        "accuracies": tuple(epochs[-1].test_accuracy for epochs in by_seed.values()),
+        "seconds": statistics.fmean(epochs[-1].total_seconds for epochs in by_seed.values()),
+        "seeds": tuple(by_seed),
+        "epochs": tuple(map(len, by_seed.values())),
+    }
+
+
+def _method_row(policy: str, by_seed: BySeed, dense: BySeed, controls: BySeed, test_images: int) -> Row:
+    every = [epoch for epochs in by_seed.values() for epoch in epochs]
+    skipped = sum(e.steps for e in every if e.mode == "skip") / sum(e.steps for e in every)
+    ratios = [epochs[-1].total_seconds / dense[seed][-1].total_seconds for seed, epochs in by_seed.items() if seed in dense]
+    faster = 1 - statistics.fmean(ratios) if ratios else None
+    against = compare(by_seed, controls, 100 / test_images) if controls else None
+    loss = against.word != "better" if against else None
+    return Row(policy, **_ends(by_seed), s=skipped, f=saving(every), faster=faster, against_control=against, loss=loss)
+
+
+def saving(epochs: list[Epoch]) -> float | None:
+    """1 - (median seconds of a skipped step / of a full step), or None where one kind is missing."""
+    per_step = {mode: [e.seconds / e.steps for e in epochs if e.mode == mode] for mode in ("full", "skip")}
+    if not per_step["full"] or not per_step["skip"]:
+        return None
+    return 1 - statistics.median(per_step["skip"]) / statistics.median(per_step["full"])
+
+
+def compare(method: BySeed, controls: BySeed, step: float) -> Comparison:
+    """At the end of training, over the seeds of the controls. ``step``: points of one test image."""
+    ends = {seed: (method[seed][-1].test_accuracy, epochs[-1].test_accuracy) for seed, epochs in controls.items()}
+    differences = [round(100 * (a - b), 9) for a, b in ends.values()]  # a difference of one image is one, not a bit more
+    mean, half = interval(differences, step)
+    if math.isinf(half):
+        return Comparison(mean, None, None, len(differences))
+    return Comparison(mean, mean - half, mean + half, len(differences))
+
+
+def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
+    """Mean of paired differences and the half-width of its 95 % interval (Student's t; infinite for a single pair).
+
+    ``step``: the smallest difference that can be seen, one test image. The half-width is never less, since a few seeds can
+    agree to the image by chance.
+    """
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return mean, math.inf
+    t = T95[len(differences) - 2] if len(differences) - 2 < len(T95) else 1.96
+    return mean, max(step, t * statistics.stdev(differences) / math.sqrt(len(differences)))
+
+
+def verdict(rows: list[Row], test_images: int) -> str:
+    """A line per method: what it saved, and whether it is better than dense training in the same time."""
+    return "\n".join(_sentences(row, test_images) for row in rows if row.policy != "dense" and row.faster is not None)
+
+
+def _sentences(row: Row, test_images: int) -> str:
+    if not row.s:
+        return f"{row.policy} found no window to skip: it trained as dense does."
+    time = f"{row.policy} took {abs(row.faster or 0):.0%} {'less' if (row.faster or 0) >= 0 else 'more'} time than dense"
+    time += " over the same epochs."
+    against = row.against_control
+    if against is None:
+        return f"{time} Dense in the same time was not run."
+    if against.low is None:
+        return f"{time} Against dense in the same time it ends at {against.points:+.2f} points, but one seed decides nothing."
+    evidence = (
+        f"95 % interval {against.low:+.2f} to {against.high:+.2f}, n = {against.seeds}, "
+        f"one test image is {100 / test_images:.2f}"
+    )
+    preposition = "from" if against.word == "not measurably different" else "than"
+    return f"{time} It is {against.word} {preposition} dense in the same time: {against.points:+.2f} points ({evidence})."
+
+
+LEGEND = """\
+s: share of steps skipped; f: time a skipped step saves; s*f: reduction to expect
+less time: than dense over the same epochs
+against control: points of accuracy against the line beneath, dense training in the same time with its schedule rescaled
+LOSS: not shown to be better than its control"""
+
+
+def table(rows: list[Row]) -> str:
+    """The summary as aligned text."""
+
+    def percent(x: float | None) -> str:
+        return "-" if x is None else f"{100 * x:.1f} %"
+
+    header = ("policy", "test accuracy", "epochs", "seconds", "s", "f", "s*f", "less time", "against control")
+    lines: list[tuple[str, ...]] = [header]
+    for r in rows:
+        spread = f" +- {100 * statistics.stdev(r.accuracies):.2f}" if len(r.accuracies) > 1 else ""
+        product = r.s * r.f if r.s is not None and r.f is not None else None
+        accuracy = f"{100 * statistics.fmean(r.accuracies):.2f} %{spread}"
+        name = f"  {r.policy}" if r.control_of else r.policy
+        shares = (percent(v) for v in (r.s, r.f, product, r.faster))
+        lines.append((name, accuracy, f"{statistics.fmean(r.epochs):.4g}", f"{r.seconds:.1f}", *shares, _against(r)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _against(row: Row) -> str:
+    c = row.against_control
+    if c is None:
+        return "-"
+    bounds = "one seed" if c.low is None else f"{c.low:+.2f} to {c.high:+.2f}"
+    return f"{c.points:+.2f} ({bounds})" + (" LOSS" if row.loss else "")
