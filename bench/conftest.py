@@ -17,6 +17,7 @@ import torch
 
 from bench import results
 from bench.ceilings import Ceilings
+from bench.clocks import settle_allocator
 from bench.race import ROUNDS, Race, race_clock
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
@@ -75,6 +76,7 @@ def device(request):
     name = request.config.getoption("--device")
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
+    settle_allocator()
     return name
 
 
