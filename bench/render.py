@@ -155,41 +155,45 @@ def linear(content: dict[str, Any]) -> str:
     return f"{layers}\n\n{table(['host cost', 'skipped us', '`F.linear` us', 'more us'], costs)}"
 
 
-# ---- time to accuracy: results.json of `wuskern train`, whatever fields its rows have --------------------------------
-
-HEADINGS = {
-    "accuracies": "test accuracy",
-    "s": "steps skipped",
-    "f": "a skipped step saves",
-    "faster": "less time than dense",
-}
-SHARES = {"s", "f", "faster"}
+# ---- time to accuracy: results.json of `wuskern train` ---------------------------------------------------------------
 
 
 def training(content: dict[str, Any]) -> str:
     rows = content["summary"]
-    fields = list(dict.fromkeys(field for row in rows for field in row if field != "loss"))
-    body = [[_field(field, row.get(field), bool(row.get("loss"))) for field in fields] for row in rows]
-    text = table([HEADINGS.get(field, field.replace("_", " ")) for field in fields], body)
-    return f"{text}\n\n{content['verdict']} ({len(rows[0]['accuracies'])} seeds; {machine(content)}.)"
+    header = [
+        "policy",
+        "test accuracy",
+        "epochs",
+        "seconds",
+        "steps skipped",
+        "a skipped step saves",
+        "less time than dense",
+        "points against dense in the same time",
+    ]
+    verdict = "\n".join(f"- {line}" for line in content["verdict"].splitlines())
+    seeds = len(rows[0]["accuracies"])
+    return f"{table(header, [_policy(row) for row in rows])}\n\n{verdict}\n\n{seeds} seeds; {machine(content)}."
 
 
-def _field(name: str, value: Any, loss: bool) -> str:
-    if value is None:
+def _policy(row: dict[str, Any]) -> list[str]:
+    accuracies = [100 * accuracy for accuracy in row["accuracies"]]
+    spread = f" +- {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    shares = ["-" if row[name] is None else f"{row[name]:.0%}" for name in ("s", "f", "faster")]
+    return [
+        row["policy"],
+        f"{statistics.fmean(accuracies):.2f} %{spread}",
+        f"{statistics.fmean(row['epochs']):.3g}",
+        f"{row['seconds']:.1f}",
+        *shares,
+        _against(row["against_control"], row["loss"]),
+    ]
+
+
+def _against(control: dict[str, Any] | None, loss: bool | None) -> str:
+    if control is None:
         return "-"
-    if name == "accuracies":
-        return f"{100 * statistics.fmean(value):.2f} %"
-    if name == "policy":
-        return f"{value} **loss**" if loss else str(value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return " to ".join(_field("", item, False) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_field(key, item, False)}" for key, item in value.items())
-    if isinstance(value, float):
-        return f"{value:.0%}" if name in SHARES else f"{value:.1f}" if "seconds" in name else f"{value:.4g}"
-    return str(value)
+    bounds = "one seed" if control["low"] is None else f"{control['low']:+.2f} to {control['high']:+.2f}"
+    return f"{control['points']:+.2f} ({bounds})" + (" **loss**" if loss else "")
 
 
 # ---- bench/RESULTS.md: everything -----------------------------------------------------------------------------------

@@ -36,12 +36,28 @@ def measured():
     ]
 
 
+def policy_row(policy, accuracies, seconds, **more):
+    """A row of the summary of ``wuskern train``."""
+    empty = dict.fromkeys(("s", "f", "faster", "control_of", "against_control", "loss"))
+    return empty | dict(policy=policy, accuracies=accuracies, seconds=seconds, epochs=[3, 4]) | more
+
+
 TRAINED = {
     "summary": [
-        {"policy": "dense", "accuracies": [0.5, 0.6], "seconds": 2.0, "s": None, "difference": None},
-        {"policy": "wus", "accuracies": [0.5, 0.5], "seconds": 1.0, "s": 0.5, "difference": [-1.5, 0.25], "loss": True},
+        policy_row("dense", [0.5, 0.6], 2.0),
+        policy_row(
+            "wus",
+            [0.5, 0.5],
+            1.0,
+            s=0.5,
+            f=0.4,
+            faster=0.2,
+            loss=True,
+            against_control={"points": -1.5, "low": -2.0, "high": 0.25, "seeds": 2},
+        ),
+        policy_row("dense in the time of wus", [0.5, 0.53], 1.1, control_of="wus"),
     ],
-    "verdict": "It lost.",
+    "verdict": "It lost.\nTwice.",
     "environment": {"processor": "P", "threads": 2, "torch": "2"},
 }
 
@@ -117,8 +133,8 @@ def test_losses_are_marked(folder):
     readme = (folder / "README.md").read_text()
     assert "0.80x **slower**" in readme
     assert "slower than stock: stem NCHW float32" in readme
-    assert "| wus **loss** | 50.00 % | 1.0 | 50% | -1.5 to 0.25 |" in readme
-    assert "It lost." in readme
+    assert "| wus | 50.00 % +- 0.00 | 3.5 | 1.0 | 50% | 40% | 20% | -1.50 (-2.00 to +0.25) **loss** |" in readme
+    assert "- It lost.\n- Twice.\n" in readme
 
 
 @pytest.mark.parametrize(("group", "name", "value", "mark"), [

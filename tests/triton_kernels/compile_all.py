@@ -28,8 +28,9 @@ DTYPES = [
 ALIGNED = [["tt.divisibility", 16]]
 
 
-def source(kernel, tile, dtypes):
-    """The kernel with aligned pointers and sizes that are multiples of 16, as large problems have them."""
+def source(kernel, tile, dtypes, size):
+    """The kernel as Triton specialises it: with ``i32`` for pointers and sizes that are multiples of 16, as large problems
+    have them; with ``i64`` for any alignment and more than 2^31 elements."""
     import triton.language as tl
 
     src, acc, out = dtypes
@@ -41,25 +42,30 @@ def source(kernel, tile, dtypes):
         sizes = ("outer", "channels", "inner", "outer_stride", "channel_stride", "outer_per_program", "inner_per_program")
         constants = {"BLOCK_C": tile.block_channels, "BLOCK_I": tile.block_inner}
     constants["ACC"] = accumulator
-    signature = {"src": f"*{src}", "out": f"*{out}"} | dict.fromkeys(sizes, "i32") | dict.fromkeys(constants, "constexpr")
+    signature = {"src": f"*{src}", "out": f"*{out}"} | dict.fromkeys(sizes, size) | dict.fromkeys(constants, "constexpr")
     order = [p.name for p in kernel.params]
     signature = {name: signature[name] for name in order}
-    attrs = {(order.index(name),): ALIGNED for name in ("src", "out", *sizes[1:])}
+    attrs = {(order.index(name),): ALIGNED for name in ("src", "out", *sizes[1:])} if size == "i32" else {}
     return ASTSource(kernel, signature, {(order.index(n),): v for n, v in constants.items()}, attrs)
 
 
-for kernel in (bias_grad.sum_rows, bias_grad.sum_planes):
-    for tile in configs.ALL[kernel.__name__]:
-        for dtypes in DTYPES:
-            for target, gpu in TARGETS.items():
-                compiled = compile(
-                    source(kernel, tile, dtypes), target=gpu, options={"num_warps": tile.num_warps, "enable_fp_fusion": False}
-                )
-                code = compiled.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
-                loads = sorted({line.split()[0 if "@" not in line else 1] for line in code.splitlines() if "ld.global" in line})
-                row = {"kernel": kernel.__name__, "tile": str(tile), "dtypes": dtypes, "target": target, "loads": loads}
-                if gpu.backend == "cuda":
-                    row["cubin"] = compiled.asm["cubin"].hex()
-                else:
-                    row["spills"] = [line.strip() for line in code.splitlines() if "_spill_count" in line]
-                print(json.dumps(row))
+problems = [
+    (kernel, tile, dtypes, size, target)
+    for kernel in (bias_grad.sum_rows, bias_grad.sum_planes)
+    for tile in configs.ALL[kernel.__name__]
+    for dtypes in DTYPES
+    for size in ("i32", "i64")
+    for target in TARGETS
+]
+for kernel, tile, dtypes, size, target in problems:
+    gpu = TARGETS[target]
+    options = {"num_warps": tile.num_warps, "enable_fp_fusion": False}
+    compiled = compile(source(kernel, tile, dtypes, size), target=gpu, options=options)
+    code = compiled.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
+    loads = sorted({line.split()[0 if "@" not in line else 1] for line in code.splitlines() if "ld.global" in line})
+    row = {"kernel": kernel.__name__, "tile": str(tile), "dtypes": dtypes, "size": size, "target": target, "loads": loads}
+    if gpu.backend == "cuda":
+        row["cubin"] = compiled.asm["cubin"].hex()
+    else:
+        row["spills"] = [line.strip() for line in code.splitlines() if "_spill_count" in line]
+    print(json.dumps(row))
