@@ -155,6 +155,18 @@ def test_a_forward_mode_derivative_raises(make, shape):
         layer(forward_ad.make_dual(x, torch.ones_like(x)))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo does it
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_it_compiles_into_one_graph(make, shape):
+    layer, x = make(), torch.randn(shape, requires_grad=True)
+    layer.skip = True
+    found = []
+    for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        found.append(torch.autograd.grad(function(x).pow(2).sum(), (x, layer.bias)))
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
 # ---- dX of a convolution, by each of its paths -----------------------------------------------------------------------
 
 FORMATS = {

@@ -2,7 +2,7 @@
 
 Both Functions take the weight as an argument and answer its gradient with ``None``: where it is part of the graph (DDP
 wants that) no kernel runs for it. The input is never kept. Only what autograd asks for is computed: no dgrad for an
-input that needs none, no bias_grad for a bias that does not train. Second and forward-mode derivatives raise.
+input that needs none, no bias_grad for a bias that does not train. A second derivative raises.
 """
 
 import functools
@@ -44,14 +44,8 @@ def _once(backward: Backward) -> Backward:
     return once
 
 
-def _no_jvp(ctx: Any, *_: Any) -> NoReturn:
-    raise RuntimeError("a skipping layer of wuskern has no forward-mode derivative: set skip=False where one is needed")
-
-
 class LinearFunction(torch.autograd.Function):
     """y = x @ weight.T + bias; dx = dy @ weight, db = sum of dy over all rows, dweight = None."""
-
-    jvp = staticmethod(_no_jvp)
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,8 +73,6 @@ class Conv2dFunction(torch.autograd.Function):
     x: [B, C, H, W]; the geometry is four pairs of integers and ``groups``. Padding is a number here: the caller takes
     care of "same", of other padding modes and of unbatched input.
     """
-
-    jvp = staticmethod(_no_jvp)
 
     @staticmethod
     def forward(

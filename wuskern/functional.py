@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from wuskern import ops
@@ -23,10 +24,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, skip: bool 
         ``[..., out]``. Without ``skip``, and where :func:`stock_reason` names one, this is ``F.linear`` itself.
 
     Raises:
-        What ``F.linear`` raises; ``RuntimeError`` for a second derivative through a skipped call.
+        What ``F.linear`` raises; ``RuntimeError`` for a second or forward-mode derivative through a skipped call.
     """
     if not skip or stock_reason(x, weight, bias):
         return F.linear(x, weight, bias)
+    _refuse_forward_mode(x, weight, bias)
     return LinearFunction.apply(*_autocast(x, _graph_weight(weight), bias))
 
 
@@ -52,10 +54,11 @@ def conv2d(
         What ``F.conv2d`` returns. Without ``skip``, and where :func:`stock_reason` names one, it is ``F.conv2d``.
 
     Raises:
-        What ``F.conv2d`` raises; ``RuntimeError`` for a second derivative through a skipped call.
+        What ``F.conv2d`` raises; ``RuntimeError`` for a second or forward-mode derivative through a skipped call.
     """
     if not skip or stock_reason(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    _refuse_forward_mode(x, weight, bias)
     stock = x, weight, bias
     x, weight, bias = _autocast(x, _graph_weight(weight), bias)
     strided_same = padding == "same" and _pair(stride) != (1, 1)
@@ -84,6 +87,14 @@ def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if x.is_nested or x.layout is not torch.strided:
         return "the input is nested or not strided"
     return None
+
+
+def _refuse_forward_mode(*tensors: Tensor | None) -> None:
+    """By name, and here: a Function with a ``jvp`` that raises could not be compiled."""
+    if forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise RuntimeError("a skipping layer of wuskern has no forward-mode derivative: set skip=False where one is needed")
 
 
 def _graph_weight(weight: Tensor) -> Tensor:
