@@ -1,5 +1,5 @@
 # make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
-# make bench | bench-again | results    measure on this CPU into bench/results/ | once more | both, the demo, the README
+# make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
 # make wheel              one wheel in dist/ with the libraries that this machine can build
 #

@@ -7,7 +7,7 @@ training. A case that is larger than that by itself needs no second copy. ``--co
 
 glibc gives freed memory back, and faults it in again page by page, by thresholds that grow with the blocks a process frees.
 ``settle_allocator`` puts them where a training has them after its first steps, before anything is timed; without it a
-25 MB gradient costs 2.4 or 10 ms by what happened to be freed before.
+large gradient costs a multiple by what happened to be freed before.
 """
 
 import math

@@ -31,7 +31,7 @@ class _Once(torch.autograd.Function):
 
 
 def _once(backward: Backward) -> Backward:
-    """torch's ``once_differentiable`` with a message of our own, and 1 us less where no graph of the backward is made."""
+    """torch's ``once_differentiable`` with a message of our own, and cheaper where no graph of the backward is made."""
 
     @functools.wraps(backward)
     def once(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -77,8 +77,8 @@ def conv2d_dgrad_is_matmul(
     padding: Sequence[int],
     groups: int,
 ) -> bool:
-    """Whether dx of a 1x1 convolution on the CPU is taken as ``weight.T @ dy`` per image: oneDNN is up to five times slower
-    on contiguous images (not channels_last) from so many pixels on."""
+    """Whether dx of a 1x1 convolution on the CPU is taken as ``weight.T @ dy`` per image: on contiguous images (not
+    channels_last) of so many pixels oneDNN takes longer, by the copies that it reorders them into."""
     return (
         memory_format is torch.contiguous_format
         and tuple(weight[2:]) == tuple(stride) == (1, 1)

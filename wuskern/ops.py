@@ -2,7 +2,7 @@
 
 Two namespaces carry the same schemas. ``wuskern::<op>`` is the op that a graph sees; it checks its arguments, asks
 ``backends`` and runs. ``wuskern_native::<op>`` is where the compiled libraries register their kernels. The functions here
-do in eager mode what ``wuskern::<op>`` does, without the 3 us of a dispatch into Python.
+do in eager mode what ``wuskern::<op>`` does, without a dispatch into Python.
 """
 
 from collections.abc import Callable
