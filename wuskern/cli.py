@@ -84,11 +84,11 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
         "also with dense training in the same time",
     )
     how = train.add_argument_group("how to train")
-    how.add_argument("--epochs", type=int, default=20)
+    how.add_argument("--epochs", type=int, default=20, help="of each run")
     how.add_argument("--seeds", type=int, default=1, help="runs per policy, with seeds 0, 1, ...")
-    how.add_argument("--batch", type=int, default=64)
+    how.add_argument("--batch", type=int, default=64, help="images of a step")
     how.add_argument("--optimizer", default="sgd", help="sgd or adamw")
-    how.add_argument("--lr", type=float, default=0.05)
+    how.add_argument("--lr", type=float, default=0.05, help="learning rate at the start")
     how.add_argument(
         "--schedule", default="cosine", help="constant, or cosine: the rate falls to 0 over the run, epoch by epoch"
     )
