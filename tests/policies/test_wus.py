@@ -169,6 +169,22 @@ def test_a_skip_is_a_skip_even_where_gradients_become_zeros(make):
     assert all(moved[True][n] for n in moved[True] if n not in weights)
 
 
+def test_what_a_parametrized_weight_is_computed_from_stays_too():
+    net = model()
+    nn.utils.parametrizations.weight_norm(net[0])
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    WUS(net).attach(optimizer)
+    parts = [p for name, p in net.named_parameters() if name.startswith("0.parametrizations.weight.original")]
+    assert len(parts) == 2
+    for skip in (False, True):
+        wk.set_skip(net, skip)
+        before = [p.detach().clone() for p in parts]
+        optimizer.zero_grad(set_to_none=False)
+        net(torch.randn(8, 3)).pow(2).sum().backward()
+        optimizer.step()
+        assert [torch.equal(p, b) for p, b in zip(parts, before, strict=True)] == [skip, skip]
+
+
 def test_a_shared_weight_keeps_its_other_owners_gradient():
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch.nn as nn
 from torch.nn import Parameter
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -36,7 +37,8 @@ class Policy(ABC):
 
         A skipped layer leaves ``weight.grad`` alone, but plain DDP and ``zero_grad(set_to_none=False)`` put zeros
         there, and zeros still let momentum and weight decay move the weight. A weight that some other module shares is
-        left alone unless all its owners are skipping layers. What counts is each layer's flag when the optimizer steps: let
+        left alone unless all its owners are skipping layers; what a parametrization computes a weight from counts as the
+        weight. What counts is each layer's flag when the optimizer steps: let
         the policy decide after that, not between backward and step.
 
         Raises:
@@ -62,10 +64,13 @@ class Policy(ABC):
 
 
 def _owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
-    """Weights whose every owner in the model is a converted layer, with those layers."""
-    converted = {id(layer) for layer in layers.values()}
-    owners: dict[Parameter, list[nn.Module]] = {}
+    """Weights, or what a parametrization computes them from, whose every owner in the model is a converted layer."""
+    holders: dict[nn.Module, SkippableLayer] = {}  # module that holds the parameters of a weight -> its layer
+    for layer in layers.values():
+        holders[layer.parametrizations["weight"] if is_parametrized(layer, "weight") else layer] = layer  # type: ignore[index]
+    owners: dict[Parameter, list[SkippableLayer | None]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(parameter, []).append(module if name == "weight" else model)
-    return [(p, own) for p, own in owners.items() if all(id(m) in converted for m in own)]  # type: ignore[misc]
+            weight = module in holders and (name == "weight" or module is not holders[module])
+            owners.setdefault(parameter, []).append(holders[module] if weight else None)
+    return [(p, [o for o in own if o is not None]) for p, own in owners.items() if None not in own]
