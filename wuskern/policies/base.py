@@ -38,8 +38,8 @@ class Policy(ABC):
         A skipped layer leaves ``weight.grad`` alone, but plain DDP and ``zero_grad(set_to_none=False)`` put zeros
         there, and zeros still let momentum and weight decay move the weight. A weight that some other module shares is
         left alone unless all its owners are skipping layers; what a parametrization computes a weight from counts as the
-        weight. What counts is each layer's flag when the optimizer steps: let
-        the policy decide after that, not between backward and step.
+        weight. What counts is each layer's flag when the optimizer steps: let the policy decide after that, not between
+        backward and step.
 
         Raises:
             ValueError: the optimizer holds none of the layers' weights, or flattens parameters.
