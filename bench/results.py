@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.ceilings import Ceilings
 from wuskern import backends
+from wuskern.doctor import package_version
 from wuskern.train.results import environment, replace
 
 FORMAT = 2
@@ -40,7 +41,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def provenance(device: str) -> dict[str, Any]:
     """Versions, processor, compiler and commit; the clocks of a GPU."""
-    found = environment(device) | {"triton": _triton(), "compiler": compiler(device), "commit": commit()}
+    found = environment(device) | {"triton": package_version("triton"), "compiler": compiler(device), "commit": commit()}
     return found | ({"clocks": _clocks()} if device == "cuda" else {})
 
 
@@ -60,12 +61,6 @@ def compiler(device: str) -> str | None:
     path = backends.LIBRARY_DIR / backends.LIBRARIES[device]
     found = re.search(rb"(GCC: \([^)\0]*\) [\d.]+|clang version [\d.]+)", path.read_bytes()) if path.exists() else None
     return found[1].decode() if found else None
-
-
-def _triton() -> str:
-    from wuskern.doctor import package_version
-
-    return package_version("triton")
 
 
 def _clocks() -> str | None:

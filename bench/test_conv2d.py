@@ -12,17 +12,15 @@ import torch
 import torch.nn as nn
 
 from tests.accuracy import assert_as_right_as_stock
-from tests.cases import NETWORK_CONVS
+from tests.cases import MEMORY_FORMATS, NETWORK_CONVS
 from wuskern import SkippableConv2d, convert, reference
-
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("case", NETWORK_CONVS, ids=str)
 def test_conv2d(case, layout, dtype, device, race):
-    stock: nn.Conv2d = case.layer(dtype).to(device, memory_format=LAYOUTS[layout])
+    stock: nn.Conv2d = case.layer(dtype).to(device, memory_format=MEMORY_FORMATS[layout])
     ours = convert(copy.deepcopy(stock))
     assert isinstance(ours, SkippableConv2d)
     stock.weight.requires_grad_(False)
@@ -32,7 +30,7 @@ def test_conv2d(case, layout, dtype, device, race):
 
     def inputs():
         """One forward of both layers on the same input, and a gradient of their output as the backward above would hand it."""
-        x = case.input(dtype).to(device).contiguous(memory_format=LAYOUTS[layout])
+        x = case.input(dtype).to(device).contiguous(memory_format=MEMORY_FORMATS[layout])
         graphs = {name: graph(layer, x) for name, layer in (("ours", ours), ("frozen", stock))}
         assert torch.equal(graphs["ours"][0], graphs["frozen"][0])
         return graphs, torch.randn_like(graphs["ours"][0]), x

@@ -9,24 +9,24 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from tests.cases import MEMORY_FORMATS
 from wuskern import convert, modules, policies, set_skip
 from wuskern.train.models import MODELS
 
 BATCH, SMOKE_BATCH = 64, 4
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # All of the work, and weights that keep every bit: after a change of one, ReLUs switch and gradients differ by a percent.
 SGD = dict(lr=0.0, momentum=0.9, weight_decay=5e-4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("norm", ["BatchNorm", "no norm"])
 def test_step(norm, layout, device, race, benchmark):
     batch = SMOKE_BATCH if benchmark.disabled else BATCH
-    model = vgg16(batch_norm=norm == "BatchNorm").to(device, memory_format=LAYOUTS[layout])
+    model = vgg16(batch_norm=norm == "BatchNorm").to(device, memory_format=MEMORY_FORMATS[layout])
     optimizer = torch.optim.SGD(convert(model).parameters(), **SGD)
     policies.WUS(model).attach(optimizer)
     layers = modules.skippable_layers(model)
-    x = torch.randn(batch, 3, 32, 32).to(device).contiguous(memory_format=LAYOUTS[layout])
+    x = torch.randn(batch, 3, 32, 32).to(device).contiguous(memory_format=MEMORY_FORMATS[layout])
     y = torch.randint(10, (batch,)).to(device)
 
     def step(skip: bool, frozen: bool):

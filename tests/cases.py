@@ -63,6 +63,8 @@ def _every_second(dy: Tensor) -> Tensor:
     return torch.stack((dy, torch.full_like(dy, float("nan"))), dim=-1)[..., 0]
 
 
+MEMORY_FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+
 LAYOUTS = {
     "contiguous": lambda dy: dy,
     "channels_last": lambda dy: dy.contiguous(memory_format=torch.channels_last),

@@ -8,9 +8,7 @@ import torch.nn as nn
 
 import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
-from tests.cases import CONVS, LAYERS, LAYOUTS
-
-MEMORY_FORMATS = [torch.contiguous_format, torch.channels_last]
+from tests.cases import CONVS, LAYERS, LAYOUTS, MEMORY_FORMATS
 
 
 def backward(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
@@ -59,7 +57,7 @@ def test_linear(shape, bias, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", MEMORY_FORMATS, ids=str)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS.values(), ids=MEMORY_FORMATS)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_conv2d(case, layout, dtype):
     stock = case.layer(dtype).to(memory_format=layout)
@@ -88,7 +86,7 @@ def test_linear_of_a_strided_input(shape, layout):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layout", MEMORY_FORMATS, ids=str)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS.values(), ids=MEMORY_FORMATS)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_conv2d_on_a_gpu(case, layout):
     stock = case.layer().to("cuda", memory_format=layout)

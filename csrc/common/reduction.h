@@ -8,7 +8,7 @@
 
 namespace wuskern {
 
-WUSKERN_HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+WUSKERN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // [0, total) in pieces of `size`; the last one may be shorter.
 struct Chunks {

@@ -2,8 +2,8 @@
 // costs nothing here, since reading dY is what takes the time. Beyond the caches it takes half as long with prefetches:
 // the processor's own follow one stream too closely behind.
 //
-// Nothing of the standard library that the linker could share with other files may be called here: its copy would carry
-// this file's instructions.
+// No function that the linker could share with other files may be called here, of the standard library or of our own
+// unless it is always inlined: its copy would carry this file's instructions.
 #include "bias_grad_kernels.h"
 
 #include "../common/reduction.h"

@@ -73,6 +73,7 @@ WUSKERN_INLINE void add_to(double* acc, Doubles vector) {
   vector += load(acc);
   memcpy(acc, &vector, sizeof(vector));
 }
+
 typedef float HalfOfFloats __attribute__((vector_size(32)));
 
 WUSKERN_INLINE Doubles to_doubles(HalfOfFloats half) {
