@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from wuskern import reference
+from wuskern import native, reference
 
 NAMES = ("native", "triton", "reference")  # in order of preference
 LIBRARIES = {"cpu": "libwuskern_cpu.so", "cuda": "libwuskern_cuda.so"}
@@ -93,11 +93,22 @@ def triton_obstacle(device: str) -> str | None:
 
 
 def _native(op: str, device: str) -> Callable[..., Any] | str:
-    return library_obstacle(device) or getattr(torch.ops.wuskern_native, op).default
+    if obstacle := library_obstacle(device):
+        return obstacle
+    if device == "cpu" and hasattr(native, op):
+        return getattr(native, op)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"wuskern_native::{op}", device.upper()):
+        return f"it has no kernel for {device} yet"
+    return getattr(torch.ops.wuskern_native, op).default
 
 
 def _triton(op: str, device: str) -> Callable[..., Any] | str:
-    return triton_obstacle(device) or getattr(importlib.import_module(f"wuskern.triton_kernels.{op}"), op)
+    if obstacle := triton_obstacle(device):
+        return obstacle
+    stem = op.removesuffix("_conv2d")
+    if importlib.util.find_spec(f"wuskern.triton_kernels.{stem}") is None:
+        return "it has no Triton kernel yet"
+    return getattr(importlib.import_module(f"wuskern.triton_kernels.{stem}"), op)
 
 
 def _reference(op: str, device: str) -> Callable[..., Any] | str:

@@ -3,9 +3,13 @@
 Two namespaces carry the same schemas. ``wuskern::<op>`` is the op that a graph sees; it checks its arguments, asks
 ``backends`` and runs. ``wuskern_native::<op>`` is where the compiled libraries register their kernels. The functions here
 do in eager mode what ``wuskern::<op>`` does, without a dispatch into Python.
+
+``rows`` are indices of output units: int64, ascending, each once, as :func:`select_rows` gives them. Their values are not
+looked at here, which would wait for a GPU: one out of range raises on the CPU and is undefined elsewhere.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,23 +17,44 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from wuskern import backends
+from wuskern.shapes import memory_format, output_size
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SCORES = ("l1", "l2")
 NAMES: list[str] = []  # of all ops
 
 _contract = torch.library.Library("wuskern", "DEF")
 _native = torch.library.Library("wuskern_native", "DEF")
 for _name in ("cpu_capability", "cuda_architectures"):  # what the two libraries say of themselves
     _native.define(f"{_name}() -> str")
+_checks: dict[str, Callable[..., None]] = {}
 
 
-def _declare(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int]) -> None:
+def _declare(
+    name: str, signature: str, check: Callable[..., None], fake: Callable[..., Any], flops: Callable[..., int]
+) -> None:
+    def checked_fake(*arguments: Any) -> Any:
+        check(*arguments)
+        return fake(*arguments)
+
     for library in (_contract, _native):
         library.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.register_fake(f"{library.ns}::{name}", fake, lib=library)
+        torch.library.register_fake(f"{library.ns}::{name}", checked_fake, lib=library)
         register_flop_formula(getattr(getattr(torch.ops, library.ns), name))(flops)
-    _contract.impl(name, run, "CompositeExplicitAutograd")
+    _contract.impl(name, lambda *arguments: _run(name, *arguments), "CompositeExplicitAutograd")
+    _checks[name] = check
     NAMES.append(name)
+
+
+def _run(name: str, *arguments: Any) -> Any:
+    _checks[name](*arguments)
+    return backends.choose(name, arguments[0].device.type).run(*arguments)
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.wuskern, name).default(*arguments)
+    return _run(name, *arguments)
 
 
 # ---- bias_grad ------------------------------------------------------------------------------------------------------
@@ -54,31 +79,374 @@ def bias_grad(dy: Tensor, dim: int) -> Tensor:
     Equivalent to ``dy.sum([d for d in range(dy.ndim) if d != dim])``. Reads ``dy`` once wherever its dimensions fold to
     [outer, channels, inner] with unit stride in one of the last two; any other layout is copied first.
     """
-    if torch.compiler.is_compiling():
-        return torch.ops.wuskern.bias_grad.default(dy, dim)
-    return _bias_grad(dy, dim)
+    return _call("bias_grad", dy, dim)
 
 
-def _check_bias_grad(dy: Tensor, dim: int) -> None:
+def _check_gradient(dy: Tensor, dim: int) -> None:
     if dy.dtype not in DTYPES:
         raise TypeError(f"dy: expected float64, float32, float16 or bfloat16, got {dy.dtype}")
     if not -dy.ndim <= dim < dy.ndim:
         raise ValueError(f"dim: expected a dimension of dy, which has {dy.ndim}, got {dim}")
 
 
-def _bias_grad(dy: Tensor, dim: int) -> Tensor:
-    _check_bias_grad(dy, dim)
-    return backends.choose("bias_grad", dy.device.type).run(dy, dim)
-
-
-def _bias_grad_fake(dy: Tensor, dim: int) -> Tensor:
-    _check_bias_grad(dy, dim)
-    return dy.new_empty((dy.shape[dim],))
-
-
-def _bias_grad_flops(dy_shape: torch.Size, dim: int, **_: Any) -> int:
+def _additions(dy_shape: torch.Size, dim: int, **_: Any) -> int:
     """One addition for each element but the first of a sum."""
     return max(0, dy_shape.numel() - dy_shape[dim])
 
 
-_declare("bias_grad", "(Tensor dy, int dim) -> Tensor", _bias_grad, _bias_grad_fake, _bias_grad_flops)
+_declare(
+    "bias_grad", "(Tensor dy, int dim) -> Tensor", _check_gradient, lambda dy, dim: dy.new_empty((dy.shape[dim],)), _additions
+)
+
+
+# ---- row_stats ------------------------------------------------------------------------------------------------------
+
+
+def row_stats(dy: Tensor, dim: int, score: str = "l1") -> tuple[Tensor, Tensor]:
+    """Gradient of a bias, and a score for each of its elements, in one read of ``dy``.
+
+    Args:
+        dy, dim: as for :func:`bias_grad`.
+        score: "l1", the sum of ``|dy|`` over every dimension but ``dim``, or "l2", that of ``dy * dy``.
+
+    Returns:
+        The bias gradient as :func:`bias_grad` gives it, and scores ``[dy.shape[dim]]`` in float32 (float64 for float64).
+        A NaN in ``dy`` makes the score of its row NaN.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: ``dim`` out of range, a 0-d ``dy``, or another score.
+
+    The scores are those of meProp (arXiv 1706.06197, unified top-k) and ssProp (arXiv 2408.12561), which take "l1".
+    """
+    return _call("row_stats", dy, dim, score)
+
+
+def _check_row_stats(dy: Tensor, dim: int, score: str) -> None:
+    _check_gradient(dy, dim)
+    if score not in SCORES:
+        raise ValueError(f"score: expected one of {', '.join(SCORES)}, got {score!r}")
+
+
+def _row_stats_fake(dy: Tensor, dim: int, score: str) -> tuple[Tensor, Tensor]:
+    exact = torch.promote_types(dy.dtype, torch.float32)
+    return dy.new_empty((dy.shape[dim],)), dy.new_empty((dy.shape[dim],), dtype=exact)
+
+
+def _row_stats_flops(dy_shape: torch.Size, dim: int, score: str, **_: Any) -> int:
+    """Two sums, and for "l2" one product for each element."""
+    return 2 * _additions(dy_shape, dim) + (dy_shape.numel() if score == "l2" else 0)
+
+
+_declare(
+    "row_stats", "(Tensor dy, int dim, str score) -> (Tensor, Tensor)", _check_row_stats, _row_stats_fake, _row_stats_flops
+)
+
+
+# ---- select_rows ----------------------------------------------------------------------------------------------------
+
+
+def select_rows(scores: Tensor, k: int, block: int = 1, groups: int = 1) -> Tensor:
+    """The ``k`` rows with the largest scores.
+
+    Args:
+        scores: ``[N]``; float64, float32, float16 or bfloat16. Random ones choose at random:
+            ``torch.rand(N, generator=g)``.
+        k: how many, 1 to N, a multiple of ``block * groups``.
+        block: rows are taken in aligned blocks of so many, by the sum of their scores.
+        groups: the rows are ``groups`` equal parts, and as many are taken from each.
+
+    Returns:
+        ``[k]``: int64, ascending, each row once. A NaN ranks before every number. Of equal scores the lower index wins.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: ``scores`` is not 1-d, or ``k``, ``block`` or ``groups`` do not fit its length.
+    """
+    return _call("select_rows", scores, k, block, groups)
+
+
+def _check_select_rows(scores: Tensor, k: int, block: int, groups: int) -> None:
+    if scores.dtype not in DTYPES:
+        raise TypeError(f"scores: expected float64, float32, float16 or bfloat16, got {scores.dtype}")
+    if scores.ndim != 1:
+        raise ValueError(f"scores: expected one dimension, got {scores.ndim}")
+    n = scores.shape[0]
+    for name, value in (("block", block), ("groups", groups)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if n % (block * groups):
+        raise ValueError(f"scores: expected a multiple of block * groups = {block * groups} of them, got {n}")
+    if not 1 <= k <= n or k % (block * groups):
+        raise ValueError(f"k: expected a multiple of block * groups = {block * groups} from 1 to {n}, got {k}")
+
+
+_declare(
+    "select_rows",
+    "(Tensor scores, int k, int block, int groups) -> Tensor",
+    _check_select_rows,
+    lambda scores, k, block, groups: scores.new_empty((k,), dtype=torch.int64),
+    lambda scores_shape, k, block, groups, **_: scores_shape.numel(),  # a comparison each
+)
+
+
+# ---- gather_rows ----------------------------------------------------------------------------------------------------
+
+
+def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """The chosen rows of a gradient of the output, next to each other: ``dy.index_select(dim, rows)``.
+
+    Args:
+        dy, dim: as for :func:`bias_grad`; ``dim`` is -1 or, of ``[B, C, H, W]``, 1.
+        rows: ``[k]``, see the top of this module.
+
+    Returns:
+        ``[..., k]`` or ``[B, k, *spatial]`` in the dtype of ``dy``: channels_last where ``dy`` is that and not contiguous,
+        else contiguous.
+
+    Raises:
+        TypeError, ValueError: as :func:`bias_grad`; ``rows`` is not 1-d int64, or (CPU) out of range.
+    """
+    return _call("gather_rows", dy, rows, dim)
+
+
+def _check_rows(rows: Tensor) -> None:
+    if rows.dtype != torch.int64:
+        raise TypeError(f"rows: expected int64, got {rows.dtype}")
+    if rows.ndim != 1:
+        raise ValueError(f"rows: expected one dimension, got {rows.ndim}")
+
+
+def _check_gather_rows(dy: Tensor, rows: Tensor, dim: int) -> None:
+    _check_gradient(dy, dim)
+    _check_rows(rows)
+
+
+def _gather_rows_fake(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
+    shape = list(dy.shape)
+    shape[dim] = rows.shape[0]
+    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
+
+
+_declare(
+    "gather_rows",
+    "(Tensor dy, Tensor rows, int dim) -> Tensor",
+    _check_gather_rows,
+    _gather_rows_fake,
+    lambda dy_shape, rows_shape, dim, **_: 0,
+)
+
+
+# ---- rowsparse_wgrad ------------------------------------------------------------------------------------------------
+
+
+def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    """Weight gradient of a Linear in the chosen rows: ``dy[:, rows].T @ x`` over all leading dimensions.
+
+    Args:
+        dy: ``[..., N]``; or already gathered, ``[..., k]`` (with ``k = N`` the two are the same).
+        x: ``[..., K]``, the same leading dimensions and dtype.
+        rows: ``[k]``, see the top of this module.
+
+    Returns:
+        ``[k, K]``, contiguous; zeros where there are no tokens. Summed in float32 or wider (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
+
+    Reads the chosen part of ``dy`` once, ``x`` once. Source: meProp (arXiv 1706.06197), unified top-k.
+    """
+    return _call("rowsparse_wgrad", dy, x, rows)
+
+
+def _check_operands(dy: Tensor, other: Tensor, name: str, rows: Tensor) -> None:
+    _check_rows(rows)
+    if dy.dtype not in DTYPES:
+        raise TypeError(f"dy: expected float64, float32, float16 or bfloat16, got {dy.dtype}")
+    if other.dtype != dy.dtype:
+        raise TypeError(f"{name}: expected {dy.dtype} as dy has, got {other.dtype}")
+
+
+def _check_rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> None:
+    _check_operands(dy, x, "x", rows)
+    if dy.ndim < 1 or x.ndim < 1 or dy.shape[:-1] != x.shape[:-1]:
+        raise ValueError(f"x: expected {[*dy.shape[:-1], 'K']}, got {list(x.shape)}")
+    if dy.shape[-1] < rows.shape[0]:
+        raise ValueError(f"rows: expected at most {dy.shape[-1]}, as many as dy has, got {rows.shape[0]}")
+
+
+def _rowsparse_wgrad_flops(dy_shape: torch.Size, x_shape: torch.Size, rows_shape: torch.Size, **_: Any) -> int:
+    return 2 * x_shape.numel() * rows_shape[0]
+
+
+_declare(
+    "rowsparse_wgrad",
+    "(Tensor dy, Tensor x, Tensor rows) -> Tensor",
+    _check_rowsparse_wgrad,
+    lambda dy, x, rows: dy.new_empty((rows.shape[0], x.shape[-1])),
+    _rowsparse_wgrad_flops,
+)
+
+
+def rowsparse_wgrad_conv2d(
+    dy: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Weight gradient of a Conv2d in the chosen output channels.
+
+    Args:
+        dy: ``[B, N, HO, WO]``; or already gathered, ``[B, k, HO, WO]`` (with ``k = N`` the two are the same).
+        x: ``[B, C, H, W]``, the same dtype.
+        rows: ``[k]``, see the top of this module; the same number in each group.
+        kernel_size, stride, padding, dilation: two integers each. groups: as for ``F.conv2d``.
+
+    Returns:
+        ``[k, C / groups, kh, kw]``, contiguous. Summed in float32 or wider (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
+
+    Source: ssProp (arXiv 2408.12561).
+    """
+    return _call("rowsparse_wgrad_conv2d", dy, x, rows, kernel_size, stride, padding, dilation, groups)
+
+
+def _check_conv(dy: Tensor, size: Sequence[int], rows: Tensor, geometry: Sequence[Sequence[int]], groups: int) -> None:
+    if dy.ndim != 4:
+        raise ValueError(f"dy: expected four dimensions, got {dy.ndim}")
+    if groups < 1 or rows.shape[0] % groups or dy.shape[1] % groups:
+        raise ValueError(f"groups: expected a divisor of {rows.shape[0]} rows and {dy.shape[1]} channels of dy, got {groups}")
+    if list(dy.shape[2:]) != (out := output_size(size, *geometry)):
+        raise ValueError(f"dy: expected {['B', 'N', *out]} for an input of {list(size)}, got {list(dy.shape)}")
+    if dy.shape[1] < rows.shape[0]:
+        raise ValueError(f"rows: expected at most {dy.shape[1]}, as many as dy has, got {rows.shape[0]}")
+
+
+def _check_rowsparse_wgrad_conv2d(dy, x, rows, kernel_size, stride, padding, dilation, groups) -> None:  # type: ignore[no-untyped-def]
+    _check_operands(dy, x, "x", rows)
+    if x.ndim != 4 or x.shape[0] != dy.shape[0] or x.shape[1] % groups:
+        raise ValueError(f"x: expected {[dy.shape[0], f'a multiple of {groups}', 'H', 'W']}, got {list(x.shape)}")
+    _check_conv(dy, x.shape[2:], rows, (kernel_size, stride, padding, dilation), groups)
+
+
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
+_declare(
+    "rowsparse_wgrad_conv2d",
+    f"(Tensor dy, Tensor x, Tensor rows, int[2] kernel_size, {_GEOMETRY}) -> Tensor",
+    _check_rowsparse_wgrad_conv2d,
+    lambda dy, x, rows, kernel_size, *rest: dy.new_empty((rows.shape[0], x.shape[1] // rest[-1], *kernel_size)),
+    lambda dy_shape, x_shape, rows_shape, kernel_size, stride, padding, dilation, groups, **_: _conv2d_flops(
+        dy_shape, rows_shape[0], x_shape[1] // groups, kernel_size
+    ),
+)
+
+
+def _conv2d_flops(dy_shape: torch.Size, k: int, channels: int, kernel_size: Sequence[int]) -> int:
+    return 2 * dy_shape[0] * math.prod(dy_shape[2:]) * k * channels * math.prod(kernel_size)
+
+
+# ---- rowsparse_dgrad ------------------------------------------------------------------------------------------------
+
+
+def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """Input gradient of a Linear from the chosen rows alone: ``dy[:, rows] @ weight[rows]``.
+
+    Args:
+        dy: ``[..., N]``; or already gathered, ``[..., k]``.
+        weight: ``[N, K]``, the same dtype.
+        rows: ``[k]``, see the top of this module.
+
+    Returns:
+        ``[..., K]``, contiguous. Summed in float32 or wider (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
+
+    Reads the chosen part of ``dy`` and of ``weight`` once. Source: meProp (arXiv 1706.06197), unified top-k.
+    """
+    return _call("rowsparse_dgrad", dy, weight, rows)
+
+
+def _check_rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> None:
+    _check_operands(dy, weight, "weight", rows)
+    if weight.ndim != 2:
+        raise ValueError(f"weight: expected two dimensions, got {weight.ndim}")
+    _check_units(dy, -1, weight, rows)
+
+
+def _check_units(dy: Tensor, dim: int, weight: Tensor, rows: Tensor) -> None:
+    if dy.ndim < 1 or dy.shape[dim] not in (weight.shape[0], rows.shape[0]) or weight.shape[0] < rows.shape[0]:
+        expected = f"{weight.shape[0]} units as weight has, or those of {rows.shape[0]} rows"
+        raise ValueError(f"dy: expected {expected}, got {list(dy.shape)}")
+
+
+def _rowsparse_dgrad_flops(dy_shape: torch.Size, weight_shape: torch.Size, rows_shape: torch.Size, **_: Any) -> int:
+    return 2 * math.prod(dy_shape[:-1]) * rows_shape[0] * weight_shape[1]
+
+
+_declare(
+    "rowsparse_dgrad",
+    "(Tensor dy, Tensor weight, Tensor rows) -> Tensor",
+    _check_rowsparse_dgrad,
+    lambda dy, weight, rows: dy.new_empty((*dy.shape[:-1], weight.shape[1])),
+    _rowsparse_dgrad_flops,
+)
+
+
+def rowsparse_dgrad_conv2d(
+    dy: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Input gradient of a Conv2d from the chosen output channels alone.
+
+    Args:
+        dy: ``[B, N, HO, WO]``; or already gathered, ``[B, k, HO, WO]``.
+        weight: ``[N, C / groups, kh, kw]``, the same dtype.
+        rows: ``[k]``, see the top of this module; the same number in each group.
+        input_size: height and width of the input.
+        stride, padding, dilation: two integers each. groups: as for ``F.conv2d``.
+
+    Returns:
+        ``[B, C, H, W]``: channels_last where ``dy`` is that and not contiguous, else contiguous. Summed in float32 or
+        wider (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
+    """
+    return _call("rowsparse_dgrad_conv2d", dy, weight, rows, input_size, stride, padding, dilation, groups)
+
+
+def _check_rowsparse_dgrad_conv2d(dy, weight, rows, input_size, stride, padding, dilation, groups) -> None:  # type: ignore[no-untyped-def]
+    _check_operands(dy, weight, "weight", rows)
+    if weight.ndim != 4:
+        raise ValueError(f"weight: expected four dimensions, got {weight.ndim}")
+    _check_conv(dy, input_size, rows, (weight.shape[2:], stride, padding, dilation), groups)
+    _check_units(dy, 1, weight, rows)
+
+
+def _rowsparse_dgrad_conv2d_fake(dy: Tensor, weight: Tensor, rows: Tensor, input_size: Sequence[int], *rest: Any) -> Tensor:
+    shape = dy.shape[0], weight.shape[1] * rest[-1], *input_size
+    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
+
+
+_declare(
+    "rowsparse_dgrad_conv2d",
+    f"(Tensor dy, Tensor weight, Tensor rows, int[2] input_size, {_GEOMETRY}) -> Tensor",
+    _check_rowsparse_dgrad_conv2d,
+    _rowsparse_dgrad_conv2d_fake,
+    lambda dy_shape, weight_shape, rows_shape, *_, **__: _conv2d_flops(
+        dy_shape, rows_shape[0], weight_shape[1], weight_shape[2:]
+    ),
+)

@@ -1,10 +1,79 @@
-"""Pure-PyTorch twin of every op: the fallback where no kernel runs, the oracle of the tests, the baseline of the benchmarks."""
+"""Pure-PyTorch twin of every op: the fallback where no kernel runs, the oracle of the tests, the baseline of the benchmarks.
+
+Each does what :mod:`wuskern.ops` says of its name, in as few plain calls as that takes.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from wuskern.shapes import memory_format
+
 
 def bias_grad(dy: Tensor, dim: int) -> Tensor:
-    """See :func:`wuskern.ops.bias_grad`."""
     others = [d for d in range(dy.ndim) if d != dim % dy.ndim]
     return torch.sum(dy, others) if others else dy.clone()
+
+
+def row_stats(dy: Tensor, dim: int, score: str) -> tuple[Tensor, Tensor]:
+    wide = dy.to(torch.promote_types(dy.dtype, torch.float32))
+    return bias_grad(dy, dim), bias_grad(wide.abs() if score == "l1" else wide.square(), dim)
+
+
+def select_rows(scores: Tensor, k: int, block: int, groups: int) -> Tensor:
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    order = wide.view(groups, -1, block).sum(-1).argsort(dim=1, descending=True, stable=True)  # a NaN comes first
+    chosen = order[:, : k // (block * groups)].sort(1)[0]
+    first_block = torch.arange(groups, device=scores.device)[:, None] * order.shape[1]
+    return ((chosen + first_block).flatten()[:, None] * block + torch.arange(block, device=scores.device)).flatten()
+
+
+def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
+    return dy.index_select(dim, rows).contiguous(memory_format=memory_format(dy))
+
+
+def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    return _chosen(dy, rows, -1).flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def rowsparse_wgrad_conv2d(
+    dy: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    weight = x.new_empty(rows.shape[0], x.shape[1] // groups, *kernel_size)
+    geometry = (stride, padding, dilation, False, (0, 0), groups)
+    dy = _chosen(dy, rows, 1)
+    return torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, (False, True, False))[1].contiguous()
+
+
+def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    return _chosen(dy, rows, -1) @ weight.index_select(0, rows)
+
+
+def rowsparse_dgrad_conv2d(
+    dy: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    x = dy.new_empty(dy.shape[0], weight.shape[1] * groups, *input_size)
+    geometry = (stride, padding, dilation, False, (0, 0), groups)
+    chosen = _chosen(dy, rows, 1), x, weight.index_select(0, rows)
+    dx = torch.ops.aten.convolution_backward(*chosen, None, *geometry, (True, False, False))[0]
+    return dx.contiguous(memory_format=memory_format(dy))
+
+
+def _chosen(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """dy, or its chosen rows where it holds all of them."""
+    return dy if dy.shape[dim] == rows.shape[0] else gather_rows(dy, rows, dim)

@@ -1,0 +1,26 @@
+"""Shapes and memory formats that ops and backends agree on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def memory_format(dy: Tensor) -> torch.memory_format:
+    """channels_last where ``dy`` is that and not contiguous, else contiguous: how results lie that follow ``dy``."""
+    last = dy.ndim == 4 and not dy.is_contiguous() and dy.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def output_size(
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Height and width of a convolution's output, for those of its input."""
+    return [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(size, kernel_size, stride, padding, dilation, strict=True)
+    ]
