@@ -12,6 +12,11 @@ def memory_format(dy: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def as_matrix(t: Tensor) -> Tensor:
+    """``[tokens, features]`` of ``[..., features]``; a vector is one token."""
+    return t[None] if t.ndim == 1 else t.flatten(0, -2)
+
+
 def output_size(
     size: Sequence[int],
     kernel_size: Sequence[int],
