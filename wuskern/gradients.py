@@ -175,7 +175,8 @@ def conv2d_gradients(
     elif needs_x and _only_format(chosen.dy) is like_x.format is not None:
         dx = ops.rowsparse_dgrad_conv2d(chosen.dy, weight, chosen.rows, like_x.size[2:], *geometry)
     elif needs_x:
-        dx = conv2d_dgrad(chosen.dy, weight.index_select(0, chosen.rows), like_x, geometry)
+        some = weight.new_empty_strided((len(chosen.rows), *weight.shape[1:]), weight.stride())  # they decide about dx's
+        dx = conv2d_dgrad(chosen.dy, torch.index_select(weight, 0, chosen.rows, out=some), like_x, geometry)
     if needs_weight:
         values = ops.rowsparse_wgrad_conv2d(chosen.dy, x, chosen.rows, weight.shape[2:], *geometry)
         grad = RowGrad(chosen.rows, values)

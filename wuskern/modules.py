@@ -31,6 +31,7 @@ class SkippableLinear(nn.Linear):
 
     skip: bool = False
     rows: RowChoice | None = None
+    __jit_ignored_attributes__ = ("rows",)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -53,6 +54,7 @@ class SkippableConv2d(nn.Conv2d):
 
     skip: bool = False
     rows: RowChoice | None = None
+    __jit_ignored_attributes__ = ("rows",)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
