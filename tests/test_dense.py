@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import wuskern as wk
-from wuskern import dense
+from tests.cases import MEMORY_FORMATS
+from wuskern import backends, dense
 from wuskern.dense import dense_grad
 from wuskern.rows import RowGrad
 
-OUT, IN = 512, 256  # 512 KiB: large enough to be used again
+OUT, IN = 512, 64
 
 
 @pytest.fixture
-def layer():
+def layer(monkeypatch):
+    monkeypatch.setattr(dense, "LEAST", OUT * IN * 4)
     return wk.convert(nn.Linear(IN, OUT))
 
 
@@ -259,15 +261,46 @@ def test_a_weight_that_became_another(layer):
     assert layer.weight.grad.any(1).nonzero().flatten().tolist() == [3]
 
 
-def test_strides_are_those_of_the_weight():
-    conv = wk.convert(nn.Conv2d(64, 128, 3).to(memory_format=torch.channels_last))
-    for rows in ([5], [127, 0]):
-        conv.zero_grad()
-        conv.rows = wk.Rows(rows)
-        conv(torch.randn(2, 64, 8, 8)).sum().backward()
-        assert conv.weight.grad.stride() == conv.weight.stride()
-        assert is_lent(conv)
-        assert conv.weight.grad.flatten(1).any(1).nonzero().flatten().tolist() == sorted(rows)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS.values(), ids=MEMORY_FORMATS)
+@pytest.mark.parametrize("size", [(3, 3), (1, 1), (2, 5)], ids=str)
+def test_strides_are_those_of_the_weight(layout, dtype, size, monkeypatch):
+    monkeypatch.setattr(dense, "LEAST", 0)
+    weight = Parameter(torch.randn(8, 37, *size, dtype=dtype).to(memory_format=layout))
+    for rows in ([5], [7, 0], [1, 2, 3]):
+        values = torch.randn(len(rows), 37, *size, dtype=dtype)
+        got = dense_grad(weight, RowGrad(torch.tensor(rows), values))
+        assert got.stride() == weight.stride()
+        assert torch.equal(got[rows], values)
+        assert got.flatten(1).any(1).sum() == len(rows)
+        del got
+
+
+def test_a_weight_with_other_strides(monkeypatch):
+    monkeypatch.setattr(dense, "LEAST", 0)
+    weight = Parameter(torch.randn(20, 30).t())
+    for rows in ([5], [29, 0]):
+        values = torch.randn(len(rows), 20)
+        got = dense_grad(weight, RowGrad(torch.tensor(rows), values))
+        assert got.stride() == weight.stride()
+        assert torch.equal(got[rows], values)
+        assert got.any(1).sum() == len(rows)
+        del got
+
+
+def test_the_compiled_writer_guards_its_memory():
+    if obstacle := backends.library_obstacle("cpu"):
+        pytest.skip(obstacle)
+    write, target = torch.ops.wuskern_native.write_rows, torch.zeros(4, 3)
+    for stale, rows, values, message in (
+        (None, [4], torch.ones(1, 3), "rows: expected numbers from 0 to 3, got 4"),
+        ([-1], [1], torch.ones(1, 3), "rows: expected numbers from 0 to 3, got -1"),
+        (None, [1], torch.ones(1, 4), "values: expected 1 rows of 3, got 4 elements"),
+        (None, [1], torch.ones(1, 3).double(), "values: expected the dtype of target"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            write(target, None if stale is None else torch.tensor(stale), torch.tensor(rows), values)
+    assert not target.any()
 
 
 def test_memory_goes_with_the_weight(layer):
@@ -310,9 +343,10 @@ def test_without_lazy_copies_every_gradient_is_fresh(layer, monkeypatch):
     assert layer.weight not in dense._all_kept
 
 
-def test_the_dtype_is_that_of_the_weight():
+def test_the_dtype_is_that_of_the_weight(monkeypatch):
     weight = Parameter(torch.randn(OUT, IN))
     grad = RowGrad(torch.tensor([2, 5]), torch.randn(2, IN).bfloat16())
+    monkeypatch.setattr(dense, "LEAST", 0)
     for _ in range(2):
         got = dense_grad(weight, grad)
         assert got.dtype == torch.float32

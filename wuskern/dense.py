@@ -18,20 +18,40 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from wuskern import backends
 from wuskern.rows import RowGrad
+from wuskern.shapes import is_channels_last
 
-LEAST = 2**18  # bytes; filling less than that with zeros costs as little as the bookkeeping here
+LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the bookkeeping here
 
 
 def dense_grad(weight: Tensor, grad: RowGrad) -> Tensor:
     """``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere."""
     if _may_recycle(weight, grad) and (lent := _kept_for(weight).lend(grad)) is not None:
         return lent
-    return _write(torch.zeros_like(weight), grad)
+    return _write(torch.zeros_like(weight), None, grad)
 
 
-def _write(target: Tensor, grad: RowGrad) -> Tensor:
-    return target.index_copy_(0, grad.rows, grad.values.to(target.dtype))
+def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
+    """Clears the rows ``stale`` of target and writes those of ``grad``."""
+    values = grad.values.to(target.dtype)
+    if _native_writes(target, values):
+        torch.ops.wuskern_native.write_rows.default(target, stale, grad.rows, values)
+        return target
+    if stale is not None:
+        target.index_fill_(0, stale, 0)
+    return target.index_copy_(0, grad.rows, values)
+
+
+def _native_writes(target: Tensor, values: Tensor) -> bool:
+    return (
+        target.is_cpu
+        and type(values) is Tensor
+        and values.is_contiguous()
+        and (target.is_contiguous() or is_channels_last(target))
+        and not torch.compiler.is_compiling()
+        and backends.library_obstacle("cpu") is None
+    )
 
 
 class _Kept:
@@ -54,10 +74,8 @@ class _Kept:
         try:
             if self.lent is not None and not self.lent.expired():
                 return None
-            if self.rows is not None and self.rows is not grad.rows:
-                self.tensor.index_fill_(0, self.rows, 0)
-            self.rows = grad.rows
-            lent: Tensor = torch._lazy_clone(_write(self.tensor, grad))  # type: ignore[attr-defined]
+            stale, self.rows = None if self.rows is grad.rows else self.rows, grad.rows
+            lent: Tensor = torch._lazy_clone(_write(self.tensor, stale, grad))  # type: ignore[attr-defined]
             self.lent = StorageWeakRef(lent.untyped_storage())
             return lent
         finally:
