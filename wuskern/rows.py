@@ -128,6 +128,16 @@ class Rows:
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many. Raises ``ValueError`` where one is out of range, or a group of a convolution has more than another."""
+        if (out, groups) not in self._fits:
+            self._check(out, groups)
+            self._fits.add((out, groups))
+        return len(self._sorted)
+
+    @cached_property
+    def _fits(self) -> set[tuple[int, int]]:
+        return set()  # layers ask in every forward
+
+    def _check(self, out: int, groups: int) -> None:
         if self._sorted[-1] >= out:
             raise ValueError(f"index: expected rows under {out}, got {self._sorted[-1]}")
         if groups > 1:
@@ -136,7 +146,6 @@ class Rows:
                 of_group[row * groups // out] += 1
             if len(set(of_group)) > 1:
                 raise ValueError(f"index: expected as many rows in each of {groups} groups, got {of_group}")
-        return len(self._sorted)
 
     @classmethod
     def random(
