@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <string>
 #include <type_traits>
 
 #include "common/layout.h"
@@ -31,6 +32,18 @@ inline int64_t front_dim(const Tensor& tensor, int64_t dim) {
   const int64_t front = dim < 0 ? dim + tensor.dim() : dim;
   STD_TORCH_CHECK(front >= 0 && front < tensor.dim(), "dim: expected one of a ", tensor.dim(), "-d tensor, got ", dim);
   return front;
+}
+
+// A string argument of a boxed kernel. TORCH_BOX would convert it too, and lose 32 bytes at every call (torch 2.13).
+inline std::string take_string(StableIValue value) {
+  const StringHandle handle = torch::stable::detail::to<StringHandle>(value);
+  size_t length;
+  const char* text;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  const std::string taken(text, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return taken;
 }
 
 // Calls body(std::type_identity<T>) with the C++ type of a gradient's dtype; host and device spell the 16-bit ones

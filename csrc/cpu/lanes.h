@@ -68,6 +68,13 @@ WUSKERN_INLINE Floats load(const Half* p) { return load_16_bit(p); }
 
 #endif
 
+// |x|; a NaN stays one.
+typedef int32_t FloatBits __attribute__((vector_size(64)));
+typedef int64_t DoubleBits __attribute__((vector_size(64)));
+WUSKERN_INLINE Floats absolute(Floats x) { return (Floats)((FloatBits)x & 0x7fffffff); }
+WUSKERN_INLINE Doubles absolute(Doubles x) { return (Doubles)((DoubleBits)x & 0x7fffffffffffffff); }
+WUSKERN_INLINE double absolute(double x) { return __builtin_fabs(x); }
+
 // acc[lanes] += vector
 WUSKERN_INLINE void add_to(double* acc, Doubles vector) {
   vector += load(acc);

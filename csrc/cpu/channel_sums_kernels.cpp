@@ -1,0 +1,158 @@
+// Eight vectors at a time are added in their own precision (16-bit elements as fp32), everything above that in fp64: it
+// costs nothing here, since reading dY is what takes the time. Beyond the caches it takes half as long with prefetches:
+// the processor's own follow one stream too closely behind.
+//
+// No function that the linker could share with other files may be called here, of the standard library or of our own
+// unless it is always inlined: its copy would carry this file's instructions.
+#include "channel_sums_kernels.h"
+
+#include "../common/reduction.h"
+#include "lanes.h"
+
+namespace wuskern {
+namespace {
+
+constexpr int64_t kAhead = 8192;  // bytes between a load and the prefetch beside it
+constexpr int64_t kLine = 64;     // bytes of a cache line
+
+// ---- one sum and its score -----------------------------------------------------------------------------------------
+
+template <Score score, typename X>
+WUSKERN_INLINE X scored(X x) {
+  return score == Score::l1 ? absolute(x) : x * x;
+}
+
+template <typename Vector>
+struct Both {
+  Vector sum, score;
+};
+
+template <typename Vector>
+WUSKERN_INLINE Both<Vector> operator+(Both<Vector> a, Both<Vector> b) {
+  return {a.sum + b.sum, a.score + b.score};
+}
+
+// Two vectors at a time, so that sixteen registers are enough.
+template <Score score, typename T>
+WUSKERN_INLINE auto add_two(const T* p, int64_t step) {
+  const auto x = load(p), y = load(p + step);
+  if constexpr (score == Score::none) {
+    return x + y;
+  } else {
+    return Both<decltype(load(p))>{x + y, scored<score>(x) + scored<score>(y)};
+  }
+}
+
+template <Score score, typename T>
+WUSKERN_INLINE auto add_eight(const T* p, int64_t step) {
+  const auto a = add_two<score>(p, step), b = add_two<score>(p + 2 * step, step);
+  p += 4 * step;
+  const auto c = add_two<score>(p, step), d = add_two<score>(p + 2 * step, step);
+  return (a + b) + (c + d);
+}
+
+// sums[lanes] += vector
+template <typename Vector>
+WUSKERN_INLINE void put(Vector vector, double* sums, double*) {
+  add_to(sums, vector);
+}
+
+template <typename Vector>
+WUSKERN_INLINE void put(Both<Vector> both, double* sums, double* scores) {
+  add_to(sums, both.sum);
+  add_to(scores, both.score);
+}
+
+template <Score score, typename T>
+WUSKERN_INLINE void put_one(const T* p, double* sums, double* scores) {
+  const auto x = load(p);
+  add_to(sums, x);
+  if constexpr (score != Score::none) add_to(scores, scored<score>(x));
+}
+
+template <Score score, typename T>
+WUSKERN_INLINE void put_element(T element, double* sums, double* scores) {
+  const double x = widen(element);
+  *sums += x;
+  if constexpr (score != Score::none) *scores += scored<score>(x);
+}
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+// Eight rows at a time: one trip through the accumulators for eight loads.
+template <Score score, typename T>
+void add_rows(const T* __restrict src, int64_t stride, int64_t rows, int64_t columns, double* __restrict sums,
+              double* __restrict scores) {
+  constexpr int64_t lanes = kLanesOf<T>, line = kLine / sizeof(T), block = line > lanes ? line : lanes;
+  const int64_t group = 8 * (stride > 0 ? stride : 1);
+  const int64_t ahead = ceil_div(kAhead, group * int64_t{sizeof(T)}) * group;  // whole groups of rows
+  for (int64_t c = 0; c < columns; ++c) sums[c] = 0;
+  if constexpr (score != Score::none) {
+    for (int64_t c = 0; c < columns; ++c) scores[c] = 0;
+  }
+  int64_t r = 0;
+  for (; r + 8 <= rows; r += 8) {
+    const T* const p = src + r * stride;
+    int64_t c = 0;
+    for (; c + block <= columns; c += block) {
+      for (int64_t row = 0; row < 8; ++row) __builtin_prefetch(p + c + row * stride + ahead);
+      for (int64_t i = c; i < c + block; i += lanes) put(add_eight<score>(p + i, stride), sums + i, scores + i);
+    }
+    for (; c + lanes <= columns; c += lanes) put(add_eight<score>(p + c, stride), sums + c, scores + c);
+    for (; c < columns; ++c) {
+      for (int64_t row = 0; row < 8; ++row) put_element<score>(p[c + row * stride], sums + c, scores + c);
+    }
+  }
+  for (; r < rows; ++r) {
+    const T* const p = src + r * stride;
+    int64_t c = 0;
+    for (; c + lanes <= columns; c += lanes) put_one<score>(p + c, sums + c, scores + c);
+    for (; c < columns; ++c) put_element<score>(p[c], sums + c, scores + c);
+  }
+}
+
+template <Score score, typename T>
+WUSKERN_INLINE void add_run(const T* __restrict src, int64_t size, double* sum, double* run_score) {
+  constexpr int64_t lanes = kLanesOf<T>, group = 8 * lanes;
+  double sums[2 * lanes] = {}, scores[2 * lanes] = {};
+  int64_t i = 0;
+  for (; i + 2 * group <= size; i += 2 * group) {
+    const char* const next = reinterpret_cast<const char*>(src + i) + kAhead;
+    for (int64_t byte = 0; byte < 2 * group * int64_t{sizeof(T)}; byte += kLine) __builtin_prefetch(next + byte);
+    put(add_eight<score>(src + i, lanes), sums, scores);
+    put(add_eight<score>(src + i + group, lanes), sums + lanes, scores + lanes);
+  }
+  for (; i + lanes <= size; i += lanes) put_one<score>(src + i, sums, scores);
+  for (int64_t rest = lanes; i < size; ++i, ++rest) put_element<score>(src[i], sums + rest, scores + rest);
+  *sum = fold_tree(sums);
+  if constexpr (score != Score::none) *run_score = fold_tree(scores);
+}
+
+template <Score score, typename T>
+void add_runs(const T* __restrict src, int64_t stride, int64_t runs, int64_t size, double* __restrict sums,
+              double* __restrict scores) {
+  for (int64_t i = 0; i < runs; ++i) add_run<score>(src + i * stride, size, sums + i, scores + i);
+}
+
+}  // namespace
+
+namespace WUSKERN_CAPABILITY {
+
+template <typename T>
+ChannelSumsKernels<T> channel_sums_kernels(Score score) {
+  switch (score) {
+    case Score::l1:
+      return {add_rows<Score::l1, T>, add_runs<Score::l1, T>};
+    case Score::l2:
+      return {add_rows<Score::l2, T>, add_runs<Score::l2, T>};
+    default:
+      return {add_rows<Score::none, T>, add_runs<Score::none, T>};
+  }
+}
+template ChannelSumsKernels<double> channel_sums_kernels(Score);
+template ChannelSumsKernels<float> channel_sums_kernels(Score);
+template ChannelSumsKernels<Half> channel_sums_kernels(Score);
+template ChannelSumsKernels<BFloat16> channel_sums_kernels(Score);
+
+}  // namespace WUSKERN_CAPABILITY
+}  // namespace wuskern
