@@ -18,7 +18,7 @@
 
 namespace wuskern {
 
-constexpr int64_t kTileColumns = 1024;  // 8 KiB of accumulators, twice that with scores: they stay in L1
+constexpr int64_t kTileColumns = 512;  // 8 KiB of accumulators, twice that with scores: they stay in L1
 constexpr int64_t kChunkRows = 128;     // rows that one accumulator takes in, or more where they are short
 constexpr int64_t kChunk = 65536;       // elements of such a chunk
 constexpr int64_t kSegment = 16384;     // elements of a plane, or of several short ones, that one task takes in

@@ -32,15 +32,20 @@ WUSKERN_INLINE Both<Vector> operator+(Both<Vector> a, Both<Vector> b) {
   return {a.sum + b.sum, a.score + b.score};
 }
 
+// A vector, or Both where there is a score.
+template <Score score, typename Vector>
+WUSKERN_INLINE auto with_score(Vector x) {
+  if constexpr (score == Score::none) {
+    return x;
+  } else {
+    return Both<Vector>{x, scored<score>(x)};
+  }
+}
+
 // Two vectors at a time, so that sixteen registers are enough.
 template <Score score, typename T>
 WUSKERN_INLINE auto add_two(const T* p, int64_t step) {
-  const auto x = load(p), y = load(p + step);
-  if constexpr (score == Score::none) {
-    return x + y;
-  } else {
-    return Both<decltype(load(p))>{x + y, scored<score>(x) + scored<score>(y)};
-  }
+  return with_score<score>(load(p)) + with_score<score>(load(p + step));
 }
 
 template <Score score, typename T>
@@ -64,17 +69,32 @@ WUSKERN_INLINE void put(Both<Vector> both, double* sums, double* scores) {
 }
 
 template <Score score, typename T>
-WUSKERN_INLINE void put_one(const T* p, double* sums, double* scores) {
-  const auto x = load(p);
-  add_to(sums, x);
-  if constexpr (score != Score::none) add_to(scores, scored<score>(x));
-}
-
-template <Score score, typename T>
 WUSKERN_INLINE void put_element(T element, double* sums, double* scores) {
   const double x = widen(element);
   *sums += x;
   if constexpr (score != Score::none) *scores += scored<score>(x);
+}
+
+// The same in registers, for a run.
+struct RunSums {
+  Lanes sums, scores;
+
+  template <typename Vector>
+  WUSKERN_INLINE void put(Vector vector) {
+    sums.add(vector);
+  }
+  template <typename Vector>
+  WUSKERN_INLINE void put(Both<Vector> both) {
+    sums.add(both.sum);
+    scores.add(both.score);
+  }
+};
+
+WUSKERN_INLINE double fold(Lanes a, Lanes b) {
+  const Doubles sum = (a.low + b.low) + (a.high + b.high);
+  double lane[8];
+  memcpy(lane, &sum, sizeof(lane));
+  return fold_tree(lane);
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
@@ -106,7 +126,7 @@ void add_rows(const T* __restrict src, int64_t stride, int64_t rows, int64_t col
   for (; r < rows; ++r) {
     const T* const p = src + r * stride;
     int64_t c = 0;
-    for (; c + lanes <= columns; c += lanes) put_one<score>(p + c, sums + c, scores + c);
+    for (; c + lanes <= columns; c += lanes) put(with_score<score>(load(p + c)), sums + c, scores + c);
     for (; c < columns; ++c) put_element<score>(p[c], sums + c, scores + c);
   }
 }
@@ -114,18 +134,18 @@ void add_rows(const T* __restrict src, int64_t stride, int64_t rows, int64_t col
 template <Score score, typename T>
 WUSKERN_INLINE void add_run(const T* __restrict src, int64_t size, double* sum, double* run_score) {
   constexpr int64_t lanes = kLanesOf<T>, group = 8 * lanes;
-  double sums[2 * lanes] = {}, scores[2 * lanes] = {};
+  RunSums a, b;
   int64_t i = 0;
   for (; i + 2 * group <= size; i += 2 * group) {
     const char* const next = reinterpret_cast<const char*>(src + i) + kAhead;
     for (int64_t byte = 0; byte < 2 * group * int64_t{sizeof(T)}; byte += kLine) __builtin_prefetch(next + byte);
-    put(add_eight<score>(src + i, lanes), sums, scores);
-    put(add_eight<score>(src + i + group, lanes), sums + lanes, scores + lanes);
+    a.put(add_eight<score>(src + i, lanes));
+    b.put(add_eight<score>(src + i + group, lanes));
   }
-  for (; i + lanes <= size; i += lanes) put_one<score>(src + i, sums, scores);
-  for (int64_t rest = lanes; i < size; ++i, ++rest) put_element<score>(src[i], sums + rest, scores + rest);
-  *sum = fold_tree(sums);
-  if constexpr (score != Score::none) *run_score = fold_tree(scores);
+  for (; i + lanes <= size; i += lanes) a.put(with_score<score>(load(src + i)));
+  if (i < size) b.put(with_score<score>(load_part(src + i, size - i)));
+  *sum = fold(a.sums, b.sums);
+  if constexpr (score != Score::none) *run_score = fold(a.scores, b.scores);
 }
 
 template <Score score, typename T>
