@@ -79,7 +79,14 @@ void sum_rows(const T* src, int64_t stride, int64_t rows, int64_t columns, const
   const ChannelSumsKernels<T> kernel = channel_sums_kernels<T>(out.score);
   const Chunks chunks{rows, std::max(kChunkRows, kChunk / columns)}, tiles{columns, kTileColumns};
   const bool last = chunks.count() == 1;
+  const bool narrows = last && !std::is_same_v<Sum, double>;  // doubles are written where they belong
   const Partial partial(out.score, last ? 0 : chunks.count() * columns);
+  const Targets<double, double> wide = [&] {
+    if constexpr (std::is_same_v<Sum, double>) {
+      if (last) return Targets<double, double>{out.score, out.sums, out.score == Score::none ? out.sums : out.scores};
+    }
+    return partial.targets();
+  }();
 
   const int64_t tile_elements = std::min(rows, chunks.size) * std::min(columns, kTileColumns);
   torch::stable::parallel_for(
@@ -89,13 +96,13 @@ void sum_rows(const T* src, int64_t stride, int64_t rows, int64_t columns, const
           const int64_t column = tiles.begin(tile), width = tiles.end(tile) - column;
           const T* const corner = src + chunks.begin(chunk) * stride + column;
           const int64_t height = chunks.end(chunk) - chunks.begin(chunk), at = chunk * columns + column;
-          if (last) {
+          if (narrows) {
             double sums[kTileColumns], scores[kTileColumns];
             kernel.add_rows(corner, stride, height, width, sums, scores);
             for (int64_t c = 0; c < width; ++c) narrow(sums[c], &out.sums[column + c]);
             for (int64_t c = 0; out.score != Score::none && c < width; ++c) narrow(scores[c], &out.scores[column + c]);
           } else {
-            kernel.add_rows(corner, stride, height, width, partial.sums() + at, partial.scores() + at);
+            kernel.add_rows(corner, stride, height, width, wide.sums + at, wide.scores + at);
           }
         }
       });
