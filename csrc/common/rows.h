@@ -60,6 +60,20 @@ Threshold<Key> threshold(const Key* keys, int64_t n, int64_t k, Key* scratch) {
   }
 }
 
+// keys[blocks] = the order of the sums of `block` neighbours each.
+template <typename T, typename Key>
+void block_keys(const T* scores, int64_t blocks, int64_t block, Key* keys) {
+  if (block == 1) {
+    for (int64_t i = 0; i < blocks; ++i) keys[i] = order_key(widen(scores[i]));
+    return;
+  }
+  for (int64_t i = 0; i < blocks; ++i) {
+    auto sum = widen(scores[i * block]);
+    for (int64_t b = 1; b < block; ++b) sum += widen(scores[i * block + b]);
+    keys[i] = order_key(sum);
+  }
+}
+
 // rows[k] = the k of n rows with the largest scores, ascending; taken in blocks of `block` by the sums of their scores,
 // the same number from each of `groups` equal parts.
 template <typename T>
@@ -68,18 +82,13 @@ void select(const T* scores, int64_t n, int64_t k, int64_t block, int64_t groups
   const int64_t blocks = n / (block * groups), wanted = k / (block * groups);  // of each group
   std::vector<Key> keys(blocks), scratch(blocks);
   for (int64_t first = 0; first < groups * blocks; first += blocks) {
-    for (int64_t i = 0; i < blocks; ++i) {
-      const T* const p = scores + (first + i) * block;
-      auto sum = widen(p[0]);
-      for (int64_t b = 1; b < block; ++b) sum += widen(p[b]);
-      keys[i] = order_key(sum);
-    }
+    block_keys(scores + first * block, blocks, block, keys.data());
     auto [last, ties] = threshold(keys.data(), blocks, wanted, scratch.data());
     int64_t taken = 0;
     for (int64_t i = 0; taken < wanted; ++i) {  // writes first, then keeps: no branch to predict
       for (int64_t b = 0; b < block; ++b) rows[taken * block + b] = (first + i) * block + b;
-      const bool tie = keys[i] == last && ties > 0;
-      taken += keys[i] < last || tie;
+      const int64_t tie = (keys[i] == last) & (ties > 0);
+      taken += (keys[i] < last) | tie;
       ties -= tie;
     }
     rows += wanted * block;

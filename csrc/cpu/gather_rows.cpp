@@ -13,44 +13,73 @@
 namespace wuskern {
 namespace {
 
-constexpr int64_t kLine = 64;                // bytes of a cache line
-constexpr int64_t kAhead = 8192;             // bytes of cache lines between a prefetch and its use
-constexpr int64_t kTaskBytes = 131072;       // less to copy is not worth another thread
-constexpr int64_t kCostOfRun = 16;           // bytes that are copied in the time that a run takes anyhow
-constexpr int64_t kShortRun = kLine;         // bytes
+// In bytes.
+constexpr int64_t kLine = 64;           // a cache line
+constexpr int64_t kShortRun = kLine;    // the longest that is moved by loads and stores
+constexpr int64_t kLongRun = 2048;      // runs from here on the processor prefetches by itself
+constexpr int64_t kAhead = 8192;        // cache lines between a prefetch and its use
+constexpr int64_t kTaskBytes = 131072;  // less to copy is not worth another thread
+constexpr int64_t kCostOfRun = 16;      // what is copied in the time that a run takes anyhow
 
 // ---- runs of bytes -------------------------------------------------------------------------------------------------
 
-// What to copy under each outer index.
+// What to copy under each outer index. Strides and offsets are in bytes.
 struct Runs {
-  int64_t outer, outer_stride;   // in bytes, as all here
+  int64_t outer, outer_stride;
   int64_t bytes;                 // of each run
   std::vector<int64_t> offsets;  // of the runs
-  std::vector<int64_t> lines;    // one offset in each cache line that they touch
+  std::vector<int64_t> lines;    // one offset in each cache line that they touch, to be prefetched
 
   int64_t count() const { return static_cast<int64_t>(offsets.size()); }
+  // From the use of a cache line to that of the one to prefetch.
+  int64_t ahead() const { return ceil_div(kAhead, kLine * std::max<int64_t>(1, lines.size())) * outer_stride; }
 };
+
+WUSKERN_INLINE void prefetch(const char* p, const std::vector<int64_t>& offsets) {
+  for (const int64_t offset : offsets) __builtin_prefetch(p + offset);
+}
 
 Runs runs_of(const Layout& layout, const int64_t* rows, int64_t k, int64_t element) {
   Runs runs{layout.outer, layout.outer_stride * element, layout.inner * element, {}, {}};
   const bool neighbours = layout.channel_stride == layout.inner;
   const int64_t length = neighbours ? run_length(rows, k, std::max(int64_t{1}, kShortRun / runs.bytes)) : 1;
+  runs.bytes *= length;
   for (int64_t i = 0; i < k; i += length) {
     const int64_t offset = rows[i] * layout.channel_stride * element;
-    if (runs.lines.empty() || offset / kLine != runs.lines.back() / kLine) runs.lines.push_back(offset);
     runs.offsets.push_back(offset);
+    for (int64_t byte = 0; byte < runs.bytes && runs.bytes < kLongRun; byte += kLine) {
+      if (runs.lines.empty() || (offset + byte) / kLine != runs.lines.back() / kLine) runs.lines.push_back(offset + byte);
+    }
   }
-  runs.bytes *= length;
   return runs;
 }
 
-// out[count, bytes] = the runs at src + offsets. A constant number of bytes becomes loads and stores.
+// out[outer, count, bytes] for some of the outer indices. A constant number of bytes becomes loads and stores.
 template <int64_t bytes>
-void copy_short(const char* __restrict src, const int64_t* __restrict offsets, int64_t count, char* __restrict out) {
-  for (int64_t i = 0; i < count; ++i) memcpy(out + i * bytes, src + offsets[i], bytes);
+void copy_short(const char* __restrict src, const Runs& runs, int64_t begin, int64_t end, char* __restrict out) {
+  const int64_t count = runs.count(), stride = runs.outer_stride, ahead = runs.ahead();
+  const int64_t* const offsets = runs.offsets.data();
+  const char* from = src + begin * stride;
+  char* to = out + begin * count * bytes;
+  for (int64_t o = begin; o < end; ++o, from += stride, to += count * bytes) {
+    prefetch(from + ahead, runs.lines);
+    for (int64_t i = 0; i < count; ++i) memcpy(to + i * bytes, from + offsets[i], bytes);
+  }
 }
 
-using CopyShort = void (*)(const char*, const int64_t*, int64_t, char*);
+// out[outer * count, bytes] for some of the runs.
+void copy_long(const char* src, const Runs& runs, int64_t begin, int64_t end, char* out) {
+  const int64_t count = runs.count(), ahead = runs.ahead();
+  for (int64_t i = begin; i < end;) {
+    const char* const from = src + i / count * runs.outer_stride;
+    prefetch(from + ahead, runs.lines);
+    for (int64_t run = i % count; run < count && i < end; ++run, ++i) {
+      memcpy(out + i * runs.bytes, from + runs.offsets[run], runs.bytes);
+    }
+  }
+}
+
+using CopyShort = void (*)(const char*, const Runs&, int64_t, int64_t, char*);
 
 // nullptr for runs that are long or of an odd size.
 CopyShort copy_short_of(int64_t bytes) {
@@ -73,24 +102,14 @@ CopyShort copy_short_of(int64_t bytes) {
 }
 
 void gather(const char* src, const Runs& runs, char* out) {
-  const CopyShort copy_short = copy_short_of(runs.bytes);
-  const int64_t count = runs.count(), ahead = ceil_div(kAhead, kLine * runs.lines.size()) * runs.outer_stride;
-  torch::stable::parallel_for(
-      0, runs.outer * count, ceil_div(kTaskBytes, runs.bytes + kCostOfRun), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end;) {
-          const int64_t first = i % count, some = std::min(count - first, end - i);
-          const char* const from = src + i / count * runs.outer_stride;
-          if (copy_short != nullptr) {
-            for (const int64_t line : runs.lines) __builtin_prefetch(from + ahead + line);
-            copy_short(from, runs.offsets.data() + first, some, out + i * runs.bytes);
-          } else {
-            for (int64_t j = 0; j < some; ++j) {
-              memcpy(out + (i + j) * runs.bytes, from + runs.offsets[first + j], runs.bytes);
-            }
-          }
-          i += some;
-        }
-      });
+  const int64_t count = runs.count(), runs_per_task = ceil_div(kTaskBytes, runs.bytes + kCostOfRun);
+  if (const CopyShort copy = copy_short_of(runs.bytes)) {
+    torch::stable::parallel_for(0, runs.outer, ceil_div(runs_per_task, count),
+                                [&](int64_t begin, int64_t end) { copy(src, runs, begin, end, out); });
+    return;
+  }
+  torch::stable::parallel_for(0, runs.outer * count, runs_per_task,
+                              [&](int64_t begin, int64_t end) { copy_long(src, runs, begin, end, out); });
 }
 
 // ---- op ------------------------------------------------------------------------------------------------------------
@@ -136,7 +155,7 @@ void check_rows(const Tensor& rows, int64_t size) {
 
 Tensor gather_rows(Tensor dy, Tensor rows, int64_t dim) {
   dim = front_dim(dy, dim);
-  rows = torch::stable::contiguous(rows);
+  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
   check_rows(rows, dy.size(dim));
   const Order order(dy);
   Tensor out = new_like(dy, dim, rows.numel(), order.channels_last);

@@ -14,7 +14,7 @@ Tensor select_rows(Tensor scores, int64_t k, int64_t block, int64_t groups) {
   STD_TORCH_CHECK(k >= 1 && k <= n && k % (block * groups) == 0, "k: expected whole blocks in ", groups,
                   " groups, got ", k);
   Tensor rows = new_vector(scores, k, ScalarType::Long);
-  scores = torch::stable::contiguous(scores);
+  if (!scores.is_contiguous()) scores = torch::stable::contiguous(scores);
   const void* const src = scores.const_data_ptr();
   int64_t* const out = static_cast<int64_t*>(rows.mutable_data_ptr());
   for_dtype<Half, BFloat16>(scores.scalar_type(), [&]<typename T>(std::type_identity<T>) {
