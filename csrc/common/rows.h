@@ -84,12 +84,16 @@ void select(const T* scores, int64_t n, int64_t k, int64_t block, int64_t groups
   for (int64_t first = 0; first < groups * blocks; first += blocks) {
     block_keys(scores + first * block, blocks, block, keys.data());
     auto [last, ties] = threshold(keys.data(), blocks, wanted, scratch.data());
-    int64_t taken = 0;
-    for (int64_t i = 0; taken < wanted; ++i) {  // writes first, then keeps: no branch to predict
-      for (int64_t b = 0; b < block; ++b) rows[taken * block + b] = (first + i) * block + b;
+    int64_t* const chosen = rows + wanted * (block - 1);  // blocks; the loop after this one never overtakes its reading
+    for (int64_t i = 0, taken = 0; taken < wanted; ++i) {  // writes, then keeps or not: no branch to predict
       const int64_t tie = (keys[i] == last) & (ties > 0);
+      chosen[taken] = first + i;
       taken += (keys[i] < last) | tie;
       ties -= tie;
+    }
+    for (int64_t i = 0; i < wanted && block > 1; ++i) {
+      const int64_t row = chosen[i] * block;
+      for (int64_t b = 0; b < block; ++b) rows[i * block + b] = row + b;
     }
     rows += wanted * block;
   }
