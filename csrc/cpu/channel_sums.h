@@ -18,9 +18,11 @@
 
 namespace wuskern {
 
-constexpr int64_t kTileColumns = 512;  // 8 KiB of accumulators, twice that with scores: they stay in L1
-constexpr int64_t kChunkRows = 128;     // rows that one accumulator takes in, or more where they are short
-constexpr int64_t kChunk = 65536;       // elements of such a chunk
+constexpr int64_t kTileColumns =
+    512;                             // 4 KiB of accumulators, and as many of scores: room for what is prefetched in L1
+constexpr int64_t kChunkRows = 128;  // rows that one accumulator takes in, or more where they are short
+constexpr int64_t kChunk = 65536;    // elements of such a chunk
+constexpr int64_t kRowsOfDoubles = 64;  // rows of fp64 per accumulator: more in line would cost digits
 constexpr int64_t kSegment = 16384;     // elements of a plane, or of several short ones, that one task takes in
 constexpr int64_t kShortPlane = 512;    // shorter planes of kManyPlanes images are added up image by image first
 constexpr int64_t kManyPlanes = 8;
@@ -77,7 +79,8 @@ inline int64_t tasks_per_thread(int64_t elements_per_task) { return ceil_div(kTa
 template <typename T, typename Sum, typename ScoreSum>
 void sum_rows(const T* src, int64_t stride, int64_t rows, int64_t columns, const Targets<Sum, ScoreSum>& out) {
   const ChannelSumsKernels<T> kernel = channel_sums_kernels<T>(out.score);
-  const Chunks chunks{rows, std::max(kChunkRows, kChunk / columns)}, tiles{columns, kTileColumns};
+  const int64_t in_line = std::is_same_v<T, double> ? kRowsOfDoubles : std::max(kChunkRows, kChunk / columns);
+  const Chunks chunks{rows, in_line}, tiles{columns, kTileColumns};
   const bool last = chunks.count() == 1;
   const bool narrows = last && !std::is_same_v<Sum, double>;  // doubles are written where they belong
   const Partial partial(out.score, last ? 0 : chunks.count() * columns);
@@ -107,9 +110,8 @@ void sum_rows(const T* src, int64_t stride, int64_t rows, int64_t columns, const
         }
       });
   if (last) return;
-  partial.finish(out, [&](const double* sums, const auto& target) {
-    sum_rows(sums, columns, chunks.count(), columns, target);
-  });
+  partial.finish(
+      out, [&](const double* sums, const auto& target) { sum_rows(sums, columns, chunks.count(), columns, target); });
 }
 
 // The same where dense rows are too short for vectors: several in a row make a wide one, whose parts are added last.
@@ -121,9 +123,8 @@ void sum_narrow_rows(const T* src, int64_t rows, int64_t columns, const Targets<
   sum_rows(src, wide, rows / together, wide, parts.targets());
   const ChannelSumsKernels<T> kernel = channel_sums_kernels<T>(out.score);
   kernel.add_runs(src + (rows - rest) * columns, 1, rest * columns, 1, parts.sums() + wide, parts.scores() + wide);
-  parts.finish(out, [&](const double* sums, const auto& target) {
-    sum_rows(sums, columns, together + rest, columns, target);
-  });
+  parts.finish(
+      out, [&](const double* sums, const auto& target) { sum_rows(sums, columns, together + rest, columns, target); });
 }
 
 // out[channels] = sum of src[outer, channels, inner], inner being runs of memory

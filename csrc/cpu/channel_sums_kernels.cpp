@@ -42,18 +42,15 @@ WUSKERN_INLINE auto with_score(Vector x) {
   }
 }
 
-// Two vectors at a time, so that sixteen registers are enough.
-template <Score score, typename T>
-WUSKERN_INLINE auto add_two(const T* p, int64_t step) {
-  return with_score<score>(load(p)) + with_score<score>(load(p + step));
-}
-
-template <Score score, typename T>
-WUSKERN_INLINE auto add_eight(const T* p, int64_t step) {
-  const auto a = add_two<score>(p, step), b = add_two<score>(p + 2 * step, step);
-  p += 4 * step;
-  const auto c = add_two<score>(p, step), d = add_two<score>(p + 2 * step, step);
-  return (a + b) + (c + d);
+// The sum of `count` vectors, a power of two, as a tree; two at a time, so that sixteen registers are enough.
+template <Score score, int count, typename T>
+WUSKERN_INLINE auto add_up(const T* p, int64_t step) {
+  if constexpr (count == 1) {
+    return with_score<score>(load(p));
+  } else {
+    const auto first = add_up<score, count / 2>(p, step);
+    return first + add_up<score, count / 2>(p + count / 2 * step, step);
+  }
 }
 
 // sums[lanes] += vector
@@ -66,13 +63,6 @@ template <typename Vector>
 WUSKERN_INLINE void put(Both<Vector> both, double* sums, double* scores) {
   add_to(sums, both.sum);
   add_to(scores, both.score);
-}
-
-template <Score score, typename T>
-WUSKERN_INLINE void put_element(T element, double* sums, double* scores) {
-  const double x = widen(element);
-  *sums += x;
-  if constexpr (score != Score::none) *scores += scored<score>(x);
 }
 
 // The same in registers, for a run.
@@ -99,36 +89,44 @@ WUSKERN_INLINE double fold(Lanes a, Lanes b) {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
+// sums[columns] += src[count, columns]
+template <Score score, int count, typename T>
+WUSKERN_INLINE void add_some_rows(const T* p, int64_t stride, int64_t columns, int64_t ahead, double* __restrict sums,
+                                  double* __restrict scores) {
+  constexpr int64_t lanes = kLanesOf<T>, line = kLine / sizeof(T), block = line > lanes ? line : lanes;
+  int64_t c = 0;
+  if constexpr (count == 8) {
+    for (; c + block <= columns; c += block) {
+      for (int64_t row = 0; row < count; ++row) __builtin_prefetch(p + c + row * stride + ahead);
+      for (int64_t i = c; i < c + block; i += lanes) put(add_up<score, count>(p + i, stride), sums + i, scores + i);
+    }
+  }
+  for (; c + lanes <= columns; c += lanes) put(add_up<score, count>(p + c, stride), sums + c, scores + c);
+  for (; c < columns; ++c) {
+    double sum = 0, sum_of_scores = 0;
+    for (int64_t row = 0; row < count; ++row) {
+      const double x = widen(p[c + row * stride]);
+      sum += x;
+      sum_of_scores += scored<score>(x);
+    }
+    sums[c] += sum;
+    if constexpr (score != Score::none) scores[c] += sum_of_scores;
+  }
+}
+
 // Eight rows at a time: one trip through the accumulators for eight loads.
 template <Score score, typename T>
 void add_rows(const T* __restrict src, int64_t stride, int64_t rows, int64_t columns, double* __restrict sums,
               double* __restrict scores) {
-  constexpr int64_t lanes = kLanesOf<T>, line = kLine / sizeof(T), block = line > lanes ? line : lanes;
   const int64_t group = 8 * (stride > 0 ? stride : 1);
   const int64_t ahead = ceil_div(kAhead, group * int64_t{sizeof(T)}) * group;  // whole groups of rows
   for (int64_t c = 0; c < columns; ++c) sums[c] = 0;
   if constexpr (score != Score::none) {
     for (int64_t c = 0; c < columns; ++c) scores[c] = 0;
   }
-  int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) {
-    const T* const p = src + r * stride;
-    int64_t c = 0;
-    for (; c + block <= columns; c += block) {
-      for (int64_t row = 0; row < 8; ++row) __builtin_prefetch(p + c + row * stride + ahead);
-      for (int64_t i = c; i < c + block; i += lanes) put(add_eight<score>(p + i, stride), sums + i, scores + i);
-    }
-    for (; c + lanes <= columns; c += lanes) put(add_eight<score>(p + c, stride), sums + c, scores + c);
-    for (; c < columns; ++c) {
-      for (int64_t row = 0; row < 8; ++row) put_element<score>(p[c + row * stride], sums + c, scores + c);
-    }
-  }
-  for (; r < rows; ++r) {
-    const T* const p = src + r * stride;
-    int64_t c = 0;
-    for (; c + lanes <= columns; c += lanes) put(with_score<score>(load(p + c)), sums + c, scores + c);
-    for (; c < columns; ++c) put_element<score>(p[c], sums + c, scores + c);
-  }
+  for (; rows >= 8; rows -= 8, src += 8 * stride) add_some_rows<score, 8>(src, stride, columns, ahead, sums, scores);
+  for (; rows >= 4; rows -= 4, src += 4 * stride) add_some_rows<score, 4>(src, stride, columns, ahead, sums, scores);
+  for (; rows >= 1; rows -= 1, src += stride) add_some_rows<score, 1>(src, stride, columns, ahead, sums, scores);
 }
 
 template <Score score, typename T>
@@ -139,8 +137,8 @@ WUSKERN_INLINE void add_run(const T* __restrict src, int64_t size, double* sum, 
   for (; i + 2 * group <= size; i += 2 * group) {
     const char* const next = reinterpret_cast<const char*>(src + i) + kAhead;
     for (int64_t byte = 0; byte < 2 * group * int64_t{sizeof(T)}; byte += kLine) __builtin_prefetch(next + byte);
-    a.put(add_eight<score>(src + i, lanes));
-    b.put(add_eight<score>(src + i + group, lanes));
+    a.put(add_up<score, 8>(src + i, lanes));
+    b.put(add_up<score, 8>(src + i + group, lanes));
   }
   for (; i + lanes <= size; i += lanes) a.put(with_score<score>(load(src + i)));
   if (i < size) b.put(with_score<score>(load_part(src + i, size - i)));

@@ -2,8 +2,8 @@
 //
 // Under each outer index a chosen row is a run of memory: one element of a Linear or of Conv2d in channels_last, a
 // plane of a contiguous Conv2d. Consecutive rows are longer runs where they lie next to each other. Runs of up to 64
-// bytes are moved by loads and stores of their size; what these cost is the cache lines that they touch, which are asked
-// for in advance.
+// bytes are moved by loads and stores of their size; what these cost is the cache lines that they touch, which are
+// asked for in advance.
 #include <vector>
 
 #include "../common/reduction.h"
@@ -48,7 +48,8 @@ Runs runs_of(const Layout& layout, const int64_t* rows, int64_t k, int64_t eleme
     const int64_t offset = rows[i] * layout.channel_stride * element;
     runs.offsets.push_back(offset);
     for (int64_t byte = 0; byte < runs.bytes && runs.bytes < kLongRun; byte += kLine) {
-      if (runs.lines.empty() || (offset + byte) / kLine != runs.lines.back() / kLine) runs.lines.push_back(offset + byte);
+      if (runs.lines.empty() || (offset + byte) / kLine != runs.lines.back() / kLine)
+        runs.lines.push_back(offset + byte);
     }
   }
   return runs;
@@ -120,7 +121,8 @@ struct Order {
   std::vector<int64_t> dims;
 
   explicit Order(const Tensor& dy)
-      : channels_last(dy.dim() == 4 && !dy.is_contiguous() && is_channels_last(dy.sizes().data(), dy.strides().data())) {
+      : channels_last(dy.dim() == 4 && !dy.is_contiguous() &&
+                      is_channels_last(dy.sizes().data(), dy.strides().data())) {
     for (int64_t d = 0; d < dy.dim(); ++d) dims.push_back(d);
     if (channels_last) dims = {0, 2, 3, 1};
   }

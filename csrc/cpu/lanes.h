@@ -106,7 +106,9 @@ WUSKERN_INLINE Doubles to_doubles(HalfOfFloats half) {
 }
 
 WUSKERN_INLINE Doubles low(Floats x) { return to_doubles(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7)); }
-WUSKERN_INLINE Doubles high(Floats x) { return to_doubles(__builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15)); }
+WUSKERN_INLINE Doubles high(Floats x) {
+  return to_doubles(__builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+}
 
 // acc[lanes] += vector
 WUSKERN_INLINE void add_to(double* acc, Doubles vector) {

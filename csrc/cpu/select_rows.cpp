@@ -1,6 +1,5 @@
 // select_rows on the CPU: the k rows with the largest scores, ascending (csrc/common/rows.h).
 #include "../common/rows.h"
-
 #include "../stable_abi.h"
 
 namespace wuskern {
