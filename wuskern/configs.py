@@ -61,13 +61,13 @@ MANY_SCORES = SelectTile(chunk=4096, num_warps=16)
 # By the bytes of an element: two on tensor cores, four and eight where exact products take ordinary arithmetic. The chosen
 # rows are block_n of a weight's gradient and the sum of an input's.
 WGRAD = {
-    2: tuple(GemmTile(128, n, 64, num_warps=4, num_stages=3) for n in (16, 32, 64, 128)),
-    4: tuple(GemmTile(64, n, 32, num_warps=4, num_stages=3) for n in (16, 32, 64)),
+    2: tuple(GemmTile(128, n, 32, num_warps=8, num_stages=4) for n in (16, 32, 64, 128)),
+    4: tuple(GemmTile(64, n, 32, num_warps=8, num_stages=3) for n in (16, 32, 64)),
     8: tuple(GemmTile(32, n, 16, num_warps=4, num_stages=2) for n in (16, 32)),
 }
 DGRAD = {
-    2: tuple(GemmTile(m, n, k, w, num_stages=3) for m, n, w in ((64, 64, 4), (128, 128, 8)) for k in (16, 32, 64)),
-    4: tuple(GemmTile(64, 64, k, num_warps=4, num_stages=3) for k in (16, 32)),
+    2: tuple(GemmTile(m, m, k, w, num_stages=4) for m, w in ((64, 4), (128, 8)) for k in (16, 32)),
+    4: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=3) for k in (16, 32)),
     8: (GemmTile(32, 32, 16, num_warps=4, num_stages=2),),
 }
 

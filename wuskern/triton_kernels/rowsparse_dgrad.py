@@ -62,9 +62,11 @@ def dgrad_conv2d(
     phase_h = tl.program_id(1) // groups // stride_w
     phase_w = tl.program_id(1) // groups % stride_w
     rows_of_phase, columns_of_phase = tl.cdiv(height, stride_h), tl.cdiv(width, stride_w)
-    p = (tl.program_id(0) // channel_blocks).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
+    plane = rows_of_phase * columns_of_phase
+    start = (tl.program_id(0) // channel_blocks).to(INDEX) * BLOCK_M
     c = (tl.program_id(0) % channel_blocks).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
-    image, pixel = p // (rows_of_phase * columns_of_phase), p % (rows_of_phase * columns_of_phase)
+    ahead = (start % plane).to(tl.int32) + tl.arange(0, BLOCK_M)
+    image, pixel = start // plane + (ahead // plane).to(INDEX), ahead % plane
     h = phase_h + pixel // columns_of_phase * stride_h
     w = phase_w + pixel % columns_of_phase * stride_w
     is_pixel = (image < batch) & (h < height) & (w < width)
@@ -81,14 +83,15 @@ def dgrad_conv2d(
         dy_row = group * k + r if PACKED else row
         out_h, out_w = (h + padding_h - i * dilation_h) // stride_h, (w + padding_w - j * dilation_w) // stride_w
         joined = is_pixel & (out_h >= 0) & (out_h < out_height) & (out_w >= 0) & (out_w < out_width)
-        dy_pixel = image * dy_image_stride + out_h * dy_h_stride + out_w * dy_w_stride
-        a = dy + dy_pixel[:, None] + dy_row[None, :] * dy_row_stride
-        b = weight + row[:, None] * weight_row_stride + c[None, :] * weight_channel_stride
-        b += i.to(INDEX) * weight_h_stride + j.to(INDEX) * weight_w_stride
+        dy_pixel = image * dy_image_stride + out_h.to(INDEX) * dy_h_stride + out_w.to(INDEX) * dy_w_stride
+        weight_row = row * weight_row_stride + i.to(INDEX) * weight_h_stride + j.to(INDEX) * weight_w_stride
+        a = dy + dy_pixel[:, None] + (dy_row * dy_row_stride)[None, :]
+        b = weight + weight_row[:, None] + (c * weight_channel_stride)[None, :]
         a = tl.load(a, mask=joined[:, None] & (r[None, :] < k), other=0.0)
         b = tl.load(b, mask=(r[:, None] < k) & (c[None, :] < channels), other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
-    to = out + (image * image_stride + h * h_stride + w * w_stride)[:, None] + (group * channels + c)[None, :] * channel_stride
+    pixel = image * image_stride + h.to(INDEX) * h_stride + w.to(INDEX) * w_stride
+    to = out + pixel[:, None] + ((group * channels + c) * channel_stride)[None, :]
     tl.store(to, acc.to(out.dtype.element_ty), mask=is_pixel[:, None] & (c[None, :] < channels))
 
 

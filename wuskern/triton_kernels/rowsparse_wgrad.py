@@ -67,22 +67,25 @@ def wgrad_conv2d(
     if not PACKED:
         row = tl.load(rows + row, mask=is_row, other=0).to(INDEX)
 
-    c, tap = f % channels, f // channels
+    c, tap = f % channels, (f // channels).to(tl.int32)
     tap_h = tap // kernel_width * dilation_h - padding_h
     tap_w = tap % kernel_width * dilation_w - padding_w
-    x_feature = (group * channels + c) * x_channel_stride + tap_h * x_h_stride + tap_w * x_w_stride
+    x_feature = (group * channels + c) * x_channel_stride + tap_h.to(INDEX) * x_h_stride + tap_w.to(INDEX) * x_w_stride
+    dy_row = row * dy_row_stride
+    i = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
     for start in range(first, last, BLOCK_K):
-        p = start + tl.arange(0, BLOCK_K)
-        image, pixel = p // plane, p % plane
+        ahead = (start % plane).to(tl.int32) + i
+        image, pixel = start // plane + (ahead // plane).to(INDEX), ahead % plane
         h, w = pixel // out_width * stride_h, pixel % out_width * stride_w
         x_h, x_w = h[None, :] + tap_h[:, None], w[None, :] + tap_w[:, None]
-        x_mask = (x_h >= 0) & (x_h < height) & (x_w >= 0) & (x_w < width) & is_feature[:, None] & (p[None, :] < last)
-        x_pixel = image * x_image_stride + h * x_h_stride + w * x_w_stride
+        is_pixel = start + i < last
+        x_mask = (x_h >= 0) & (x_h < height) & (x_w >= 0) & (x_w < width) & is_feature[:, None] & is_pixel[None, :]
+        x_pixel = image * x_image_stride + h.to(INDEX) * x_h_stride + w.to(INDEX) * x_w_stride
         a = tl.load(x + x_pixel[None, :] + x_feature[:, None], mask=x_mask, other=0.0)
-        dy_pixel = image * dy_image_stride + pixel * dy_pixel_stride
-        dy_mask = is_row[:, None] & (p[None, :] < last)
-        b = tl.load(dy + dy_pixel[None, :] + row[:, None] * dy_row_stride, mask=dy_mask, other=0.0)
+        dy_pixel = image * dy_image_stride + pixel.to(INDEX) * dy_pixel_stride
+        dy_mask = is_row[:, None] & is_pixel[None, :]
+        b = tl.load(dy + dy_pixel[None, :] + dy_row[:, None], mask=dy_mask, other=0.0)
         acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION, out_dtype=ACC)
     total = tl.num_programs(1) // row_blocks * k
     to = out + ((chunk * total + group * k + r[None, :]) * channels + c[:, None]) * taps + tap[:, None]
