@@ -51,24 +51,40 @@ class GemmTile:
     num_stages: int
 
 
-WIDE_ROWS = RowsTile(block_rows=32, block_columns=128, num_warps=4)
+WIDE_ROWS = RowsTile(block_rows=32, block_columns=128, num_warps=8)
 NARROW_ROWS = RowsTile(block_rows=256, block_columns=16, num_warps=4)
 LONG_PLANES = PlanesTile(block_channels=4, block_inner=1024, num_warps=4)
 SHORT_PLANES = PlanesTile(block_channels=32, block_inner=64, num_warps=4)
 FEW_SCORES = SelectTile(chunk=1024, num_warps=4)
-MANY_SCORES = SelectTile(chunk=4096, num_warps=16)
+MANY_SCORES = SelectTile(chunk=2048, num_warps=16)
 
-# By the bytes of an element: two on tensor cores, four and eight where exact products take ordinary arithmetic. The chosen
-# rows are block_n of a weight's gradient and the sum of an input's.
+# By the bytes of an element: two on tensor cores, four and eight where exact products may take ordinary arithmetic. The
+# chosen rows are block_n of a weight's gradient and summed over in an input's. An address for each element takes registers:
+# a convolution that cannot read its channels as vectors takes the smaller tiles.
 WGRAD = {
     2: tuple(GemmTile(128, n, 32, num_warps=8, num_stages=4) for n in (16, 32, 64, 128)),
     4: tuple(GemmTile(64, n, 32, num_warps=8, num_stages=3) for n in (16, 32, 64)),
     8: tuple(GemmTile(32, n, 16, num_warps=4, num_stages=2) for n in (16, 32)),
 }
+WGRAD_SCATTERED = {
+    2: tuple(GemmTile(64, n, 32, num_warps=8, num_stages=4) for n in (16, 32, 64)),
+    4: tuple(GemmTile(64, n, 16, num_warps=8, num_stages=3) for n in (16, 32, 64)),
+    8: WGRAD[8],
+}
 DGRAD = {
     2: tuple(GemmTile(m, m, k, w, num_stages=4) for m, w in ((64, 4), (128, 8)) for k in (16, 32)),
     4: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=3) for k in (16, 32)),
     8: (GemmTile(32, 32, 16, num_warps=4, num_stages=2),),
+}
+DGRAD_CONV2D = {
+    2: tuple(GemmTile(m, 64, k, num_warps=8, num_stages=4) for m in (64, 128) for k in (16, 32)),
+    4: DGRAD[4],
+    8: DGRAD[8],
+}
+DGRAD_SCATTERED = {
+    2: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=4) for k in (16, 32)),
+    4: (GemmTile(64, 64, 16, num_warps=8, num_stages=3),),
+    8: DGRAD[8],
 }
 
 ALL = {
@@ -77,10 +93,10 @@ ALL = {
     "gather_columns": (WIDE_ROWS, NARROW_ROWS),
     "gather_planes": (LONG_PLANES, SHORT_PLANES),
     "select": (FEW_SCORES, MANY_SCORES),
-    "wgrad": WGRAD,
-    "wgrad_conv2d": WGRAD,
-    "dgrad": DGRAD,
-    "dgrad_conv2d": DGRAD,
+    "wgrad": {False: WGRAD},  # scattered or not; bytes of an element; tiles
+    "wgrad_conv2d": {False: WGRAD, True: WGRAD_SCATTERED},
+    "dgrad": {False: DGRAD},
+    "dgrad_conv2d": {False: DGRAD_CONV2D, True: DGRAD_SCATTERED},
 }
 
 PROGRAMS = 1024  # wanted in one launch that adds: several for each processor of a large GPU
@@ -122,22 +138,21 @@ def gathers_first(row_stride: int, reads: int) -> bool:
     return row_stride == 1 and reads > 1
 
 
-def wgrad(dtype: torch.dtype, tokens: int, features: int, k: int, groups: int = 1) -> tuple[GemmTile, int]:
+def wgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1) -> tuple[GemmTile, int]:
     """The tile, and how many tokens (output pixels of a convolution) one program takes. ``features`` (channels times taps)
     and ``k`` are those of one group."""
-    tiles = WGRAD[dtype.itemsize]
     tile = next((t for t in tiles if t.block_n >= k), tiles[-1])
     blocks = _ceil_div(features, tile.block_m) * _ceil_div(k, tile.block_n) * groups
     return tile, _chunk(tokens, 4 * tile.block_k, blocks, GEMM_PROGRAMS)
 
 
-def dgrad(dtype: torch.dtype, tokens: int, features: int, k: int, groups: int = 1) -> GemmTile:
+def dgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1) -> GemmTile:
     """``tokens`` are the input pixels of a convolution; ``features`` and ``k`` are those of one group."""
-    tiles = DGRAD[dtype.itemsize]
-    wide = max((t.block_m, t.block_n) for t in tiles)
-    if groups * _ceil_div(tokens, wide[0]) * _ceil_div(features, wide[1]) < GEMM_PROGRAMS // 2 or features < wide[1]:
-        wide = min((t.block_m, t.block_n) for t in tiles)
-    tiles = tuple(t for t in tiles if (t.block_m, t.block_n) == wide)
+    small, large = tiles[0], tiles[-1]
+    blocks = groups * _ceil_div(tokens, large.block_m) * _ceil_div(features, large.block_n)
+    enough = blocks >= GEMM_PROGRAMS // 2 and features >= large.block_n
+    side = large.block_m if enough else small.block_m
+    tiles = [t for t in tiles if t.block_m == side]
     return next((t for t in tiles if t.block_k >= k), tiles[-1])
 
 

@@ -36,10 +36,10 @@ def sum_rows(
         mask = (c[:, None] < columns) & (r[None, :] < last)
         values = tl.load(src + r[None, :] * stride + c[:, None], mask=mask, other=0.0).to(ACC)
         acc += values
-        if SCORE:
+        if SCORE != "":
             acc_scores += score_of(values, SCORE)
     tl.store(out + chunk * columns + c, tl.sum(acc, 1).to(out.dtype.element_ty), mask=c < columns)
-    if SCORE:
+    if SCORE != "":
         tl.store(scores + chunk * columns + c, tl.sum(acc_scores, 1), mask=c < columns)
 
 
@@ -62,11 +62,11 @@ def sum_planes(
             p = src + o * outer_stride + c[:, None] * channel_stride + i[None, :]
             values = tl.load(p, mask=mask, other=0.0).to(ACC)
             acc += values
-            if SCORE:
+            if SCORE != "":
                 acc_scores += score_of(values, SCORE)
     row = tl.program_id(1).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
     tl.store(out + row * channels + c, tl.sum(acc, 1).to(out.dtype.element_ty), mask=c < channels)
-    if SCORE:
+    if SCORE != "":
         tl.store(scores + row * channels + c, tl.sum(acc_scores, 1), mask=c < channels)
 
 

@@ -18,8 +18,8 @@ def gather_columns(
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     chosen = tl.load(rows + c, mask=c < k, other=0)
     mask = (r[:, None] < outer) & (c[None, :] < k)
-    values = tl.load(src + r[:, None] * row_stride + chosen[None, :] * column_stride, mask=mask)
-    tl.store(out + r[:, None] * k + c[None, :], values, mask=mask)
+    values = tl.load(src + (r * row_stride)[:, None] + (chosen * column_stride)[None, :], mask=mask)
+    tl.store(out + (r * k)[:, None] + c[None, :], values, mask=mask)
 
 
 @triton.jit
@@ -32,8 +32,8 @@ def gather_planes(
     i = tl.program_id(2).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
     chosen = tl.load(rows + c, mask=c < k, other=0)
     mask = (c[:, None] < k) & (i[None, :] < inner)
-    p = src + o * outer_stride + chosen[:, None] * channel_stride + i[None, :] * inner_stride
-    tl.store(out + (o * k + c[:, None]) * inner + i[None, :], tl.load(p, mask=mask), mask=mask)
+    p = src + (o * outer_stride + chosen * channel_stride)[:, None] + (i * inner_stride)[None, :]
+    tl.store(out + ((o * k + c) * inner)[:, None] + i[None, :], tl.load(p, mask=mask), mask=mask)
 
 
 def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:

@@ -24,6 +24,17 @@ def options(tile: configs.GemmTile, dtype: torch.dtype, operands: tuple[Tensor, 
     }
 
 
+def tiles(kernel: str, dtype: torch.dtype, scattered: bool = False) -> tuple[configs.GemmTile, ...]:
+    return configs.ALL[kernel][scattered][dtype.itemsize]
+
+
+def scattered(images: Tensor, groups: int) -> bool:
+    """Whether a convolution finds the channels of ``images`` (of a group) apart, unaligned or too many for 32-bit offsets."""
+    strides = images.stride()
+    aligned = images.shape[1] % (16 * groups) == 0 and images.data_ptr() % 16 == 0
+    return strides[1] != 1 or not aligned or any(s % 16 for s in strides if s != 1) or _span(images) > configs.INT32_ELEMENTS
+
+
 def _span(t: Tensor) -> int:
     """How many elements ``t`` has, or lie from its first to its last, whichever is more."""
     return max(t.numel(), 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wuskern import configs
 from wuskern.shapes import memory_format
-from wuskern.triton_kernels.gemm import chosen, options
+from wuskern.triton_kernels.gemm import chosen, options, scattered, tiles
 
 
 @triton.jit
@@ -101,9 +101,9 @@ def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     out = dy.new_empty((*dy.shape[:-1], features))
     if out.numel() == 0 or k == 0:
         return out.zero_()
-    dy, rows = dy.reshape(-1, dy.shape[-1]), rows.contiguous()
+    dy, rows = dy[None].flatten(0, -2), rows.contiguous()
     tokens = dy.shape[0]
-    tile = configs.dgrad(dy.dtype, tokens, features, k)
+    tile = configs.dgrad(tiles("dgrad", dy.dtype), tokens, features, k)
     feature_blocks = triton.cdiv(features, tile.block_n)
     with torch.cuda.device_of(dy):
         dy = chosen(dy, rows, -1, feature_blocks)
@@ -133,7 +133,8 @@ def rowsparse_dgrad_conv2d(
     phase_pixels = dy.shape[0] * triton.cdiv(input_size[0], stride[0]) * triton.cdiv(input_size[1], stride[1])
     phases = stride[0] * stride[1] * groups
     taps = weight.shape[2:]
-    tile = configs.dgrad(dy.dtype, phase_pixels, channels, k, phases)
+    allowed = tiles("dgrad_conv2d", dy.dtype, scattered(out, groups))
+    tile = configs.dgrad(allowed, phase_pixels, channels, k, phases)
     channel_blocks = triton.cdiv(channels, tile.block_n)
     with torch.cuda.device_of(dy):
         dy = chosen(dy, rows, 1, channel_blocks * taps.numel())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wuskern import configs
 from wuskern.triton_kernels.bias_grad import add_rows
-from wuskern.triton_kernels.gemm import chosen, options
+from wuskern.triton_kernels.gemm import chosen, options, scattered, tiles
 
 
 @triton.jit
@@ -95,11 +95,11 @@ def wgrad_conv2d(
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     """See :func:`wuskern.ops.rowsparse_wgrad`."""
     k, features = rows.shape[0], x.shape[-1]
-    dy, x, rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, features), rows.contiguous()
+    dy, x, rows = dy[None].flatten(0, -2), x[None].flatten(0, -2), rows.contiguous()
     tokens = x.shape[0]
     if 0 in (k, features, tokens):
         return dy.new_zeros(k, features)
-    tile, tokens_per_program = configs.wgrad(dy.dtype, tokens, features, k)
+    tile, tokens_per_program = configs.wgrad(tiles("wgrad", dy.dtype), tokens, features, k)
     blocks = triton.cdiv(features, tile.block_m), triton.cdiv(k, tile.block_n)
     with torch.cuda.device_of(dy):
         dy = chosen(dy, rows, -1, blocks[0])
@@ -128,7 +128,8 @@ def rowsparse_wgrad_conv2d(
     pixels = dy.shape[0] * plane
     if 0 in (k, channels, taps, pixels):
         return dy.new_zeros(shape)
-    tile, pixels_per_program = configs.wgrad(dy.dtype, pixels, channels * taps, k, groups)
+    allowed = tiles("wgrad_conv2d", dy.dtype, scattered(x, groups))
+    tile, pixels_per_program = configs.wgrad(allowed, pixels, channels * taps, k, groups)
     blocks = triton.cdiv(channels * taps, tile.block_m), triton.cdiv(k, tile.block_n) * groups
     with torch.cuda.device_of(dy):
         dy = chosen(dy, rows, 1, blocks[0]).flatten(2)
