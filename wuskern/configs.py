@@ -54,7 +54,7 @@ class GemmTile:
 WIDE_ROWS = RowsTile(block_rows=32, block_columns=128, num_warps=8)
 NARROW_ROWS = RowsTile(block_rows=256, block_columns=16, num_warps=4)
 LONG_PLANES = PlanesTile(block_channels=4, block_inner=1024, num_warps=4)
-SHORT_PLANES = PlanesTile(block_channels=32, block_inner=64, num_warps=4)
+SHORT_PLANES = PlanesTile(block_channels=32, block_inner=64, num_warps=8)
 FEW_SCORES = SelectTile(chunk=1024, num_warps=4)
 MANY_SCORES = SelectTile(chunk=2048, num_warps=16)
 
