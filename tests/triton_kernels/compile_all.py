@@ -28,15 +28,15 @@ TARGETS = {
 SUMS = (bias_grad.sum_rows, bias_grad.sum_planes)
 GATHERS = (gather_rows.gather_columns, gather_rows.gather_planes)
 GEMMS = (rowsparse_wgrad.wgrad, rowsparse_wgrad.wgrad_conv2d, rowsparse_dgrad.dgrad, rowsparse_dgrad.dgrad_conv2d)
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 WIDE = {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32", "fp64": "fp64"}
-# of a sum: dtype of what is read, of what is written (another where a second pass follows), and the score beside it
+# Of a sum: dtype of what is read, of what is written (another where a second pass follows), and the score beside it.
 SUMMED = [
-    *((t, t, "") for t in BYTES),
-    *((t, "fp32", "") for t in ("bf16", "fp16")),
-    *((t, WIDE[t], s) for t, s in (("bf16", "l1"), ("bf16", "l2"), ("fp16", "l1"), ("fp32", "l2"), ("fp64", "l1"))),
+    *(("bf16", "bf16", ""), ("bf16", "fp32", ""), ("fp16", "fp32", ""), ("fp32", "fp32", ""), ("fp64", "fp64", "")),
+    *(("bf16", "fp32", "l1"), ("fp32", "fp32", "l2"), ("fp64", "fp64", "l1")),
 ]
-MULTIPLIED = [("bf16", "ieee"), ("fp16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32"), ("fp64", "ieee")]
+MOVED = ("bf16", "fp32", "fp64")  # fp16 moves and multiplies as bf16
+MULTIPLIED = [("bf16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32"), ("fp64", "ieee")]
 TYPES = {"fp32": tl.float32, "fp64": tl.float64}
 INSTRUCTIONS = r"(?<![\w.])(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma)(?![a-z])"
 
@@ -83,7 +83,7 @@ def gathers():
     for kernel in GATHERS:
         side = ("BLOCK_R", "BLOCK_C") if kernel is gather_rows.gather_columns else ("BLOCK_C", "BLOCK_I")
         for tile in configs.ALL[kernel.__name__]:
-            for src in BYTES:
+            for src in MOVED:
                 yield kernel, tile, {"src": src, "rows": "i64", "out": src}, dict(zip(side, astuple(tile), strict=False))
 
 
@@ -103,7 +103,7 @@ def problems():
         for scattered, tables in configs.ALL[kernel.__name__].items():
             ways = ("any",) if scattered else ("aligned",) if len(configs.ALL[kernel.__name__]) == 2 else ("aligned", "any")
             for src, precision in MULTIPLIED:
-                for tile in tables[BYTES[src]][-1 if src == "fp16" else 0 :]:  # fp16 is bf16 but for the instruction's name
+                for tile in tables[BYTES[src]]:
                     for way in ways:
                         yield gemm(kernel, tile, src, precision, way)
 
