@@ -34,7 +34,7 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    return _chosen(dy, rows, -1)[None].flatten(0, -2).t() @ x[None].flatten(0, -2)
+    return _chosen(dy, rows, -1).flatten(0, -2).t() @ x.flatten(0, -2)
 
 
 def rowsparse_wgrad_conv2d(
