@@ -13,6 +13,9 @@ WHAT = {
     "conv2d": "Backward of one Conv2d, ours bias-only, against the stock layer with its weight frozen and its bias training. "
     "Floor: the library's dgrad alone and one read of dY at the measured bandwidth.",
     "bias_grad": "Against `dY.sum`, and a copy of dY into a preallocated tensor.",
+    "row_stats": "Against `dY.sum` and `dY.abs().sum`, and a copy of dY into a preallocated tensor.",
+    "gather_rows": "Against `index_select`, made contiguous in the memory format of dY, and a copy of all of dY into a "
+    "preallocated tensor.",
     "linear": "Forward and backward of one Linear, against the stock layer with its weight frozen. Floor: fprop and "
     "dgrad alone and one read of dY.",
     "host cost": "Forward and backward of a Linear that is all host cost, against `F.linear` of the same parameters.",

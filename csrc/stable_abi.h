@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <string>
 #include <type_traits>
 
 #include "common/layout.h"
@@ -31,6 +32,29 @@ inline int64_t front_dim(const Tensor& tensor, int64_t dim) {
   const int64_t front = dim < 0 ? dim + tensor.dim() : dim;
   STD_TORCH_CHECK(front >= 0 && front < tensor.dim(), "dim: expected one of a ", tensor.dim(), "-d tensor, got ", dim);
   return front;
+}
+
+// A string argument of a boxed kernel. TORCH_BOX would convert it too, and lose 32 bytes at every call (torch 2.13).
+inline std::string take_string(StableIValue value) {
+  const StringHandle handle = torch::stable::detail::to<StringHandle>(value);
+  size_t length;
+  const char* text;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+  const std::string taken(text, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return taken;
+}
+
+// On the CPU alone: elsewhere it would wait for the device.
+inline void check_rows(const Tensor& rows, int64_t size) {
+  STD_TORCH_CHECK(rows.is_cpu() && rows.scalar_type() == ScalarType::Long && rows.dim() == 1,
+                  "rows: expected int64 of one dimension on the CPU");
+  STD_TORCH_CHECK(rows.is_contiguous(), "rows: expected contiguous ones");
+  const int64_t* const row = rows.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    STD_TORCH_CHECK(row[i] >= 0 && row[i] < size, "rows: expected indices from 0 to ", size - 1, ", got ", row[i]);
+  }
 }
 
 // Calls body(std::type_identity<T>) with the C++ type of a gradient's dtype; host and device spell the 16-bit ones

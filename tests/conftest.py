@@ -71,10 +71,23 @@ def common():
 OBSTACLES = {"native": backends.library_obstacle, "triton": backends.triton_obstacle, "reference": lambda _: None}
 
 
+def obstacle_to(op: str, backend: str, device: str = "cpu") -> str | None:
+    """Why a backend cannot run an op on a device type, or None."""
+    if obstacle := OBSTACLES[backend](device):
+        return obstacle
+    try:
+        with backends.backend(backend):
+            backends.choose(op, device)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
 @pytest.fixture(params=backends.NAMES)
 def backend(request):
-    """Each backend that runs on the test's device in turn, asked for explicitly."""
-    if obstacle := OBSTACLES[request.param](request.node.callspec.params.get("device", "cpu")):
+    """Each backend that runs the op of the file's mark ``op`` on the test's device in turn, asked for explicitly."""
+    device, mark = request.node.callspec.params.get("device", "cpu"), request.node.get_closest_marker("op")
+    if obstacle := obstacle_to(mark.args[0] if mark else "bias_grad", request.param, device):
         pytest.skip(obstacle)
     with backends.backend(request.param):
         yield request.param

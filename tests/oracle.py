@@ -1,4 +1,4 @@
-"""What a skip means, in plain PyTorch: the stock call with a detached weight."""
+"""What a skip and a choice of rows mean, in plain PyTorch: stock calls with detached operands."""
 
 import copy
 from collections.abc import Callable
@@ -16,31 +16,50 @@ Use = Callable[[nn.Module, Tensor], Tensor]
 Change = Callable[[nn.Module], nn.Module]
 
 
-class PlainLinear(nn.Linear):
+class Plain:
+    """A layer that lets no gradient through where ``skip`` and ``rows`` say so."""
+
     skip = False
+    rows: wk.Rows | None = None
 
+    def restricted(self, call: Callable[..., Tensor], x: Tensor) -> Tensor:
+        weight = self.weight  # read once: a parametrization may compute another one each time
+        if self.skip:
+            return call(x, weight.detach(), self.bias)
+        if self.rows is None:
+            return call(x, weight, self.bias)
+        chosen = torch.zeros(len(weight), dtype=torch.bool, device=x.device).index_fill_(0, self.rows.index, True)
+        passed = x if self.rows.scope == "weight" else x.detach()
+        bias = self.bias if self.rows.bias == "dense" or self.bias is None else self.bias.detach()
+        units = chosen if weight.ndim == 2 else chosen[:, None, None]
+        return torch.where(units, call(x, weight, self.bias), call(passed, weight.detach(), bias))
+
+
+class PlainLinear(Plain, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight.detach() if self.skip else self.weight, self.bias)
+        return self.restricted(F.linear, input)
 
 
-class PlainConv2d(nn.Conv2d):
-    skip = False
-
+class PlainConv2d(Plain, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight.detach() if self.skip else self.weight, self.bias)
+        return self.restricted(self._conv_forward, input)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Gives every nn.Linear and nn.Conv2d the flag ``skip``, in place."""
+    """Gives every nn.Linear and nn.Conv2d the flags ``skip`` and ``rows``, in place."""
     for module in model.modules():
         module.__class__ = {nn.Linear: PlainLinear, nn.Conv2d: PlainConv2d}.get(type(module), type(module))
     return model
 
 
-def set_flags(model: nn.Module, skip: bool) -> nn.Module:
+Flag = bool | wk.Rows
+
+
+def set_flags(model: nn.Module, flag: Flag) -> nn.Module:
+    """``skip``, or with a choice of rows ``rows``, of every layer that has them."""
     for module in model.modules():
         if hasattr(module, "skip"):
-            module.skip = skip
+            module.skip, module.rows = (flag, None) if isinstance(flag, bool) else (False, flag)
     return model
 
 
@@ -71,14 +90,20 @@ def assert_all_as_right(ours: Gradients, stock: Gradients, exact: Gradients) -> 
             assert_as_right_as_stock(ours[name], value, exact[name])
 
 
-def check(stock: nn.Module, x: Tensor, use: Use = nn.Module.__call__, change: Change = lambda model: model) -> None:
+def check(
+    stock: nn.Module,
+    x: Tensor,
+    use: Use = nn.Module.__call__,
+    change: Change = lambda model: model,
+    flag: Flag = True,
+) -> None:
     """The converted model against its stock twin, both after ``change`` and in ``use``.
 
-    Dense: the same bits. Skip: every gradient as right as the oracle's in the same dtype, and missing where it misses.
+    Dense: the same bits. With ``flag``: every gradient as right as the oracle's in the same dtype, and missing where it misses.
     """
     ours = change(wk.convert(copy.deepcopy(stock)))
     x = x.to(next(ours.parameters()).dtype)
-    oracle = set_flags(change(plain(copy.deepcopy(stock))), True)
+    oracle = set_flags(change(plain(copy.deepcopy(stock))), flag)
     assert_same_bits(gradients(ours, x, use), gradients(change(copy.deepcopy(stock)), x, use))
     expected, exact = gradients(oracle, x, use), gradients(oracle.double(), x.double(), use)
-    assert_all_as_right(gradients(set_flags(ours, True), x, use), expected, exact)
+    assert_all_as_right(gradients(set_flags(ours, flag), x, use), expected, exact)

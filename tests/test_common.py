@@ -1,9 +1,11 @@
 """csrc/common: the index maths and reductions that the kernels on a GPU run, checked on the CPU."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +108,73 @@ def test_fold_keeps_every_address(common, data):
 )
 def test_layouts_of_gradients(common, shape, strides, dim, kind):
     assert getattr(common.fold(shape, strides, dim), kind)()
+
+
+@settings(max_examples=500)
+@given(data=st.data())
+def test_fold_in_order_keeps_every_address_in_its_place(common, data):
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+    strides = data.draw(st.lists(st.integers(0, 12), min_size=len(shape), max_size=len(shape)))
+    dim = data.draw(st.integers(0, len(shape) - 1))
+    if data.draw(st.booleans()):  # dense, so that it folds
+        strides = [math.prod(shape[d + 1 :]) for d in range(len(shape))]
+    folded = common.fold_in_order(shape, strides, dim)
+    outer, inner = ([d for d in r if shape[d] > 1] for r in (range(dim), range(dim + 1, len(shape))))
+    folds = all(strides[a] == shape[b] * strides[b] for part in (outer, inner) for a, b in itertools.pairwise(part))
+    assert (folded is not None) == folds
+    if folded is None:
+        return
+    assert (folded.outer, folded.channels) == (math.prod(shape[:dim]), shape[dim])
+    assert folded.inner == math.prod(shape[dim + 1 :])
+    expected = [sum(i * s for i, s in zip(index, strides, strict=True)) for index in np.ndindex(*shape)]
+    assert expected == [
+        o * folded.outer_stride + c * folded.channel_stride + i * folded.inner_stride
+        for o in range(folded.outer)
+        for c in range(folded.channels)
+        for i in range(folded.inner)
+    ]
+
+
+@given(st.lists(st.integers(1, 3), min_size=4, max_size=4), st.permutations(range(4)), st.integers(1, 2))
+def test_channels_last_is_what_pytorch_calls_so(common, sizes, order, step):
+    tensor = torch.empty([sizes[d] for d in order] + [step]).permute(*(order.index(d) for d in range(4)), 4)[..., 0]
+    expected = tensor.is_contiguous(memory_format=torch.channels_last)
+    assert common.is_channels_last(list(tensor.shape), list(tensor.stride())) == expected
+
+
+# ---- choosing rows ---------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(width=32), st.floats(width=32))
+def test_order_keys_ascend_where_scores_fall(common, a, b):
+    for key in (common.order_key_float, common.order_key_double):
+        if math.isnan(a):
+            assert key(a) == 0
+        elif not math.isnan(b):
+            assert (key(a) < key(b), key(a) == key(b)) == (a > b, a == b)
+            assert key(a) > 0
+
+
+@given(data=st.data(), bits=st.sampled_from([32, 64]))
+def test_the_threshold_is_the_kth_key(common, data, bits):
+    some = st.integers(0, 2**bits - 1)
+    near = some.flatmap(lambda x: st.integers(x, min(x + 4000, 2**bits - 1)))
+    keys = data.draw(st.one_of(st.lists(k, min_size=1, max_size=60) for k in (some, near, st.integers(0, 3))))
+    k = data.draw(st.integers(1, len(keys)))
+    expected = sorted(keys)[k - 1]
+    found = getattr(common, f"threshold_{bits}")(keys, k)
+    assert found == (expected, sorted(keys)[:k].count(expected))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.sampled_from([1, 2, 4, 8]), st.integers(1, 33))
+def test_run_length_is_the_longest_power_of_two_that_fits(common, starts, block, most):
+    rows = [start * block + i for start in starts for i in range(block)]
+
+    def fits(length):
+        runs = [rows[i : i + length] for i in range(0, len(rows), length)]
+        return all(run == list(range(run[0], run[0] + length)) for run in runs)
+
+    assert common.run_length(rows, most) == max(n for n in (1, 2, 4, 8, 16, 32) if n <= most and fits(n))
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""A skipped weight under plain DDP, two processes on the CPU: nothing hangs, nothing moves, ranks agree."""
+"""Skipped and row-sparse weights under plain DDP, two processes on the CPU: nothing hangs, what is skipped does not move, ranks
+agree."""
 
 import socket
 
@@ -10,8 +11,9 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
+from tests.oracle import Flag, set_flags
 
-STEPS = [False, True, True, False]  # skip or not
+STEPS: list[Flag] = [False, True, True, wk.Rows([0, 2]), False, wk.Rows([1], scope="both"), wk.Rows([0, 1])]
 
 
 def train(rank: int, world: int, port: int, results) -> None:
@@ -26,16 +28,16 @@ def train(rank: int, world: int, port: int, results) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
     wk.policies.WUS(model).attach(optimizer)
     batch = torch.Generator().manual_seed(1)
-    for skip in STEPS:
+    for flag in STEPS:
         x, y = torch.randn(8, 2, 5, 5, generator=batch), torch.randn(8, 3, generator=batch)
         mine = slice(8 // world * rank, 8 // world * (rank + 1))
-        wk.set_skip(model, skip)
+        set_flags(model, flag)
         before = [m.weight.detach().clone() for m in (model[0], model[2])]
         optimizer.zero_grad()
         (trained(x[mine]) - y[mine]).pow(2).mean().backward()
         optimizer.step()
         moved = [not torch.equal(m.weight, b) for m, b in zip((model[0], model[2]), before, strict=True)]
-        assert moved == [not skip] * 2
+        assert moved == [flag is not True] * 2
     results[rank] = {name: p.detach().clone() for name, p in model.named_parameters()}
     if world > 1:
         dist.destroy_process_group()

@@ -30,6 +30,12 @@ STOCK = [
     pytest.param(lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, padding_mode="circular"), (3, 4, 8, 8), id="conv2d-groups"),
 ]
 
+FLAGS = [
+    pytest.param(True, id="skip"),
+    pytest.param(wk.Rows([1, 4]), id="rows"),
+    pytest.param(wk.Rows([0, 5], scope="both", bias="rows"), id="rows-of-both"),
+]
+
 
 # ---- uses: (layer, x) -> y ------------------------------------------------------------------------------------------
 
@@ -40,9 +46,10 @@ def twice(layer: nn.Module, x: Tensor) -> Tensor:
 
 def once_each_way(layer: nn.Module, x: Tensor) -> Tensor:
     y = layer(x)
-    layer.skip, skip = False, getattr(layer, "skip", False)
+    flag = getattr(layer, "rows", None) or getattr(layer, "skip", False)
+    set_flags(layer, False)
     z = layer(3 * x)
-    layer.skip = skip
+    set_flags(layer, flag)
     return y + z
 
 
@@ -125,10 +132,11 @@ USES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 @pytest.mark.parametrize(("make", "shape"), STOCK)
-def test_in_use(make, shape, use):
-    check(make(), torch.randn(shape), use)
+def test_in_use(make, shape, use, flag):
+    check(make(), torch.randn(shape), use, flag=flag)
 
 
 # ---- changes: layer -> layer ----------------------------------------------------------------------------------------
@@ -203,10 +211,11 @@ CHANGES: list[Callable[[nn.Module], nn.Module]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize(("make", "shape"), STOCK)
-def test_after_a_change(make, shape, change):
-    check(make(), torch.randn(shape), change=change)
+def test_after_a_change(make, shape, change, flag):
+    check(make(), torch.randn(shape), change=change, flag=flag)
 
 
 @pytest.mark.parametrize(("make", "shape"), STOCK)
@@ -236,9 +245,10 @@ def test_a_copy_has_a_flag_of_its_own(make, shape, change):
 # ---- several threads, meta tensors, operations counted --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize(("make", "shape"), STOCK)
-def test_threads_that_run_backward_side_by_side(make, shape):
-    layer = set_flags(wk.convert(make()), True)
+def test_threads_that_run_backward_side_by_side(make, shape, flag):
+    layer = set_flags(wk.convert(make()), flag)
     inputs = [torch.randn(shape) for _ in range(16)]
 
     def dx_and_db(x: Tensor) -> list[Tensor]:
@@ -251,10 +261,13 @@ def test_threads_that_run_backward_side_by_side(make, shape):
             assert all(map(torch.equal, ours, one_by_one))
 
 
+@pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize(("make", "shape"), STOCK)
-def test_shapes_on_the_meta_device(make, shape):
-    layer = set_flags(wk.convert(make().to("meta")), True)
-    stock = set_flags(plain(make().to("meta")), True)
+def test_shapes_on_the_meta_device(make, shape, flag):
+    layer = set_flags(wk.convert(make().to("meta")), flag)
+    stock = plain(make().to("meta"))
+    if flag is True:
+        set_flags(stock, True)
     x = torch.empty(shape, device="meta")
     ours, expected = (gradients(m, x) for m in (layer, stock))
     assert {k: v if v is None else (v.shape, v.stride(), v.dtype, v.device) for k, v in ours.items()} == {

@@ -6,7 +6,8 @@ from wuskern import functional, ops, policies
 from wuskern.backends import backend
 from wuskern.convert import convert, revert, survey
 from wuskern.doctor import doctor
-from wuskern.modules import SkippableConv2d, SkippableLinear, set_skip, skipping
+from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
+from wuskern.rows import PerExample, RowGrad, Rows, TopK
 
 try:
     __version__ = version("wuskern")
@@ -14,8 +15,12 @@ except PackageNotFoundError:  # a bare checkout
     __version__ = "0+checkout"
 
 __all__ = [
+    "PerExample",
+    "RowGrad",
+    "Rows",
     "SkippableConv2d",
     "SkippableLinear",
+    "TopK",
     "backend",
     "convert",
     "doctor",
@@ -23,6 +28,7 @@ __all__ = [
     "ops",
     "policies",
     "revert",
+    "set_rows",
     "set_skip",
     "skipping",
     "survey",

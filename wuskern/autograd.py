@@ -1,21 +1,33 @@
-"""What a skipping layer saves in forward and computes in backward.
+"""What a skipping or row-sparse layer saves in forward and hands to autograd in backward.
 
-Both Functions take the weight as an argument and answer its gradient with ``None``: where it is part of the graph (DDP
-wants that) no kernel runs for it. The input is never kept. Only what autograd asks for is computed: no dgrad for an
-input that needs none, no bias_grad for a bias that does not train. A second derivative raises.
+Both Functions take the weight as an argument. Where it is skipped they answer its gradient with ``None``, no kernel runs for
+it and the input is not kept. Only what autograd asks for is computed: no dgrad for an input that needs none, no bias_grad
+for a bias that does not train. A second derivative raises.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern import configs, ops
+from wuskern import gradients, ops
+from wuskern.dense import dense_grad
+from wuskern.rows import RowChoice, RowGrad, wants_row_grad
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
+
+
+class Plan(NamedTuple):
+    """What backward shall do about the weight: ``rows`` of its gradient, or, with None, nothing.
+
+    ``operand`` is what the weight is computed with, cast where autocast wants that, outside of the graph.
+    """
+
+    rows: RowChoice | None
+    operand: Tensor
 
 
 class _Once(torch.autograd.Function):
@@ -27,7 +39,10 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> NoReturn:
-        raise RuntimeError("a skipping layer of wuskern has no second derivative: set skip=False where one is needed")
+        raise RuntimeError(
+            "a skipping or row-sparse layer of wuskern has no second derivative: set skip=False and rows=None where one is "
+            "needed"
+        )
 
 
 def _once(backward: Backward) -> Backward:
@@ -38,122 +53,71 @@ def _once(backward: Backward) -> Backward:
         if not torch.is_grad_enabled():
             return backward(ctx, dy)
         with torch.no_grad():
-            gradients = backward(ctx, dy)
-        return tuple(_Once.apply(g, dy) if isinstance(g, Tensor) else g for g in gradients)
+            found = backward(ctx, dy)
+        return tuple(_Once.apply(g, dy) if isinstance(g, Tensor) else g for g in found)
 
     return once
 
 
+def _handed_over(weight: Tensor, grad: RowGrad | Tensor | None) -> Tensor | None:
+    """The weight's gradient for autograd; in the compact form it goes to ``weight.row_grad``, and autograd gets None."""
+    if not isinstance(grad, RowGrad):
+        return grad
+    if not wants_row_grad(weight):
+        return dense_grad(weight, grad)
+    grad = RowGrad(grad.rows, grad.values.to(weight.dtype))
+    weight.row_grad = grad if weight.row_grad is None else weight.row_grad + grad  # type: ignore[attr-defined]
+    return None
+
+
 class LinearFunction(torch.autograd.Function):
-    """y = x @ weight.T + bias; dx = dy @ weight, db = sum of dy over all rows, dweight = None."""
+    """y = x @ weight.T + bias; dx = dy @ weight, db = sum of dy over all rows, dweight = None or that of the plan's rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(weight)
-            ctx.by_columns = x.ndim == 2 and x.stride() == (1, x.size(0))
-        return F.linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        ctx.rows, ctx.weight = plan.rows, weight
+        ctx.save_for_backward(plan.operand if needs_x else None, x if needs_weight and plan.rows else None)
+        ctx.by_columns = x.ndim == 2 and x.stride() == (1, x.size(0))
+        return F.linear(x, plan.operand, bias)
 
     @staticmethod
     @_once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx = db = None
-        if ctx.needs_input_grad[0]:
-            (weight,) = ctx.saved_tensors
-            # dX lies in memory as stock lays it: like x, where x is a transposed matrix
-            dx = weight.t().mm(dy.t()).t() if ctx.by_columns else dy.matmul(weight)
-        if ctx.needs_input_grad[2]:
-            db = ops.bias_grad(dy, -1)
-        return dx, None, db
+        operand, x = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        if ctx.rows is None:
+            dx = gradients.linear_dgrad(dy, operand, ctx.by_columns) if needs_x else None
+            return dx, None, ops.bias_grad(dy, -1) if needs_bias else None, None
+        needs = needs_x, needs_weight, needs_bias
+        dx, grad, db = gradients.linear_gradients(dy, x, operand, ctx.by_columns, ctx.rows, needs)
+        return dx, _handed_over(ctx.weight, grad), db, None
 
 
 class Conv2dFunction(torch.autograd.Function):
-    """y = conv2d(x, weight) + bias; dx by the library's dgrad alone, db over batch and space, dweight = None.
+    """y = conv2d(x, weight) + bias; dx by the library's dgrad, db over batch and space, dweight = None or that of the plan's
+    rows.
 
-    x: [B, C, H, W]; the geometry is four pairs of integers and ``groups``. Padding is a number here: the caller takes
+    x: [B, C, H, W]; the geometry is three pairs of integers and ``groups``. Padding is a number here: the caller takes
     care of "same", of other padding modes and of unbatched input.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int],
-        groups: int,
-    ) -> Tensor:
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(weight)
-            ctx.like_x = x.size(), _dense_stride(x), _format(x, weight)
-            ctx.geometry = stride, padding, dilation, groups
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, geometry: gradients.Geometry) -> Tensor:
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        ctx.rows, ctx.weight, ctx.geometry = plan.rows, weight, geometry
+        ctx.save_for_backward(plan.operand if needs_x or plan.rows else None, x if needs_weight and plan.rows else None)
+        ctx.like_x = gradients.LikeX.of(x, plan.operand)
+        return F.conv2d(x, plan.operand, bias, *geometry)
 
     @staticmethod
     @_once
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        dx = db = None
-        if ctx.needs_input_grad[0]:
-            (weight,) = ctx.saved_tensors
-            dx = _conv2d_dgrad(dy, weight, *ctx.like_x, *ctx.geometry)
-        if ctx.needs_input_grad[2]:
-            db = ops.bias_grad(dy, 1)
-        return dx, None, db, None, None, None, None
-
-
-def _conv2d_dgrad(
-    dy: Tensor,
-    weight: Tensor,
-    size: torch.Size,
-    x_stride: tuple[int, ...],
-    memory_format: torch.memory_format | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> Tensor:
-    """dx of a convolution whose input had ``size`` and ``x_stride``, in stock's strides.
-
-    A transposed convolution is the same computation and, unlike ``convolution_backward``, wants no input for its shape: an
-    allocation of that size, though nothing reads it, makes the C library return memory and fault it in again.
-    """
-    if memory_format is not None and dy.is_cpu:
-        dy = dy.contiguous(memory_format=memory_format)
-        if configs.conv2d_dgrad_is_matmul(dy.dtype, dy.shape, weight.shape, memory_format, stride, padding, groups):
-            return torch.matmul(weight.flatten(1).t(), dy.flatten(2)).view(size)
-        if _only_format(dy) is memory_format:
-            rest = [
-                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
-                for n, m, s, p, d, k in zip(size[2:], dy.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)
-            ]
-            return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, rest, groups)
-    unread = dy.new_empty_strided(size, x_stride)
-    geometry = (stride, padding, dilation, False, (0, 0), groups)
-    return torch.ops.aten.convolution_backward(dy, unread, weight, None, *geometry, (True, False, False))[0]
-
-
-def _format(x: Tensor, weight: Tensor) -> torch.memory_format | None:
-    """The memory format that the library takes for this input and weight, where their strides leave no doubt."""
-    found = _only_format(x)
-    return None if found is torch.contiguous_format and not weight.is_contiguous() else found
-
-
-def _only_format(t: Tensor) -> torch.memory_format | None:
-    """The one format that t has; None where it has neither, or both (one channel, one pixel), or strides in disguise."""
-    contiguous, channels_last = t.is_contiguous(), t.is_contiguous(memory_format=torch.channels_last)
-    if contiguous == channels_last:
-        return None
-    _, c, h, w = t.shape
-    if t.stride() != ((c * h * w, h * w, w, 1) if contiguous else (c * h * w, 1, w * c, c)):
-        return None
-    return torch.contiguous_format if contiguous else torch.channels_last
-
-
-def _dense_stride(x: Tensor) -> tuple[int, ...]:
-    """The strides of x, or of a copy of x without gaps: a slice of a large tensor must not ask for the large tensor."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) or x.numel() == 0:
-        return x.stride()
-    extent = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
-    return x.stride() if extent == x.numel() else torch.empty_like(x, device="meta").stride()
+        operand, x = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        if ctx.rows is None:
+            dx = gradients.conv2d_dgrad(dy, operand, ctx.like_x, ctx.geometry) if needs_x else None
+            return dx, None, ops.bias_grad(dy, 1) if needs_bias else None, None, None
+        needs = needs_x, needs_weight, needs_bias
+        dx, grad, db = gradients.conv2d_gradients(dy, x, operand, ctx.like_x, ctx.rows, ctx.geometry, needs)
+        return dx, _handed_over(ctx.weight, grad), db, None, None

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from wuskern import ops
 from wuskern.modules import SkippableConv2d, SkippableLinear
 
+FLAGS = ("skip", "rows")  # what a converted layer has beside its stock twin
 FilterFn = Callable[[nn.Module, str], bool]
 
 _log = logging.getLogger("wuskern")
@@ -59,8 +60,8 @@ def _obstacle(module: nn.Linear | nn.Conv2d) -> str | None:
         return "its forward was replaced on the object"
     if type(module) not in _SKIPPABLE:
         return f"{type(module).__name__} is a subclass with a behaviour of its own"
-    if "skip" in module.__dict__:
-        return "it has an attribute skip of its own"
+    if own := [name for name in FLAGS if name in module.__dict__]:
+        return f"it has an attribute {own[0]} of its own"
     if type(module.weight) is not Parameter:
         return f"its weight is a {type(module.weight).__name__}, a subclass of Tensor"
     if module.weight.dtype not in ops.DTYPES:
@@ -131,7 +132,8 @@ def revert(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if stock := _stock_class(type(module)):
-            module.__dict__.pop("skip", None)
+            for name in FLAGS:
+                module.__dict__.pop(name, None)
             module.__class__ = stock
     return model
 

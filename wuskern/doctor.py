@@ -71,7 +71,7 @@ def _loaded(device: str) -> str:
 
 def _layer(module: nn.Module) -> str:
     kind = type(module).__name__
-    return f"{kind}, skip={module.skip}" if hasattr(module, "skip") else f"{kind}: convert would take it"
+    return f"{kind}, skip={module.skip}, rows={module.rows}" if hasattr(module, "skip") else f"{kind}: convert would take it"
 
 
 def package_version(package: str) -> str:

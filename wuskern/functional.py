@@ -1,4 +1,5 @@
-"""``linear`` and ``conv2d`` as in torch.nn.functional, with ``skip``: a backward without a weight gradient."""
+"""``linear`` and ``conv2d`` as in torch.nn.functional, with ``skip``, a backward without a weight gradient, and ``rows``, one
+whose weight gradient has the chosen rows only. ``linear_backward`` and ``conv2d_backward`` give those rows by themselves."""
 
 import torch
 import torch.nn.functional as F
@@ -7,29 +8,40 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from wuskern import ops
-from wuskern.autograd import Conv2dFunction, LinearFunction
+from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
+from wuskern.gradients import conv2d_backward, linear_backward
+from wuskern.rows import PerExample, RowChoice
+
+__all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
 Pair = int | tuple[int, ...]
 _PLAIN = (Tensor, Parameter, type(None))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, skip: bool = False) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, skip: bool = False, rows: RowChoice | None = None
+) -> Tensor:
     """``y = x @ weight.T + bias``. With ``skip``, backward computes dx and db; the gradient of ``weight`` is ``None``.
 
     Args:
         x: ``[..., in]``. weight: ``[out, in]``. bias: ``[out]`` or None. All of one floating dtype, or autocast.
-        skip: leave out the weight gradient and do not keep ``x`` for backward.
+        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows``.
+        rows: a ``TopK``, ``Rows`` or ``PerExample``: the gradient of ``weight`` is zero outside of the chosen rows, or in
+            the compact form where ``weight`` has been asked for that. None, or as many rows as there are: all of them.
 
     Returns:
-        ``[..., out]``. Without ``skip``, and where :func:`stock_reason` names one, this is ``F.linear`` itself.
+        ``[..., out]``. Dense, and where :func:`stock_reason` names a reason, this is ``F.linear`` itself.
 
     Raises:
-        What ``F.linear`` raises; ``RuntimeError`` for a second or forward-mode derivative through a skipped call.
+        What ``F.linear`` raises; ``ValueError``, ``TypeError`` where ``rows`` do not fit; ``RuntimeError`` for a second or
+        forward-mode derivative through a skipped or row-sparse call.
     """
-    if not skip or stock_reason(x, weight, bias):
+    rows = None if skip else _restricting(rows, weight, 1)
+    if not (skip or rows) or stock_reason(x, weight, bias):
         return F.linear(x, weight, bias)
     _refuse_forward_mode(x, weight, bias)
-    return LinearFunction.apply(*_autocast(x, _graph_weight(weight), bias))
+    x, operand, bias = _autocast(x, weight, bias)
+    return LinearFunction.apply(x, _graph_weight(weight, rows), bias, Plan(rows, operand.detach()))
 
 
 def conv2d(
@@ -42,39 +54,55 @@ def conv2d(
     groups: int = 1,
     *,
     skip: bool = False,
+    rows: RowChoice | None = None,
 ) -> Tensor:
     """``F.conv2d``. With ``skip``, backward computes dx and db; the gradient of ``weight`` is ``None``.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``. weight: ``[out, C / groups, kh, kw]``. bias: ``[out]`` or None.
         stride, padding, dilation, groups: as for ``F.conv2d``, "same" and "valid" included.
-        skip: leave out the weight gradient and do not keep ``x`` for backward.
+        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows``.
+        rows: as for :func:`linear`, of output channels; not ``PerExample``.
 
     Returns:
-        What ``F.conv2d`` returns. Without ``skip``, and where :func:`stock_reason` names one, it is ``F.conv2d``.
+        What ``F.conv2d`` returns. Dense, and where :func:`stock_reason` names a reason, this is ``F.conv2d`` itself.
 
     Raises:
-        What ``F.conv2d`` raises; ``RuntimeError`` for a second or forward-mode derivative through a skipped call.
+        What ``F.conv2d`` raises; ``ValueError``, ``TypeError`` where ``rows`` do not fit; ``RuntimeError`` for a second or
+        forward-mode derivative through a skipped or row-sparse call.
     """
-    if not skip or stock_reason(x, weight, bias):
+    if isinstance(rows, PerExample) and not skip:
+        raise TypeError("rows: expected TopK or Rows for a Conv2d, got PerExample, which its paper defines for Linear")
+    rows = None if skip else _restricting(rows, weight, groups)
+    if not (skip or rows) or stock_reason(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     _refuse_forward_mode(x, weight, bias)
     stock = x, weight, bias
-    x, weight, bias = _autocast(x, _graph_weight(weight), bias)
+    x, operand, bias = _autocast(x, weight, bias)
     strided_same = padding == "same" and _pair(stride) != (1, 1)
-    if strided_same or x.ndim not in (3, 4) or x.dtype != weight.dtype:  # stock raises, in its own words
+    if strided_same or x.ndim not in (3, 4) or x.dtype != operand.dtype:  # stock raises, in its own words
         return F.conv2d(*stock, stride, padding, dilation, groups)
     unbatched = x.ndim == 3
     if unbatched:
         x = x.unsqueeze(0)
     if isinstance(padding, str):
-        x, padding = _numeric_padding(x, weight, padding, _pair(dilation))
-    y = Conv2dFunction.apply(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
+        x, padding = _numeric_padding(x, operand, padding, _pair(dilation))
+    geometry = _pair(stride), _pair(padding), _pair(dilation), groups
+    y = Conv2dFunction.apply(x, _graph_weight(weight, rows), bias, Plan(rows, operand.detach()), geometry)
     return y.squeeze(0) if unbatched else y
 
 
+def _restricting(rows: RowChoice | None, weight: Tensor, groups: int) -> RowChoice | None:
+    """The choice, or None where it means all rows of ``weight``."""
+    if rows is None:
+        return None
+    if not isinstance(rows, RowChoice):
+        raise TypeError(f"rows: expected a TopK, Rows, PerExample or None, got {type(rows).__name__}")
+    return rows if rows.count(weight.shape[0], groups) < weight.shape[0] else None
+
+
 def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Why a call with these tensors takes PyTorch's own path although ``skip`` is set, or None."""
+    """Why a call with these tensors takes PyTorch's own path although ``skip`` or ``rows`` is set, or None."""
     if not torch.is_grad_enabled():
         return "gradients are disabled"
     if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
@@ -94,14 +122,17 @@ def _refuse_forward_mode(*tensors: Tensor | None) -> None:
     if forward_ad._current_level < 0:
         return
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise RuntimeError("a skipping layer of wuskern has no forward-mode derivative: set skip=False where one is needed")
+        raise RuntimeError(
+            "a skipping or row-sparse layer of wuskern has no forward-mode derivative: set skip=False and rows=None where one "
+            "is needed"
+        )
 
 
-def _graph_weight(weight: Tensor) -> Tensor:
+def _graph_weight(weight: Tensor, rows: RowChoice | None) -> Tensor:
     """A skipped weight stays out of the graph, and its hooks are not called, unless processes work together: DDP waits for
     every parameter, and gets None."""
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return weight if together else weight.detach()
+    return weight if rows or together else weight.detach()
 
 
 def _pair(value: Pair) -> tuple[int, ...]:

@@ -1,4 +1,5 @@
-"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a flag that leaves out the weight gradient."""
+"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a flag that leaves out the weight gradient, and a
+choice of the rows that get one."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wuskern import functional
+from wuskern.rows import PerExample, RowChoice
 
 
 class SkippableLinear(nn.Linear):
-    """``nn.Linear``: same parameters, initialisation, state_dict and results, and the flag ``skip``.
+    """``nn.Linear``: same parameters, initialisation, state_dict and results, with ``skip`` and ``rows``.
 
     ``layer.skip = True`` makes every following forward remember a bias-only backward: dX and the bias gradient are
     computed, no weight gradient is (``weight.grad`` stays as it was) and the input is not kept. The flag is read in
@@ -20,22 +22,30 @@ class SkippableLinear(nn.Linear):
     runs forward again in backward: leave the flag alone in between). It is not training state: ``state_dict`` does not
     hold it.
 
+    ``layer.rows = wk.TopK(ratio=.05)`` restricts the weight gradient, and with ``scope="both"`` the input gradient too, to the
+    output units with the largest gradients; ``wk.Rows(index)`` to fixed ones. None: all rows. Read in forward like
+    ``skip``, which wins over it.
+
     x: ``[..., in_features]`` -> ``[..., out_features]``.
     """
 
     skip: bool = False
+    rows: RowChoice | None = None
+    __jit_ignored_attributes__ = ("rows",)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.linear(input, self.weight, self.bias)
-        return functional.linear(input, self.weight, self.bias, skip=self.skip)
+        return functional.linear(input, self.weight, self.bias, skip=self.skip, rows=self.rows)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _flags(self)
 
 
 class SkippableConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with the flag ``skip`` of :class:`SkippableLinear`; every padding, mode, dilation and group works.
+    """``nn.Conv2d`` with ``skip`` and ``rows`` of :class:`SkippableLinear`; every padding, mode, dilation and group works.
+
+    With ``groups``, as many rows are chosen in each group.
 
     With ``padding_mode`` "reflect" or "replicate", PyTorch's padding itself keeps the input.
 
@@ -43,17 +53,20 @@ class SkippableConv2d(nn.Conv2d):
     """
 
     skip: bool = False
+    rows: RowChoice | None = None
+    __jit_ignored_attributes__ = ("rows",)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._conv_forward(input, self.weight, self.bias)
-        if not self.skip:
+        if not self.skip and self.rows is None:
             return self._conv_forward(input, self.weight, self.bias)
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
-        return functional.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups, skip=True)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return functional.conv2d(input, self.weight, self.bias, *geometry, skip=self.skip, rows=self.rows)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _flags(self)
@@ -63,7 +76,7 @@ SkippableLayer = SkippableLinear | SkippableConv2d
 
 
 def _flags(layer: SkippableLayer) -> str:
-    return ", skip=True" if layer.skip else ""
+    return (", skip=True" if layer.skip else "") + (f", rows={layer.rows}" if layer.rows is not None else "")
 
 
 def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
@@ -94,3 +107,31 @@ def skipping(model: nn.Module, skip: bool = True) -> Iterator[None]:
     finally:
         for layer, flag in before.items():
             layer.skip = flag
+
+
+def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
+    """Sets ``rows`` of every converted layer; None: all rows.
+
+    Raises ``ValueError`` if the model has no converted layer or ``rows`` do not fit one of them, and ``TypeError`` if they are
+    no choice of rows, or one that a Conv2d does not know. No layer is then changed.
+    """
+    if not isinstance(rows, RowChoice | None):
+        raise TypeError(f"rows: expected a TopK, Rows, PerExample or None, got {type(rows).__name__}")
+    layers = skippable_layers(model)
+    for name, layer in layers.items():
+        check_rows(layer, rows, f"{name or 'the model itself'}: ")
+    for layer in layers.values():
+        layer.rows = rows
+
+
+def check_rows(layer: SkippableLayer, rows: RowChoice | None, where: str = "") -> None:
+    """Raises ``ValueError`` or ``TypeError``, its text behind ``where``, if ``layer`` cannot have ``rows``."""
+    if rows is None:
+        return
+    if isinstance(rows, PerExample) and isinstance(layer, nn.Conv2d):
+        raise TypeError(f"{where}rows: expected TopK or Rows for a Conv2d, got PerExample, which its paper defines for Linear")
+    units = (layer.out_features, 1) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.groups)
+    try:
+        rows.count(*units)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error

@@ -27,6 +27,7 @@ _contract = torch.library.Library("wuskern", "DEF")
 _native = torch.library.Library("wuskern_native", "DEF")
 for _name in ("cpu_capability", "cuda_architectures"):  # what the two libraries say of themselves
     _native.define(f"{_name}() -> str")
+_native.define("write_rows(Tensor(a!) target, Tensor? stale, Tensor rows, Tensor values) -> ()")  # for wuskern/dense.py
 _checks: dict[str, Callable[..., None]] = {}
 
 
@@ -117,7 +118,8 @@ def row_stats(dy: Tensor, dim: int, score: str = "l1") -> tuple[Tensor, Tensor]:
         TypeError: another dtype.
         ValueError: ``dim`` out of range, a 0-d ``dy``, or another score.
 
-    The scores are those of meProp (arXiv 1706.06197, unified top-k) and ssProp (arXiv 2408.12561), which take "l1".
+    Reads ``dy`` once where :func:`bias_grad` does. The scores are those of meProp (arXiv 1706.06197, unified top-k) and
+    ssProp (arXiv 2408.12561), which take "l1".
     """
     return _call("row_stats", dy, dim, score)
 
@@ -205,7 +207,10 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
         else contiguous.
 
     Raises:
-        TypeError, ValueError: as :func:`bias_grad`; ``rows`` is not 1-d int64, or (CPU) out of range.
+        TypeError, ValueError: as :func:`bias_grad`; ``rows`` is not 1-d int64.
+        RuntimeError, IndexError: (CPU) a row out of range; nothing was read.
+
+    Reads the cache lines that hold chosen elements, where ``dy`` lies in the order of the result; else all of it, twice.
     """
     return _call("gather_rows", dy, rows, dim)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wuskern.shapes import memory_format
+from wuskern.shapes import as_matrix, memory_format
 
 
 def bias_grad(dy: Tensor, dim: int) -> Tensor:
@@ -34,7 +34,7 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    return _chosen(dy, rows, -1).flatten(0, -2).t() @ x.flatten(0, -2)
+    return as_matrix(_chosen(dy, rows, -1)).t() @ as_matrix(x)
 
 
 def rowsparse_wgrad_conv2d(

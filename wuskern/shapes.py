@@ -12,6 +12,19 @@ def memory_format(dy: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def is_channels_last(t: Tensor) -> bool:
+    """Whether ``t`` lies in memory as ``[B, H, W, C]`` without gaps, every stride of it."""
+    if t.ndim != 4:
+        return False
+    _, c, h, w = t.shape
+    return t.stride() == (c * h * w, 1, w * c, c)
+
+
+def as_matrix(t: Tensor) -> Tensor:
+    """``[tokens, features]`` of ``[..., features]``; a vector is one token."""
+    return t[None] if t.ndim == 1 else t.flatten(0, -2)
+
+
 def output_size(
     size: Sequence[int],
     kernel_size: Sequence[int],

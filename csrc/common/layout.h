@@ -58,4 +58,28 @@ inline std::optional<Layout> fold(const int64_t* sizes, const int64_t* strides, 
   return layout;
 }
 
+// As fold, but in order: the dimensions before `dim` become the outer one, those after it the inner one.
+inline std::optional<Layout> fold_in_order(const int64_t* sizes, const int64_t* strides, int64_t rank, int64_t dim) {
+  Layout layout{1, sizes[dim], 1, 0, strides[dim], 1};
+  for (int64_t d = rank - 1; d >= 0; --d) {
+    int64_t& size = d < dim ? layout.outer : layout.inner;
+    int64_t& stride = d < dim ? layout.outer_stride : layout.inner_stride;
+    if (d == dim || sizes[d] == 1) continue;
+    if (size > 1 && strides[d] != size * stride) return std::nullopt;
+    if (size == 1) stride = strides[d];
+    size *= sizes[d];
+  }
+  return layout;
+}
+
+// Whether a tensor of four dimensions fills [B, H, W, C] without gaps; strides of single elements do not count.
+inline bool is_channels_last(const int64_t* sizes, const int64_t* strides) {
+  int64_t dense = 1;
+  for (const int d : {1, 3, 2, 0}) {
+    if (sizes[d] != 1 && strides[d] != dense) return false;
+    dense *= sizes[d];
+  }
+  return true;
+}
+
 }  // namespace wuskern

@@ -39,6 +39,19 @@ WUSKERN_INLINE Floats load(const BFloat16* p) {
 }
 WUSKERN_INLINE Floats load(const Half* p) { return (Floats)_mm512_maskz_cvtph_ps(0xffff, load_bits(p)); }
 
+// The first `count` elements, fewer than fill a vector, and zeros.
+WUSKERN_INLINE Doubles load_part(const double* p, int64_t count) {
+  return (Doubles)_mm512_maskz_loadu_pd((1u << count) - 1, p);
+}
+WUSKERN_INLINE Floats load_part(const float* p, int64_t count) {
+  return (Floats)_mm512_maskz_loadu_ps((1u << count) - 1, p);
+}
+template <typename T>
+WUSKERN_INLINE Floats load_part(const T* p, int64_t count) {
+  const __m256i bits = _mm256_maskz_loadu_epi16((1u << count) - 1, p);
+  return load(reinterpret_cast<const T*>(&bits));
+}
+
 #else
 
 #if defined(__AVX2__)
@@ -66,13 +79,21 @@ WUSKERN_INLINE Floats load_16_bit(const T* p) {
 WUSKERN_INLINE Floats load(const BFloat16* p) { return load_16_bit(p); }
 WUSKERN_INLINE Floats load(const Half* p) { return load_16_bit(p); }
 
+template <typename T>
+WUSKERN_INLINE auto load_part(const T* p, int64_t count) {
+  T part[kLanesOf<T>] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return load(part);
+}
+
 #endif
 
-// acc[lanes] += vector
-WUSKERN_INLINE void add_to(double* acc, Doubles vector) {
-  vector += load(acc);
-  memcpy(acc, &vector, sizeof(vector));
-}
+// |x|; a NaN stays one.
+typedef int32_t FloatBits __attribute__((vector_size(64)));
+typedef int64_t DoubleBits __attribute__((vector_size(64)));
+WUSKERN_INLINE Floats absolute(Floats x) { return (Floats)((FloatBits)x & 0x7fffffff); }
+WUSKERN_INLINE Doubles absolute(Doubles x) { return (Doubles)((DoubleBits)x & 0x7fffffffffffffff); }
+WUSKERN_INLINE double absolute(double x) { return __builtin_fabs(x); }
 
 typedef float HalfOfFloats __attribute__((vector_size(32)));
 
@@ -84,9 +105,31 @@ WUSKERN_INLINE Doubles to_doubles(HalfOfFloats half) {
 #endif
 }
 
-WUSKERN_INLINE void add_to(double* acc, Floats vector) {
-  add_to(acc, to_doubles(__builtin_shufflevector(vector, vector, 0, 1, 2, 3, 4, 5, 6, 7)));
-  add_to(acc + 8, to_doubles(__builtin_shufflevector(vector, vector, 8, 9, 10, 11, 12, 13, 14, 15)));
+WUSKERN_INLINE Doubles low(Floats x) { return to_doubles(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7)); }
+WUSKERN_INLINE Doubles high(Floats x) {
+  return to_doubles(__builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
 }
+
+// acc[lanes] += vector
+WUSKERN_INLINE void add_to(double* acc, Doubles vector) {
+  vector += load(acc);
+  memcpy(acc, &vector, sizeof(vector));
+}
+
+WUSKERN_INLINE void add_to(double* acc, Floats vector) {
+  add_to(acc, low(vector));
+  add_to(acc + 8, high(vector));
+}
+
+// As many sums as a vector has lanes, in registers.
+struct Lanes {
+  Doubles low = {}, high = {};  // high stays zero where vectors are Doubles
+
+  WUSKERN_INLINE void add(Doubles x) { low += x; }
+  WUSKERN_INLINE void add(Floats x) {
+    low += wuskern::low(x);
+    high += wuskern::high(x);
+  }
+};
 
 }  // namespace wuskern

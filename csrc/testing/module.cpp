@@ -5,6 +5,7 @@
 #include "../common/half.h"
 #include "../common/layout.h"
 #include "../common/reduction.h"
+#include "../common/rows.h"
 
 namespace py = pybind11;
 using namespace wuskern;
@@ -26,6 +27,18 @@ uint16_t narrow_bits(float x) {
 py::object fold_layout(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int64_t dim) {
   const auto layout = fold(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), dim);
   return layout ? py::cast(*layout) : py::none();
+}
+
+py::object fold_layout_in_order(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int64_t dim) {
+  const auto layout = fold_in_order(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), dim);
+  return layout ? py::cast(*layout) : py::none();
+}
+
+template <typename Key>
+std::pair<Key, int64_t> threshold_of(const std::vector<Key>& keys, int64_t k) {
+  std::vector<Key> scratch(keys.size());
+  const Threshold<Key> found = threshold(keys.data(), static_cast<int64_t>(keys.size()), k, scratch.data());
+  return {found.key, found.ties};
 }
 
 double fold_tree_of_eight(const std::vector<double>& values) {
@@ -59,6 +72,19 @@ PYBIND11_MODULE(wuskern_testing, m) {
       .def("is_planes", &Layout::is_planes)
       .def("is_dense_planes", &Layout::is_dense_planes);
   m.def("fold", &fold_layout, py::arg("sizes"), py::arg("strides"), py::arg("dim"));
+
+  m.def("fold_in_order", &fold_layout_in_order, py::arg("sizes"), py::arg("strides"), py::arg("dim"));
+  m.def("is_channels_last", [](const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
+    return is_channels_last(sizes.data(), strides.data());
+  });
+
+  m.def("order_key_float", [](float score) { return order_key(score); });
+  m.def("order_key_double", [](double score) { return order_key(score); });
+  m.def("threshold_32", &threshold_of<uint32_t>);
+  m.def("threshold_64", &threshold_of<uint64_t>);
+  m.def("run_length", [](const std::vector<int64_t>& rows, int64_t most) {
+    return run_length(rows.data(), static_cast<int64_t>(rows.size()), most);
+  });
 
   py::class_<Chunks>(m, "Chunks")
       .def_readonly("total", &Chunks::total)

@@ -1,0 +1,173 @@
+// gather_rows on the CPU: the chosen rows of dY next to each other.
+//
+// Under each outer index a chosen row is a run of memory: one element of a Linear or of Conv2d in channels_last, a
+// plane of a contiguous Conv2d. Consecutive rows are longer runs where they lie next to each other. Runs of up to 64
+// bytes are moved by loads and stores of their size; what these cost is the cache lines that they touch, which are
+// asked for in advance.
+#include <vector>
+
+#include "../common/reduction.h"
+#include "../common/rows.h"
+#include "../stable_abi.h"
+
+namespace wuskern {
+namespace {
+
+// In bytes.
+constexpr int64_t kLine = 64;           // a cache line
+constexpr int64_t kShortRun = kLine;    // the longest that is moved by loads and stores
+constexpr int64_t kLongRun = 2048;      // runs from here on the processor prefetches by itself
+constexpr int64_t kAhead = 8192;        // cache lines between a prefetch and its use
+constexpr int64_t kTaskBytes = 32768;   // less to copy is not worth another thread
+constexpr int64_t kCostOfRun = 16;      // what is copied in the time that a run takes anyhow
+
+// ---- runs of bytes -------------------------------------------------------------------------------------------------
+
+// What to copy under each outer index. Strides and offsets are in bytes.
+struct Runs {
+  int64_t outer, outer_stride;
+  int64_t bytes;                 // of each run
+  std::vector<int64_t> offsets;  // of the runs
+  std::vector<int64_t> lines;    // one offset in each cache line that they touch, to be prefetched
+
+  int64_t count() const { return static_cast<int64_t>(offsets.size()); }
+  // From the use of a cache line to that of the one to prefetch.
+  int64_t ahead() const { return ceil_div(kAhead, kLine * std::max<int64_t>(1, lines.size())) * outer_stride; }
+};
+
+WUSKERN_INLINE void prefetch(const char* p, const std::vector<int64_t>& offsets) {
+  for (const int64_t offset : offsets) __builtin_prefetch(p + offset);
+}
+
+Runs runs_of(const Layout& layout, const int64_t* rows, int64_t k, int64_t element) {
+  Runs runs{layout.outer, layout.outer_stride * element, layout.inner * element, {}, {}};
+  const bool neighbours = layout.channel_stride == layout.inner;
+  const int64_t length = neighbours ? run_length(rows, k, std::max(int64_t{1}, kShortRun / runs.bytes)) : 1;
+  runs.bytes *= length;
+  for (int64_t i = 0; i < k; i += length) {
+    const int64_t offset = rows[i] * layout.channel_stride * element;
+    runs.offsets.push_back(offset);
+    for (int64_t byte = 0; byte < runs.bytes && runs.bytes < kLongRun; byte += kLine) {
+      if (runs.lines.empty() || (offset + byte) / kLine != runs.lines.back() / kLine)
+        runs.lines.push_back(offset + byte);
+    }
+  }
+  return runs;
+}
+
+// out[outer, count, bytes] for some of the outer indices. A constant number of bytes becomes loads and stores.
+template <int64_t bytes>
+void copy_short(const char* __restrict src, const Runs& runs, int64_t begin, int64_t end, char* __restrict out) {
+  const int64_t count = runs.count(), stride = runs.outer_stride, ahead = runs.ahead();
+  const int64_t* const offsets = runs.offsets.data();
+  const char* from = src + begin * stride;
+  char* to = out + begin * count * bytes;
+  for (int64_t o = begin; o < end; ++o, from += stride, to += count * bytes) {
+    prefetch(from + ahead, runs.lines);
+    for (int64_t i = 0; i < count; ++i) memcpy(to + i * bytes, from + offsets[i], bytes);
+  }
+}
+
+// out[outer * count, bytes] for some of the runs.
+void copy_long(const char* src, const Runs& runs, int64_t begin, int64_t end, char* out) {
+  const int64_t count = runs.count(), ahead = runs.ahead();
+  for (int64_t i = begin; i < end;) {
+    const char* const from = src + i / count * runs.outer_stride;
+    prefetch(from + ahead, runs.lines);
+    for (int64_t run = i % count; run < count && i < end; ++run, ++i) {
+      memcpy(out + i * runs.bytes, from + runs.offsets[run], runs.bytes);
+    }
+  }
+}
+
+using CopyShort = void (*)(const char*, const Runs&, int64_t, int64_t, char*);
+
+// nullptr for runs that are long or of an odd size.
+CopyShort copy_short_of(int64_t bytes) {
+  switch (bytes) {
+    case 2:
+      return copy_short<2>;
+    case 4:
+      return copy_short<4>;
+    case 8:
+      return copy_short<8>;
+    case 16:
+      return copy_short<16>;
+    case 32:
+      return copy_short<32>;
+    case 64:
+      return copy_short<64>;
+    default:
+      return nullptr;
+  }
+}
+
+void gather(const char* src, const Runs& runs, char* out) {
+  const int64_t count = runs.count(), runs_per_task = ceil_div(kTaskBytes, runs.bytes + kCostOfRun);
+  if (const CopyShort copy = copy_short_of(runs.bytes)) {
+    torch::stable::parallel_for(0, runs.outer, ceil_div(runs_per_task, count),
+                                [&](int64_t begin, int64_t end) { copy(src, runs, begin, end, out); });
+    return;
+  }
+  torch::stable::parallel_for(0, runs.outer * count, runs_per_task,
+                              [&](int64_t begin, int64_t end) { copy_long(src, runs, begin, end, out); });
+}
+
+// ---- op ------------------------------------------------------------------------------------------------------------
+
+// How the result lies, and dy with it: in the order of its dimensions, or [B, H, W, C].
+struct Order {
+  bool channels_last;
+  std::vector<int64_t> dims;
+
+  explicit Order(const Tensor& dy)
+      : channels_last(dy.dim() == 4 && !dy.is_contiguous() &&
+                      is_channels_last(dy.sizes().data(), dy.strides().data())) {
+    for (int64_t d = 0; d < dy.dim(); ++d) dims.push_back(d);
+    if (channels_last) dims = {0, 2, 3, 1};
+  }
+
+  std::optional<Layout> fold(const Tensor& dy, int64_t dim) const {
+    std::vector<int64_t> sizes, strides;
+    for (const int64_t d : dims) {
+      sizes.push_back(dy.size(d));
+      strides.push_back(dy.stride(d));
+    }
+    const int64_t place = std::find(dims.begin(), dims.end(), dim) - dims.begin();
+    return fold_in_order(sizes.data(), strides.data(), dy.dim(), place);
+  }
+};
+
+Tensor new_like(const Tensor& dy, int64_t dim, int64_t k, bool channels_last) {
+  std::vector<int64_t> sizes(dy.sizes().begin(), dy.sizes().end());
+  sizes[dim] = k;
+  if (!channels_last) return torch::stable::new_empty(dy, sizes);
+  return torch::stable::empty(sizes, dy.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+Tensor gather_rows(Tensor dy, Tensor rows, int64_t dim) {
+  dim = front_dim(dy, dim);
+  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
+  check_rows(rows, dy.size(dim));
+  const Order order(dy);
+  Tensor out = new_like(dy, dim, rows.numel(), order.channels_last);
+  if (out.numel() == 0) return out;
+
+  std::optional<Layout> layout = order.fold(dy, dim);
+  if (!layout || layout->inner_stride != 1) {
+    dy = torch::stable::contiguous(dy);
+    layout = order.fold(dy, dim);
+  }
+  int64_t element = 0;
+  for_dtype<Half, BFloat16>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) { element = sizeof(T); });
+  const int64_t* const row = rows.const_data_ptr<int64_t>();
+  const Runs runs = runs_of(*layout, row, rows.numel(), element);
+  gather(static_cast<const char*>(dy.const_data_ptr()), runs, static_cast<char*>(out.mutable_data_ptr()));
+  return out;
+}
+
+}  // namespace
+}  // namespace wuskern
+
+STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CPU, m) { m.impl("gather_rows", TORCH_BOX(&wuskern::gather_rows)); }

@@ -1,0 +1,73 @@
+// write_rows(target, stale, rows, values): target[stale] = 0 and target[rows] = values, in place. What the dense form
+// of a row-sparse gradient needs where its storage is used again; wuskern/dense.py owns that storage.
+#include <cstring>
+
+#include "../common/reduction.h"
+#include "../stable_abi.h"
+
+namespace wuskern {
+namespace {
+
+constexpr int64_t kTaskBytes = 65536;  // less is not worth another thread
+constexpr int64_t kTile = 16;          // a transposition reads and writes whole cache lines of 4-byte elements
+
+// dst[taps, channels] = src[channels, taps]
+template <typename T>
+void transpose(const T* src, T* dst, int64_t channels, int64_t taps) {
+  for (int64_t first = 0; first < channels; first += kTile) {
+    const int64_t last = first + kTile < channels ? first + kTile : channels;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t c = first; c < last; ++c) dst[tap * channels + c] = src[c * taps + tap];
+    }
+  }
+}
+
+void transpose_bytes(const char* src, char* dst, int64_t channels, int64_t taps, int64_t size) {
+  if (size == 2) transpose((const uint16_t*)src, (uint16_t*)dst, channels, taps);
+  if (size == 4) transpose((const uint32_t*)src, (uint32_t*)dst, channels, taps);
+  if (size == 8) transpose((const uint64_t*)src, (uint64_t*)dst, channels, taps);
+}
+
+// Rows of target are dense in memory: [out, ...] contiguous, or [out, C, kh, kw] in channels_last.
+void write_rows(Tensor target, std::optional<Tensor> stale, Tensor rows, Tensor values) {
+  const int64_t out = target.size(0), row_elements = out == 0 ? 0 : target.numel() / out;
+  STD_TORCH_CHECK(values.numel() == rows.numel() * row_elements, "values: expected ", rows.numel(), " rows of ",
+                  row_elements, ", got ", values.numel(), " elements");
+  STD_TORCH_CHECK(values.is_contiguous(), "values: expected contiguous ones");
+  STD_TORCH_CHECK(values.scalar_type() == target.scalar_type(), "values: expected the dtype of target");
+  check_rows(rows, out);
+  if (stale) check_rows(*stale, out);
+
+  const int64_t size = target.element_size(), row_bytes = row_elements * size;
+  const bool contiguous = target.is_contiguous();
+  const int64_t taps = contiguous ? 1 : target.size(2) * target.size(3), channels = row_elements / taps;
+  STD_TORCH_CHECK(contiguous || (target.dim() == 4 && target.stride(0) == row_elements && target.stride(1) == 1 &&
+                                 target.stride(3) == channels && target.stride(2) == channels * target.size(3)),
+                  "target: expected a contiguous or channels_last one");
+  if (row_bytes == 0) return;
+  char* const to = static_cast<char*>(target.mutable_data_ptr());
+  const char* const from = static_cast<const char*>(values.const_data_ptr());
+  const int64_t least = ceil_div(kTaskBytes, row_bytes);
+
+  if (stale) {
+    const int64_t* const row = stale->const_data_ptr<int64_t>();
+    torch::stable::parallel_for(0, stale->numel(), least, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) memset(to + row[i] * row_bytes, 0, row_bytes);
+    });
+  }
+  const int64_t* const row = rows.const_data_ptr<int64_t>();
+  torch::stable::parallel_for(0, rows.numel(), least, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (contiguous) {
+        memcpy(to + row[i] * row_bytes, from + i * row_bytes, row_bytes);
+      } else {
+        transpose_bytes(from + i * row_bytes, to + row[i] * row_bytes, channels, taps, size);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace wuskern
+
+STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CPU, m) { m.impl("write_rows", TORCH_BOX(&wuskern::write_rows)); }

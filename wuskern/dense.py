@@ -1,0 +1,106 @@
+"""The dense form of a row-sparse gradient: zero outside of the chosen rows, in storage that is used again.
+
+Filling ``[out, in]`` with zeros, and faulting its memory in, can cost more than the product that fills a few of its rows. So
+each weight keeps one tensor of zeros, of which only the rows of last time are cleared. What is handed out is a lazy copy of
+it: torch shares the storage until somebody writes to the copy, by whatever way (in place, through ``.data``, numpy or a
+pointer), and only then copies. The kept tensor is thus never changed by others, and it is used again only when the copy of
+last time is gone; otherwise (a gradient that is kept, a weight used twice, accumulation) the answer is a fresh tensor.
+
+Eager mode and a single process only. It costs the memory of a gradient between steps, as ``zero_grad(set_to_none=False)``
+does.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Parameter
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from wuskern import backends
+from wuskern.rows import RowGrad
+from wuskern.shapes import is_channels_last
+
+LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the bookkeeping here
+
+
+def dense_grad(weight: Tensor, grad: RowGrad) -> Tensor:
+    """``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere."""
+    if _may_recycle(weight, grad) and (lent := _kept_for(weight).lend(grad)) is not None:
+        return lent
+    return _write(torch.zeros_like(weight), None, grad)
+
+
+def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
+    """Clears the rows ``stale`` of target and writes those of ``grad``."""
+    values = grad.values.to(target.dtype)
+    if _native_writes(target, values):
+        torch.ops.wuskern_native.write_rows.default(target, stale, grad.rows, values)
+        return target
+    if stale is not None:
+        target.index_fill_(0, stale, 0)
+    return target.index_copy_(0, grad.rows, values)
+
+
+def _native_writes(target: Tensor, values: Tensor) -> bool:
+    return (
+        target.is_cpu
+        and type(values) is Tensor
+        and values.is_contiguous()
+        and (target.is_contiguous() or is_channels_last(target))
+        and not torch.compiler.is_compiling()
+        and backends.library_obstacle("cpu") is None
+    )
+
+
+class _Kept:
+    """Zeros like a weight but for ``rows``, and the storage of the lazy copy that was handed out last."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.tensor = torch.zeros_like(weight)
+        self.rows: Tensor | None = None
+        self.lent: StorageWeakRef | None = None
+        self.lock = threading.Lock()
+
+    def fits(self, weight: Tensor) -> bool:
+        mine, its = self.tensor, weight
+        return (mine.shape, mine.stride(), mine.dtype) == (its.shape, its.stride(), its.dtype)
+
+    def lend(self, grad: RowGrad) -> Tensor | None:
+        """A lazy copy that holds ``grad``; None while the last one is still somewhere, or another thread is at it."""
+        if not self.lock.acquire(blocking=False):
+            return None
+        try:
+            if self.lent is not None and not self.lent.expired():
+                return None
+            stale, self.rows = None if self.rows is grad.rows else self.rows, grad.rows
+            lent: Tensor = torch._lazy_clone(_write(self.tensor, stale, grad))  # type: ignore[attr-defined]
+            self.lent = StorageWeakRef(lent.untyped_storage())
+            return lent
+        finally:
+            self.lock.release()
+
+
+_all_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_lock = threading.Lock()
+
+
+def _kept_for(weight: Tensor) -> _Kept:
+    with _lock:
+        kept = _all_kept.get(weight)
+        if kept is None or not kept.fits(weight):
+            kept = _all_kept[weight] = _Kept(weight)
+        return kept
+
+
+def _may_recycle(weight: Tensor, grad: RowGrad) -> bool:
+    return (
+        type(weight) is Parameter
+        and type(grad.values) is Tensor
+        and weight.is_cpu
+        and weight.numel() * weight.itemsize >= LEAST
+        and hasattr(torch, "_lazy_clone")
+        and not torch.compiler.is_compiling()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    )

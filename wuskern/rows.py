@@ -1,0 +1,244 @@
+"""Which rows of a weight get a gradient, and what came out: frozen values without state.
+
+A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output channel of a Conv2d's
+``[out, in / groups, kh, kw]``.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from wuskern import ops
+
+SCOPES = ("weight", "both")
+BIASES = ("dense", "rows")
+SCORES = (*ops.SCORES, "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK:
+    """The rows with the largest scores of each backward pass: unified meProp (arXiv 1706.06197), ssProp (arXiv 2408.12561).
+
+    Args:
+        ratio: of the rows, in (0, 1]: ``int(ratio * out)`` of them, at least one. k: or so many. Exactly one of the two.
+        scope: "weight": only the weight gradient is restricted. "both": the input gradient, too, comes from the chosen
+            rows alone.
+        score: "l1", the sum of ``|dY|`` over batch and space; "l2", that of ``dY * dY``; "random", drawn anew each time
+            from torch's generator of the device.
+        block: rows are chosen in aligned blocks of so many. With it, or with a convolution's ``groups``, from each of
+            which as many are taken, ``ratio`` rounds down to whole blocks, at least one of each group.
+        bias: "dense": the whole bias gradient. "rows": zero outside of the chosen rows.
+
+    Raises:
+        TypeError, ValueError: an argument out of its range. Whether it fits a layer shows in :meth:`count`.
+    """
+
+    ratio: float | None = None
+    k: int | None = None
+    scope: str = "weight"
+    score: str = "l1"
+    block: int = 1
+    bias: str = "dense"
+
+    def __post_init__(self) -> None:
+        _check_amount(self.ratio, self.k)
+        _one_of("scope", self.scope, SCOPES)
+        _one_of("score", self.score, SCORES)
+        _one_of("bias", self.bias, BIASES)
+        _whole("block", self.block)
+
+    def count(self, out: int, groups: int = 1) -> int:
+        """How many of ``out`` rows, of a convolution with ``groups``. Raises ``ValueError`` where it does not fit."""
+        unit = self.block * groups
+        if out % unit:
+            raise ValueError(f"block: expected a divisor of {out // groups} rows (of each group), got {self.block}")
+        return _count(self.ratio, self.k, out, unit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerExample:
+    """meProp's first form (arXiv 1706.06197), for comparison with the paper: of a Linear's dY, the ``k`` largest ``|dY_i|``
+    of each example are kept, and weight and input gradient come from those alone; the bias gradient is dense.
+
+    Exact, and no faster than dense: the products are sparse without a pattern, and are computed whole. Equal values: the
+    lower index wins; NaN ranks first. An example is an element of the leading dimensions: one token.
+
+    Args:
+        ratio, k: as for :class:`TopK`.
+    """
+
+    ratio: float | None = None
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_amount(self.ratio, self.k)
+
+    def count(self, out: int, groups: int = 1) -> int:
+        """How many of ``out`` values. Raises ``ValueError`` where it does not fit."""
+        return _count(self.ratio, self.k, out, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A fixed set of rows, as a policy chooses it. No pass over dY is spent on scores.
+
+    Args:
+        index: whole numbers from 0, each once, in any order: a list or a one-dimensional integer tensor.
+        scope, bias: as for :class:`TopK`.
+
+    Attributes:
+        index: ``[k]``, int64, ascending. On a GPU if the given tensor was there.
+
+    Raises:
+        TypeError, ValueError: no integers, none at all, one twice, or a negative one.
+    """
+
+    index: Tensor
+    scope: str = "weight"
+    bias: str = "dense"
+
+    def __post_init__(self) -> None:
+        _one_of("scope", self.scope, SCOPES)
+        _one_of("bias", self.bias, BIASES)
+        index = torch.as_tensor(self.index)
+        if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool or index.ndim != 1:
+            raise TypeError(f"index: expected a list of integers, got {index.ndim}-d {index.dtype}")
+        object.__setattr__(self, "index", index.detach().long().sort()[0].clone())
+        if not self._sorted:
+            raise ValueError("index: expected at least one row, got none")
+        if self._sorted[0] < 0:
+            raise ValueError(f"index: expected numbers from 0, got {self._sorted[0]}")
+        if len(set(self._sorted)) < len(self._sorted):
+            raise ValueError("index: expected each row once, got one twice")
+
+    @cached_property
+    def _sorted(self) -> tuple[int, ...]:
+        return tuple(self.index.tolist())
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Rows) and (self._sorted, self.scope, self.bias) == (other._sorted, other.scope, other.bias)
+        return bool(same)
+
+    def __hash__(self) -> int:
+        return hash((self._sorted, self.scope, self.bias))
+
+    def count(self, out: int, groups: int = 1) -> int:
+        """How many. Raises ``ValueError`` where one is out of range, or a group of a convolution has more than another."""
+        if (out, groups) not in self._fits:
+            self._check(out, groups)
+            self._fits.add((out, groups))
+        return len(self._sorted)
+
+    @cached_property
+    def _fits(self) -> set[tuple[int, int]]:
+        return set()  # layers ask in every forward
+
+    def _check(self, out: int, groups: int) -> None:
+        if self._sorted[-1] >= out:
+            raise ValueError(f"index: expected rows under {out}, got {self._sorted[-1]}")
+        if groups > 1:
+            of_group = [0] * groups
+            for row in self._sorted:
+                of_group[row * groups // out] += 1
+            if len(set(of_group)) > 1:
+                raise ValueError(f"index: expected as many rows in each of {groups} groups, got {of_group}")
+
+    @classmethod
+    def random(
+        cls,
+        out: int,
+        k: int,
+        *,
+        block: int = 1,
+        groups: int = 1,
+        generator: torch.Generator | None = None,
+        scope: str = "weight",
+        bias: str = "dense",
+    ) -> "Rows":
+        """``k`` of ``out`` rows at random, in aligned blocks, as many from each group."""
+        device = generator.device if generator is not None else None
+        scores = torch.rand(out, generator=generator, device=device)
+        return cls(ops.select_rows(scores, k, block, groups), scope, bias)
+
+
+RowChoice = TopK | Rows | PerExample
+
+
+@dataclass(frozen=True)
+class RowGrad:
+    """A gradient that is zero outside of ``rows``: row ``rows[i]`` is ``values[i]``.
+
+    Attributes:
+        rows: ``[k]``, int64, ascending, each once. values: ``[k, ...]``.
+    """
+
+    rows: Tensor
+    values: Tensor
+
+    def __add__(self, other: "RowGrad") -> "RowGrad":
+        """The sum, over the union of the rows."""
+        if self.rows is other.rows:
+            return RowGrad(self.rows, self.values + other.values)
+        rows, place = torch.cat((self.rows, other.rows)).unique(return_inverse=True)
+        values = self.values.new_zeros(len(rows), *self.values.shape[1:])
+        for part, grad in zip(place.split([len(self.rows), len(other.rows)]), (self, other), strict=True):
+            values.index_add_(0, part, grad.values)
+        return RowGrad(rows, values)
+
+    def dense(self, out: int) -> Tensor:
+        """``[out, ...]``, zero in the other rows."""
+        return self.values.new_zeros(out, *self.values.shape[1:]).index_copy_(0, self.rows, self.values)
+
+
+# ---- the compact form of a gradient, for consumers that asked for it -------------------------------------------------
+
+
+def request_row_grad(weight: Parameter) -> None:
+    """From now on row-sparse layers leave ``weight.grad`` as it is and add to ``weight.row_grad``, a :class:`RowGrad`.
+
+    For whoever consumes it, such as an optimizer, which sets ``weight.row_grad = None`` where it would clear ``grad``.
+    """
+    if not hasattr(weight, "row_grad"):
+        weight.row_grad = None  # type: ignore[attr-defined]
+
+
+def wants_row_grad(weight: Tensor) -> bool:
+    return hasattr(weight, "row_grad")
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _check_amount(ratio: Any, k: Any) -> None:
+    if (ratio is None) == (k is None):
+        raise ValueError(f"ratio, k: expected one of the two, got ratio={ratio!r}, k={k!r}")
+    if k is not None:
+        _whole("k", k)
+    elif not isinstance(ratio, int | float) or isinstance(ratio, bool):
+        raise TypeError(f"ratio: expected a number, got {ratio!r}")
+    elif not 0 < ratio <= 1:
+        raise ValueError(f"ratio: expected a number over 0 and up to 1, got {ratio!r}")
+
+
+def _count(ratio: float | None, k: int | None, out: int, unit: int) -> int:
+    if k is None:
+        return max(1, int(ratio * out) // unit) * unit  # type: ignore[operator]
+    if k > out or k % unit:
+        raise ValueError(f"k: expected a multiple of block * groups = {unit} up to {out}, got {k}")
+    return k
+
+
+def _whole(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
