@@ -1,15 +1,23 @@
 """Compiles every configuration that can be dispatched, for every target, without a GPU; prints one JSON line each.
 
-A program of its own: kernels that the interpreter has taken over (TRITON_INTERPRET=1) cannot be compiled.
+A program of its own: kernels that the interpreter has taken over (TRITON_INTERPRET=1) cannot be compiled. Two processes.
+
+Two ways for each, and what lies between them needs no more registers than the second:
+``aligned``: pointers, strides and sizes that are multiples of 16 and channels at unit stride, as large problems have them;
+``any``: no alignment, no unit stride, more than 2^31 elements.
 """
 
 import json
+import re
+from dataclasses import astuple
+from multiprocessing import get_context
 
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from wuskern import configs
-from wuskern.triton_kernels import bias_grad
+from wuskern.triton_kernels import bias_grad, gather_rows, rowsparse_dgrad, rowsparse_wgrad, select_rows
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -17,55 +25,123 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# dtype of the gradient, of the accumulator, of what a pass writes
-DTYPES = [
-    ("bf16", "fp32", "bf16"),
-    ("bf16", "fp32", "fp32"),
-    ("fp16", "fp32", "fp32"),
-    ("fp32", "fp32", "fp32"),
-    ("fp64", "fp64", "fp64"),
+SUMS = (bias_grad.sum_rows, bias_grad.sum_planes)
+GATHERS = (gather_rows.gather_columns, gather_rows.gather_planes)
+GEMMS = (rowsparse_wgrad.wgrad, rowsparse_wgrad.wgrad_conv2d, rowsparse_dgrad.dgrad, rowsparse_dgrad.dgrad_conv2d)
+BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
+WIDE = {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32", "fp64": "fp64"}
+# Of a sum: dtype of what is read, of what is written (another where a second pass follows), and the score beside it.
+SUMMED = [
+    *(("bf16", "bf16", ""), ("bf16", "fp32", ""), ("fp16", "fp32", ""), ("fp32", "fp32", ""), ("fp64", "fp64", "")),
+    *(("bf16", "fp32", "l1"), ("fp32", "fp32", "l2"), ("fp64", "fp64", "l1")),
 ]
-ALIGNED = [["tt.divisibility", 16]]
+MOVED = ("bf16", "fp32", "fp64")  # fp16 moves and multiplies as bf16
+MULTIPLIED = [("bf16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32"), ("fp64", "ieee")]
+TYPES = {"fp32": tl.float32, "fp64": tl.float64}
+INSTRUCTIONS = r"(?<![\w.])(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma)(?![a-z])"
+
+# What a kernel's argument is, by its name: 32 bits whatever the size of the problem; of unit stride in an aligned one; of
+# any value in an aligned one too.
+SMALL = r"(tap_step|stride|padding|dilation|kernel)_.*|.*width|.*height|plane|taps|groups|block|k"
+UNIT = r"(x_feature|x_channel|weight_feature|column|inner)_stride|stride"
+ODD = r"rows_per_program|rows|batch|n|weight_.*_stride|dy_.*_stride|(?!out).*height|width|.*_width|" + SMALL
 
 
-def source(kernel, tile, dtypes, size):
-    """The kernel as Triton specialises it: with ``i32`` for pointers and sizes that are multiples of 16, as large problems
-    have them; with ``i64`` for any alignment and more than 2^31 elements."""
-    import triton.language as tl
-
-    src, acc, out = dtypes
-    accumulator = {"fp32": tl.float32, "fp64": tl.float64}[acc]
-    if kernel is bias_grad.sum_rows:
-        sizes = ("rows", "columns", "stride", "rows_per_program")
-        constants = {"BLOCK_R": tile.block_rows, "BLOCK_C": tile.block_columns}
-    else:
-        sizes = ("outer", "channels", "inner", "outer_stride", "channel_stride", "outer_per_program", "inner_per_program")
-        constants = {"BLOCK_C": tile.block_channels, "BLOCK_I": tile.block_inner}
-    constants["ACC"] = accumulator
-    signature = {"src": f"*{src}", "out": f"*{out}"} | dict.fromkeys(sizes, size) | dict.fromkeys(constants, "constexpr")
-    order = [p.name for p in kernel.params]
-    signature = {name: signature[name] for name in order}
-    attrs = {(order.index(name),): ALIGNED for name in ("src", "out", *sizes[1:])} if size == "i32" else {}
-    return ASTSource(kernel, signature, {(order.index(n),): v for n, v in constants.items()}, attrs)
+def source(kernel, pointers, constants, way):
+    """The kernel as Triton specialises it."""
+    signature, attributes, order = {}, {}, [p.name for p in kernel.params]
+    for i, name in enumerate(order):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in pointers:
+            signature[name] = f"*{pointers[name]}"
+        else:
+            signature[name] = "i32" if way == "aligned" or re.fullmatch(SMALL, name) else "i64"
+        if way == "aligned" and signature[name] != "constexpr" and not (re.fullmatch(ODD, name) and name not in pointers):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(kernel, signature, {(order.index(n),): v for n, v in constants.items()}, attributes)
 
 
-problems = [
-    (kernel, tile, dtypes, size, target)
-    for kernel in (bias_grad.sum_rows, bias_grad.sum_planes)
-    for tile in configs.ALL[kernel.__name__]
-    for dtypes in DTYPES
-    for size in ("i32", "i64")
-    for target in TARGETS
-]
-for kernel, tile, dtypes, size, target in problems:
+def units(kernel, way):
+    """The arguments that are 1 in an aligned problem; Triton compiles such a one in."""
+    if way == "any":
+        return {}
+    unit = UNIT + ("|channel_stride" if kernel is rowsparse_dgrad.dgrad_conv2d else "")
+    return {p.name: 1 for p in kernel.params if re.fullmatch(unit, p.name) and kernel not in (*SUMS,)}
+
+
+def sums():
+    for kernel in SUMS:
+        for tile in configs.ALL[kernel.__name__]:
+            side = ("BLOCK_R", "BLOCK_C") if kernel is bias_grad.sum_rows else ("BLOCK_C", "BLOCK_I")
+            for src, out, score in SUMMED:
+                constants = dict(zip(side, astuple(tile), strict=False), ACC=TYPES[WIDE[src]], SCORE=score)
+                yield kernel, tile, {"src": src, "out": out, "scores": WIDE[src]}, constants
+
+
+def gathers():
+    for kernel in GATHERS:
+        side = ("BLOCK_R", "BLOCK_C") if kernel is gather_rows.gather_columns else ("BLOCK_C", "BLOCK_I")
+        for tile in configs.ALL[kernel.__name__]:
+            for src in MOVED:
+                yield kernel, tile, {"src": src, "rows": "i64", "out": src}, dict(zip(side, astuple(tile), strict=False))
+
+
+def selections():
+    for tile in configs.ALL["select"]:
+        for src, acc in WIDE.items():
+            key, bits = (tl.uint64, 64) if acc == "fp64" else (tl.uint32, 32)
+            constants = {"ACC": TYPES[acc], "KEY": key, "BITS": bits, "CHUNK": tile.chunk}
+            yield select_rows.select, tile, {"scores": src, "out": "i64"}, constants
+
+
+def problems():
+    for kernel, tile, pointers, constants in (*sums(), *gathers(), *selections()):
+        for way in ("aligned", "any"):
+            yield kernel, tile, pointers, constants, way
+    for kernel in GEMMS:
+        for scattered, tables in configs.ALL[kernel.__name__].items():
+            ways = ("any",) if scattered else ("aligned",) if len(configs.ALL[kernel.__name__]) == 2 else ("aligned", "any")
+            for src, precision in MULTIPLIED:
+                for tile in tables[BYTES[src]]:
+                    for way in ways:
+                        yield gemm(kernel, tile, src, precision, way)
+
+
+def gemm(kernel, tile, src, precision, way):
+    pointers = dict.fromkeys(("dy", "x", "weight", "out"), src) | {"rows": "i64"}
+    constants = {
+        "PACKED": way == "aligned", "ACC": TYPES[WIDE[src]], "INDEX": tl.int32 if way == "aligned" else tl.int64,
+        "PRECISION": precision, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
+    }  # fmt: skip
+    if kernel is rowsparse_dgrad.dgrad_conv2d:
+        constants["TAPS"] = 4
+    return kernel, tile, pointers, constants, way
+
+
+def compiled(index):
+    kernel, tile, pointers, constants, way = PROBLEMS[index // len(TARGETS)]
+    target = list(TARGETS)[index % len(TARGETS)]
     gpu = TARGETS[target]
-    options = {"num_warps": tile.num_warps, "enable_fp_fusion": False}
-    compiled = compile(source(kernel, tile, dtypes, size), target=gpu, options=options)
-    code = compiled.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
-    loads = sorted({line.split()[0 if "@" not in line else 1] for line in code.splitlines() if "ld.global" in line})
-    row = {"kernel": kernel.__name__, "tile": str(tile), "dtypes": dtypes, "size": size, "target": target, "loads": loads}
+    options = {"num_warps": tile.num_warps, "num_stages": getattr(tile, "num_stages", 3), "enable_fp_fusion": kernel in GEMMS}
+    result = compile(source(kernel, pointers, constants | units(kernel, way), way), target=gpu, options=options)
+    code = result.asm["ptx" if gpu.backend == "cuda" else "amdgcn"]
+    row = {
+        "kernel": kernel.__name__, "tile": str(tile), "target": target, "way": way,
+        "dtypes": list(pointers.values()), "precision": constants.get("PRECISION"), "shared": result.metadata.shared,
+        "loads": sorted(set(re.findall(r"(?:ld\.global|cp\.async\.c|global_load|buffer_load)\S*(?:.*, 0x10,)?", code))),
+        "products": sorted(set(re.findall(INSTRUCTIONS, code))),
+    }  # fmt: skip
     if gpu.backend == "cuda":
-        row["cubin"] = compiled.asm["cubin"].hex()
+        row["cubin"] = result.asm["cubin"].hex()
     else:
-        row["spills"] = [line.strip() for line in code.splitlines() if "_spill_count" in line]
-    print(json.dumps(row))
+        row["spills"] = [line.strip() for line in code.splitlines() if "vgpr_spill_count" in line or "private_segment_fixed" in line]
+    return json.dumps(row)
+
+
+PROBLEMS = list(problems())
+
+if __name__ == "__main__":
+    with get_context("fork").Pool(2) as pool:
+        for line in pool.imap(compiled, range(len(PROBLEMS) * len(TARGETS)), chunksize=4):
+            print(line, flush=True)

@@ -1,0 +1,46 @@
+"""What the launchers of the matrix products share."""
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from wuskern import configs
+from wuskern.triton_kernels.bias_grad import accumulator
+from wuskern.triton_kernels.gather_rows import gather_rows
+
+
+def options(tile: configs.GemmTile, dtype: torch.dtype, operands: tuple[Tensor, ...], setting: str) -> dict:
+    """Keyword arguments of a launch: types, tile, and how float32 is multiplied (``setting`` is torch's)."""
+    return {
+        "ACC": accumulator(dtype),
+        "INDEX": tl.int64 if any(_span(t) > configs.INT32_ELEMENTS for t in operands) else tl.int32,
+        "PRECISION": "tf32" if setting == "tf32" and dtype == torch.float32 and torch.version.hip is None else "ieee",
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def tiles(kernel: str, dtype: torch.dtype, scattered: bool = False) -> tuple[configs.GemmTile, ...]:
+    return configs.ALL[kernel][scattered][dtype.itemsize]
+
+
+def scattered(images: Tensor, groups: int) -> bool:
+    """Whether a convolution finds the channels of ``images`` (of a group) apart, unaligned or too many for 32-bit offsets."""
+    strides = images.stride()
+    aligned = images.shape[1] % (16 * groups) == 0 and images.data_ptr() % 16 == 0
+    return strides[1] != 1 or not aligned or any(s % 16 for s in strides if s != 1) or _span(images) > configs.INT32_ELEMENTS
+
+
+def _span(t: Tensor) -> int:
+    """How many elements ``t`` has, or lie from its first to its last, whichever is more."""
+    return max(t.numel(), 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+
+
+def chosen(dy: Tensor, rows: Tensor, dim: int, reads: int) -> Tensor:
+    """``dy``, or its rows next to each other where a product that reads them so many times is the cheaper for it."""
+    whole = dy.shape[dim] != rows.shape[0]
+    return gather_rows(dy, rows, dim) if whole and configs.gathers_first(dy.stride(dim), reads) else dy
