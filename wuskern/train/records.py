@@ -10,7 +10,7 @@ class Epoch:
     """One epoch: accuracies in [0, 1]; seconds of training, without evaluation; learning rate (of the first group)."""
 
     number: int
-    mode: str  # "full" or "skip"
+    mode: str  # "full", "skip", or "rows": some rows of the weight gradients
     loss: float
     train_accuracy: float
     test_accuracy: float

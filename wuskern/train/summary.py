@@ -34,8 +34,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy, or a method's control, over its seeds. ``s``: share of steps skipped; ``f``: saving of a skipped step; their
-    product is the reduction to expect; ``faster``: what was measured against dense over the same epochs. ``loss``: the
+    """One policy, or a method's control, over its seeds. ``s``: share of steps skipped, of a policy that can skip; ``f``: saving
+    of a skipped step; their product is the reduction to expect; ``faster``: what was measured against dense over the same epochs. ``loss``: the
     method is not shown to beat its control. None where it does not apply."""
 
     policy: str
@@ -114,12 +114,18 @@ def _ends(by_seed: BySeed) -> dict[str, Any]:
 
 def _method_row(policy: str, by_seed: BySeed, dense: BySeed, controls: BySeed, test_images: int) -> Row:
     every = [epoch for epochs in by_seed.values() for epoch in epochs]
-    skipped = sum(e.steps for e in every if e.mode == "skip") / sum(e.steps for e in every)
     ratios = [epochs[-1].total_seconds / dense[seed][-1].total_seconds for seed, epochs in by_seed.items() if seed in dense]
     faster = 1 - statistics.fmean(ratios) if ratios else None
     against = compare(by_seed, controls, 100 / test_images) if controls else None
     loss = against.word != "better" if against else None
-    return Row(policy, **_ends(by_seed), s=skipped, f=saving(every), faster=faster, against_control=against, loss=loss)
+    return Row(policy, **_ends(by_seed), s=skipped(every), f=saving(every), faster=faster, against_control=against, loss=loss)
+
+
+def skipped(epochs: list[Epoch]) -> float | None:
+    """Share of steps, or None where all compute some rows."""
+    if all(epoch.mode == "rows" for epoch in epochs):
+        return None
+    return sum(e.steps for e in epochs if e.mode == "skip") / sum(e.steps for e in epochs)
 
 
 def saving(epochs: list[Epoch]) -> float | None:
@@ -159,7 +165,7 @@ def verdict(rows: list[Row], test_images: int) -> str:
 
 
 def _sentences(row: Row, test_images: int) -> str:
-    if not row.s:
+    if row.s == 0:
         return f"{row.policy} found no window to skip: it trained as dense does."
     time = f"{row.policy} took {abs(row.faster or 0):.0%} {'less' if (row.faster or 0) >= 0 else 'more'} time than dense"
     time += " over the same epochs."
