@@ -15,6 +15,7 @@ from wuskern.convert import convert
 from wuskern.policies import WUS, WUSLR, MeProp, Policy
 from wuskern.train.controls import Frozen
 from wuskern.train.data import Data
+from wuskern.train.flops import computed_share
 from wuskern.train.models import MODELS
 from wuskern.train.records import Epoch, Record
 
@@ -77,6 +78,9 @@ class Run:
         self.order = torch.Generator().manual_seed(seed)
         self.schedule = SCHEDULES[settings.schedule](self.optimizer, settings.epochs)
         self.policy = self._policy(policy, leader)
+        if isinstance(self.policy, MeProp):
+            some = slice(settings.batch)
+            self.record.computed = computed_share(self.policy, data.x_train[some], data.y_train[some])
 
     @property
     def epochs(self) -> list[Epoch]:
