@@ -166,17 +166,17 @@ def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
 
 
 def verdict(rows: list[Row], test_images: int) -> str:
-    """A line per method: what it saved, and whether it is better than dense training in the same time."""
-    return "\n".join(_sentences(row, test_images) for row in rows if row.policy != "dense" and row.faster is not None)
+    """A line per method: what it computed and saved, and whether it is better than dense training in the same time."""
+    found = [(row.policy, _sentences(row, test_images)) for row in rows if row.policy != "dense"]
+    return "\n".join(f"{policy} {' It '.join(sentences)}" for policy, sentences in found if sentences)
 
 
-def _sentences(row: Row, test_images: int) -> str:
-    if row.s == 0:
-        return f"{row.policy} found no window to skip: it trained as dense does."
-    if row.computed is not None:
-        share = f"{row.policy} computes {row.computed:.0%} of dense's backward FLOPs in each step. It"
-        return f"{share} {_against_dense(row, test_images)}"
-    return f"{row.policy} {_against_dense(row, test_images)}"
+def _sentences(row: Row, test_images: int) -> list[str]:
+    """Each without its subject."""
+    if row.faster is not None and row.s == 0:
+        return ["found no window to skip: it trained as dense does."]
+    computed = [] if row.computed is None else [f"computes {row.computed:.0%} of dense's backward FLOPs in each step."]
+    return computed if row.faster is None else [*computed, _against_dense(row, test_images)]
 
 
 def _against_dense(row: Row, test_images: int) -> str:
