@@ -15,7 +15,7 @@ from bench.results import FOLDER, ROOT, read
 README = ROOT / "README.md"
 FULL = ROOT / "bench" / "RESULTS.md"
 RACES = {"conv2d": render.conv2d, "bias_grad": render.bias_grad, "step": render.step, "linear": render.linear}
-TRAININGS = ("demo", "vgg11")  # each a results.json of `wuskern train`; one without a file has no section
+TRAININGS = ("demo", "vgg11", "topk-vgg11", "topk-mlp")  # each a results.json of `wuskern train`; without it: no section
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def sections(folder: Path) -> dict[str, str]:
     found = {name: make(races) for name, make in RACES.items()}
     for name in TRAININGS:
         if (path := folder / f"{name}.json").exists():
-            found[name] = render.training(read_training(path))
+            found[name.replace("-", "_")] = render.training(read_training(path))
     return found
 
 

@@ -125,6 +125,14 @@ def test_a_section_without_markers_and_markers_without_a_section_are_errors(fold
         fill(folder)
 
 
+def test_a_training_is_named_like_its_file(folder):
+    (folder / "topk-mlp.json").write_text(json.dumps(TRAINED))
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text() + "<!-- topk_mlp -->\n<!-- /topk_mlp -->\n")
+    fill(folder)
+    assert "<!-- topk_mlp -->\n| policy |" in readme.read_text()
+
+
 def test_losses_are_marked(folder):
     fill(folder)
     text = (folder / "RESULTS.md").read_text()

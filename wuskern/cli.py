@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wuskern.policies.meprop import PER, MeProp
 from wuskern.policies.wus import STATISTICS, WUS
+from wuskern.rows import BIASES, SCOPES, SCORES
 
 if TYPE_CHECKING:
     from wuskern.train import experiment
@@ -22,6 +24,13 @@ WUS_ARGUMENTS = {
     "cooldown": "full epochs after a window",
     "warmup": "epochs before the first look",
     "guard": "a fall by more than this ends a window",
+}
+TOPK_ARGUMENTS = {
+    "scope": f"{' or '.join(SCOPES)}: the weight gradient alone, or the input gradient too, comes from the chosen rows",
+    "score": f"{', '.join(SCORES)}: of |dY|, of its squares, or random rows in each step",
+    "block": "choose aligned blocks of so many rows",
+    "bias": f"{' or '.join(BIASES)}: all of the bias gradient, or that of the chosen rows",
+    "per": f"{' or '.join(PER)}: the same rows for a batch, or, of linear layers alone and saving no time, each its own",
 }
 NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "state"}  # about files, and not about the training
 INTERRUPTED = 130  # the shell's exit code of a program ended by Ctrl-C
@@ -80,8 +89,8 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     what.add_argument(
         "--policy",
         default="wus",
-        help="dense, wus, wus+lr or frozen; several with commas are compared, and with dense among them each of the others "
-        "also with dense training in the same time",
+        help="dense, wus, wus+lr, frozen or topk; several with commas are compared, and with dense among them each of the "
+        "others also with dense training in the same time",
     )
     how = train.add_argument_group("how to train")
     how.add_argument("--epochs", type=int, default=20, help="of each run")
@@ -97,12 +106,17 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     how.add_argument("--channels-last", action="store_true", help="keep images and weights in channels_last")
     how.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
     wus = train.add_argument_group("wus, wus+lr and frozen", "in accuracy on the training batches, from 0 to 1")
-    for name, meaning in WUS_ARGUMENTS.items():
-        default = inspect.signature(WUS).parameters[name].default
-        wus.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
+    _add_arguments_of(WUS, WUS_ARGUMENTS, wus)
     wus.add_argument(
         "--lr-factor", type=float, default=0.5, help="of wus+lr: what the rate is multiplied by on entering a window"
     )
+    topk = train.add_argument_group(
+        "topk", "meProp: each step computes some rows of the weights' gradients, the output layer all"
+    )
+    amount = topk.add_mutually_exclusive_group()
+    amount.add_argument("--ratio", type=float, default=0.1, help="of each layer's rows (output units)")
+    amount.add_argument("--k", type=int, help="or so many rows of each layer")
+    _add_arguments_of(MeProp, TOPK_ARGUMENTS, topk)
     output = train.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and accuracy.png")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
@@ -114,6 +128,12 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     )
     train.set_defaults(**train_defaults)
     return parser
+
+
+def _add_arguments_of(policy: type, meanings: dict[str, str], group: argparse._ArgumentGroup) -> None:
+    for name, meaning in meanings.items():
+        default = inspect.signature(policy).parameters[name].default
+        group.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -182,6 +202,8 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
     if a.checkpoint is not None and a.checkpoint != a.resume and a.checkpoint.exists() and not a.overwrite:
         raise ValueError(f"--checkpoint: expected a new file (or --overwrite, or --resume to continue), got {a.checkpoint}")
 
+    if a.k is not None:
+        a.ratio = None
     device = _device(experiment.default_device() if a.device == "auto" else a.device)
     settings = loop.Settings(
         model=a.model,
@@ -197,6 +219,7 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
         wus={name: getattr(a, name) for name in WUS_ARGUMENTS},
         schedule=a.schedule,
         lr_factor=a.lr_factor,
+        topk={name: getattr(a, name) for name in ("ratio", "k", *TOPK_ARGUMENTS)},
     )
     images = data.load(a.data, a.data_dir)
     if a.image_size is not None:
