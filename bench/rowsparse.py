@@ -95,24 +95,36 @@ class Problem:
 def against_all_peers(race: Race, problem: Problem, make: Callable[[], Tensor], /, *, compiled: bool, **facts: Any) -> None:
     """``make`` makes an x. facts: go to the race as they are."""
     torch._dynamo.reset()  # forgets the graphs of other cases
-    _run(race, problem, make, problem.layers(compiled), peer="plain", **facts)
+    layers = problem.layers(compiled)
+    over: Derived = {f"over_{peer}": lambda t, peer=peer: t[peer] / t["ours"]
+                     for peer in ("dense", "frozen", "compiled") if peer in layers}  # fmt: skip
+    _run(race, problem, make, layers, over, peer="plain", **facts)
 
 
 def cost(race: Race, problem: Problem, make: Callable[[], Tensor], /, *, use: str, ratio: float, **facts: Any) -> None:
     """Ours and stock alone, with the ideal."""
     layers = {name: layer for name, layer in problem.layers(False).items() if name in ("ours", "dense")}
     named = dict(group="rowsparse cost", case=f"{use} {ratio:.0%}", peer="dense", use=use, ratio=ratio)
-    _run(race, problem, make, layers, **named, **facts)
+    _run(race, problem, make, layers, {}, **named, **facts)
 
 
-def _run(race: Race, problem: Problem, make: Callable[[], Tensor], layers: dict[str, nn.Module], /, **facts: Any) -> None:
+def _run(
+    race: Race,
+    problem: Problem,
+    make: Callable[[], Tensor],
+    layers: dict[str, nn.Module],
+    over: Derived,
+    /,
+    **facts: Any,
+) -> None:
     x = make()
     size = _forward(layers["ours"], x)[0].numel()
+    read = size * x.itemsize / race.ceilings.bytes_per_second
     race(
         {name: backward(name, layer) for name, layer in layers.items()} | problem.parts_of_the_ideal(),
         inputs=lambda: _inputs(problem, layers, make()),
         verify=lambda results, graphs, dy, x, _: verify(problem, results, dy, x),
-        derived=derived(problem, size * x.itemsize / race.ceilings.bytes_per_second, list(layers)),
+        derived=over | against_the_ideal(problem, read, "compact" in layers),
         moved=(size + 2 * x.numel() + 2 * problem.k * problem.row) * x.itemsize,  # dy, x, dx; rows of weight and gradient
         flops=4 * size // problem.out * problem.k * problem.row,
         rounds=ROUNDS,
@@ -150,20 +162,16 @@ def backward(name: str, layer: nn.Module) -> Callable[..., Grads]:
     return run
 
 
-def derived(problem: Problem, read: float, names: list[str]) -> Derived:
-    """``over_``: seconds of a peer over ours. ``of_ideal``, ``compact_of_ideal``: ours over the ideal. read: seconds, of dY."""
+def against_the_ideal(problem: Problem, read: float, compact: bool) -> Derived:
+    """Ours over the ideal, and with ``compact`` that form's too, else the ideal over dense. read: seconds, of dY."""
 
     def ideal(t: Seconds) -> float:
         return t["products"] + read + (t["gather"] if problem.k < problem.out else 0)
 
-    found: Derived = {f"over_{peer}": lambda t, peer=peer: t[peer] / t["ours"]
-                      for peer in ("dense", "frozen", "compiled") if peer in names}  # fmt: skip
-    found["of_ideal"] = lambda t: t["ours"] / ideal(t)
-    if "compact" in names:
-        found["compact_of_ideal"] = lambda t: t["compact"] / ideal(t)
-    else:
-        found["ideal_of_dense"] = lambda t: ideal(t) / t["dense"]
-    return found
+    found: Derived = {"of_ideal": lambda t: t["ours"] / ideal(t)}
+    if compact:
+        return found | {"compact_of_ideal": lambda t: t["compact"] / ideal(t)}
+    return found | {"ideal_of_dense": lambda t: ideal(t) / t["dense"]}
 
 
 # ---- what is right --------------------------------------------------------------------------------------------------
