@@ -135,7 +135,9 @@ def compiled(index):
     if gpu.backend == "cuda":
         row["cubin"] = result.asm["cubin"].hex()
     else:
-        row["spills"] = [line.strip() for line in code.splitlines() if "vgpr_spill_count" in line or "private_segment_fixed" in line]
+        row["spills"] = [
+            line.strip() for line in code.splitlines() if "vgpr_spill_count" in line or "private_segment_fixed" in line
+        ]
     return json.dumps(row)
 
 
