@@ -87,3 +87,7 @@ def conv2d_dgrad_is_matmul(
         and dtype in MATMUL_PIXELS
         and dy[2] * dy[3] >= MATMUL_PIXELS[dtype]
     )
+
+
+def linear_path(dtype: torch.dtype, onednn: bool) -> str:
+    return "onednn" if dtype is torch.float32 and onednn else "mm"
