@@ -1,6 +1,6 @@
-"""Launch configurations of the Triton kernels: pure functions of the problem, printable, no I/O.
+"""Launch configurations of the Triton kernels, and paths on the CPU: pure functions of the problem, printable, no I/O.
 
-What a function here can return is enumerable (``ALL``), so that tests compile every configuration that can be
+What a function of a launch can return is enumerable (``ALL``), so that tests compile every configuration that can be
 dispatched, for every target.
 """
 
@@ -89,5 +89,102 @@ def conv2d_dgrad_is_matmul(
     )
 
 
-def linear_path(dtype: torch.dtype, onednn: bool) -> str:
-    return "onednn" if dtype is torch.float32 and onednn else "mm"
+# ---- paths of the row-sparse gradients on the CPU, see native.py ----------------------------------------------------
+
+MAPPED_BYTES = 2**25  # glibc maps blocks of so many bytes anew each time, and the system then faults in each page
+FEW_FLOPS = 256  # depth of a product below which those faults cost more than MKL does over oneDNN
+
+
+def product_path(dtype: torch.dtype, m: int, n: int, depth: int) -> str:
+    """The path of ``[m, depth] @ [depth, n]``, "mm" or "onednn". Only the first writes into memory of ours, in huge pages."""
+    faults = m * n * dtype.itemsize >= MAPPED_BYTES and depth < FEW_FLOPS
+    return "onednn" if dtype is torch.float32 and not faults else "mm"
+
+
+CONTIGUOUS = torch.contiguous_format
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """A convolution of x [batch, channels, *size] in a memory format, and k chosen rows of its weight."""
+
+    dtype: torch.dtype
+    batch: int
+    channels: int
+    size: tuple[int, ...]
+    memory_format: torch.memory_format
+    k: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def pixels(self) -> int:
+        return self.size[0] * self.size[1]
+
+    @property
+    def columns(self) -> int:
+        """Of P: one for each tap of the kernel and each chosen row."""
+        return self.kernel_size[0] * self.kernel_size[1] * self.k
+
+    @property
+    def unfolded_bytes(self) -> int:
+        """Of P."""
+        return self.batch * self.pixels * self.columns * self.dtype.itemsize
+
+    @property
+    def output_bytes(self) -> int:
+        """Of dX."""
+        return self.batch * self.channels * self.pixels * self.dtype.itemsize
+
+
+def _is_product(problem: ConvProblem) -> bool:
+    return problem.stride == (1, 1) and problem.groups == 1 and problem.dtype in (torch.float32, torch.bfloat16)
+
+
+def conv2d_wgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
+    """Those that can compute dW."""
+    if not _is_product(problem):
+        return ("library",)
+    return ("library", "unfold", "direct") if problem.dtype is torch.float32 else ("library", "unfold")
+
+
+def conv2d_dgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
+    """Those that can compute dX."""
+    images = ("images",) if problem.memory_format is CONTIGUOUS and _is_product(problem) else ()
+    return (*conv2d_wgrad_paths(problem), *images)
+
+
+def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
+    """The path for dW. P, which "unfold" writes and reads, has columns / channels of the size of x: it pays while that is
+    little, or P stays in a cache. "direct" has no P in memory, but a rate below oneDNN's (which counts where there are many
+    columns), and needs wide vectors and more than a few columns and channels to fill its tiles."""
+    columns, channels, rows = problem.columns, problem.channels, problem.memory_format is torch.channels_last
+    if not _is_product(problem):
+        return "library"
+    if problem.dtype is torch.float32 and capability == "avx512" and columns <= 512:
+        return "unfold" if rows and columns * channels < 3000 else "direct"
+    if problem.dtype is torch.bfloat16 and rows and problem.kernel_size == (1, 1):
+        return "library"
+    return "unfold" if columns <= 2 * channels or problem.unfolded_bytes <= 6 * 2**20 else "library"
+
+
+def conv2d_dgrad_path(problem: ConvProblem, capability: str) -> str:
+    """The path for dX. The library's convolution is slow on contiguous images, since it reorders them, and near its floor
+    in channels_last, where only a small P beside many channels, or a dX that it faults in, leave anything to gain."""
+    columns, channels = problem.columns, problem.channels
+    if not _is_product(problem):
+        return "library"
+    direct = problem.dtype is torch.float32 and capability == "avx512"
+    if problem.memory_format is torch.channels_last:
+        if direct and problem.output_bytes >= MAPPED_BYTES:
+            return "direct"
+        small = 2 * columns <= channels or problem.unfolded_bytes <= 2 * 2**20
+        return "unfold" if small and channels >= 128 and problem.kernel_size != (1, 1) else "library"
+    if direct:
+        return "library" if (problem.pixels < 32 and columns >= 128) or columns > 512 else "direct"
+    if problem.pixels >= 64:
+        return "images" if columns <= channels else "library"
+    return "unfold" if 4 * columns <= channels else "library"

@@ -1,176 +1,243 @@
 """The CPU's half of backend ``native`` that is Python: operands made small by our kernels, multiplied by PyTorch's libraries.
 
-Each of the four functions gathers the chosen rows where dy is whole, asks ``configs`` for a path, and takes it. Paths of a
-Linear: "mm" is torch's (MKL in float32, oneDNN in bfloat16), "onednn" is oneDNN in float32 too. Paths of a Conv2d:
+Each op gathers the chosen rows where dy is whole, asks ``configs`` for a path, and takes it. Of a Linear:
+
+- "mm": torch's own product, MKL in float32 and oneDNN in bfloat16. "onednn": oneDNN in float32 too.
+
+Of a Conv2d, with P the gathered dy as a matrix of a row for each pixel of the input and a column for each tap of the kernel
+and chosen row, so that dW = P^T X and dX = P W (stride 1, one group; P is small since k is):
 
 - "library": torch's convolution on the gathered dy.
-- "unfold": the gathered dy as a matrix P of a row for each pixel of the input and a column for each tap and chosen row;
-  dW = P^T X and dX = P W are then single products. For stride 1 and one group.
-- "images" (contiguous images): the same, image by image, where the images are large: nothing is transposed.
+- "unfold": P in memory and one product. "images": a product for each image, where images are contiguous.
+- "direct": our own products in float32, that make P bit by bit in a cache.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wuskern import configs, reference
+from wuskern.configs import CONTIGUOUS, ConvProblem
 from wuskern.shapes import memory_format
 
 _library = torch.library.Library("wuskern_native", "FRAGMENT")
-_library.define(
-    "unfold_gradient(Tensor dy, int[2] input_size, int[2] kernel_size, int[2] padding, int[2] dilation, int order) -> Tensor"
-)
-_library.define("direct_wgrad(Tensor dy, Tensor x, int[2] kernel_size, int[2] padding, int[2] dilation, bool last) -> Tensor")
-_library.define(
-    "direct_dgrad(Tensor dy, Tensor weight, int[2] kernel_size, int[2] padding, int[2] dilation, bool last, Tensor(a!) out) -> ()"
-)
+_GEOMETRY = "int[2] kernel_size, int[2] padding, int[2] dilation"
+_library.define(f"unfold_gradient(Tensor dy, int[2] input_size, {_GEOMETRY}, int order) -> Tensor")
+_library.define(f"direct_wgrad(Tensor dy, Tensor x, {_GEOMETRY}, bool channels_last) -> Tensor")
+_library.define(f"direct_dgrad(Tensor dy, Tensor weight, {_GEOMETRY}, bool channels_last, Tensor(a!) out) -> ()")
 _library.define("new_output(Tensor like, int[] size) -> Tensor")
-PIXELS_FIRST, PIXELS_LAST, PIXELS_LAST_BY_IMAGE = range(3)  # orders of unfold_gradient
+_PIXELS_FIRST, _PIXELS_LAST, _PIXELS_LAST_BY_IMAGE = range(3)  # orders of unfold_gradient
 
-Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], int]  # kernel, stride, padding, dilation, groups
-
-
-# ---- Linear -----------------------------------------------------------------------------------------------------------
+Pair = Sequence[int]
 
 
-def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    dy, x = gathered(dy, rows, -1).flatten(0, -2), x.flatten(0, -2)
-    return linear_wgrad(configs.linear_path(dy.dtype, onednn()), dy, x)
+def _gathered(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
+    return dy if dy.shape[dim] == rows.shape[0] else _gather()(dy, rows, dim)
 
 
-def linear_wgrad(path: str, dy: Tensor, x: Tensor) -> Tensor:
-    """``dy.T @ x`` of ``[T, k]`` and ``[T, K]``. A transposed copy of the small operand makes either library faster."""
-    return PRODUCTS[path](dy.t().contiguous(), x.t())
+@functools.cache
+def _gather() -> Callable[..., Tensor]:
+    compiled = torch._C._dispatch_has_kernel_for_dispatch_key("wuskern_native::gather_rows", "CPU")
+    return torch.ops.wuskern_native.gather_rows.default if compiled else reference.gather_rows
 
 
-def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    flat = gathered(dy, rows, -1).flatten(0, -2)
-    path = configs.linear_path(dy.dtype, onednn())
-    return linear_dgrad(path, flat, weight.index_select(0, rows)).view(*dy.shape[:-1], weight.shape[1])
-
-
-def linear_dgrad(path: str, dy: Tensor, weight: Tensor) -> Tensor:
-    return PRODUCTS[path](dy, weight.t())
+# ---- products ---------------------------------------------------------------------------------------------------------
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T``"""
-    out = torch.ops.wuskern_native.new_output(a, (a.shape[0], b.shape[0]))
-    return torch.mm(a, b.t(), out=out)
+    if a.shape[0] * b.shape[0] * a.itemsize < configs.MAPPED_BYTES:
+        return torch.mm(a, b.t())
+    with torch.no_grad():
+        return torch.mm(a, b.t(), out=_new(a, a.shape[0], b.shape[0]))
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    if a.numel() == 0 or b.numel() == 0:
-        return _mm(a, b)
+    """``a @ b.T`` by the call that torch.compile makes of a Linear."""
     return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 
 PRODUCTS = {"mm": _mm, "onednn": _onednn}
 
 
-def onednn() -> bool:
-    return True
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.T`` of ``[m, depth]`` and ``[n, depth]``, contiguous."""
+    path = configs.product_path(a.dtype, a.shape[0], b.shape[0], a.shape[1])
+    return PRODUCTS[path if path == "mm" or onednn_obstacle() is None else "mm"](a, b)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    return PRODUCTS[configs.linear_path(a.dtype, onednn())](a, b)
+def onednn_obstacle() -> str | None:
+    """Why float32 products are left to torch, or None. MKL takes about twice oneDNN's time on AMD's processors; elsewhere
+    the two are close, and what torch takes is right. A precision below float32 that the user allows is torch's matter."""
+    if vendor() != "AuthenticAMD":
+        return f"MKL serves this processor ({vendor() or 'unknown'})"
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return "this torch is built without oneDNN"
+    if not torch._C._get_mkldnn_enabled():
+        return "torch.backends.mkldnn.enabled is False"
+    if torch.backends.mkldnn.matmul.fp32_precision in ("tf32", "bf16"):  # type: ignore[attr-defined]
+        return "float32_matmul_precision allows less than float32"
+    return None
+
+
+@functools.cache
+def vendor() -> str:
+    """What the processor calls its maker; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+def _new(like: Tensor, *size: int) -> Tensor:
+    return torch.ops.wuskern_native.new_output(like, size)
+
+
+# ---- Linear -----------------------------------------------------------------------------------------------------------
+
+
+def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    dy, x = _gathered(dy, rows, -1).flatten(0, -2), x.flatten(0, -2)
+    if dy.numel() == 0 or x.numel() == 0:
+        return x.new_zeros(rows.shape[0], x.shape[-1])
+    return _product(dy.t(), x.t())
+
+
+def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    dy, weight = _gathered(dy, rows, -1), weight.index_select(0, rows)
+    if dy.numel() == 0 or weight.numel() == 0:
+        return dy.new_zeros(*dy.shape[:-1], weight.shape[1])
+    return _product(dy.flatten(0, -2), weight.t()).view(*dy.shape[:-1], weight.shape[1])
 
 
 # ---- Conv2d -----------------------------------------------------------------------------------------------------------
 
 
-def conv2d_wgrad_library(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    kernel_size, stride, padding, dilation, groups = geometry
-    weight = x.new_empty(dy.shape[1], x.shape[1] // groups, *kernel_size)
-    rest = (stride, padding, dilation, False, (0, 0), groups)
-    return torch.ops.aten.convolution_backward(dy, x, weight, None, *rest, (False, True, False))[1].contiguous()
+def _problem(
+    dtype: torch.dtype, x: Pair, like: torch.memory_format, k: int,
+    kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+) -> ConvProblem:  # fmt: skip
+    geometry = tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation)
+    return ConvProblem(dtype, x[0], x[1], tuple(x[2:]), like, k, *geometry, groups)
 
 
-def conv2d_wgrad_unfold(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    kernel_size, _, padding, dilation, _ = geometry
-    if memory_format(x) is torch.channels_last:
-        pixels = x.permute(0, 2, 3, 1).flatten(0, 2).t()
+# ---- Conv2d: dW -------------------------------------------------------------------------------------------------------
+
+
+def rowsparse_wgrad_conv2d(
+    dy: Tensor, x: Tensor, rows: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    if dy.numel() == 0 or x.numel() == 0:
+        return x.new_zeros(rows.shape[0], x.shape[1] // groups, *kernel_size)
+    x = x.contiguous(memory_format=memory_format(x))
+    problem = _problem(x.dtype, x.shape, memory_format(x), rows.shape[0], kernel_size, stride, padding, dilation, groups)
+    return WGRAD[configs.conv2d_wgrad_path(problem, _vectors())](_gathered(dy, rows, 1), x, problem)
+
+
+def _wgrad_library(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
+    weight = x.new_empty(problem.k, problem.channels // problem.groups, *problem.kernel_size)
+    geometry = (problem.stride, problem.padding, problem.dilation, False, (0, 0), problem.groups)
+    dy = dy.contiguous(memory_format=problem.memory_format)
+    return torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, (False, True, False))[1].contiguous()
+
+
+def _wgrad_unfold(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
+    rows = problem.memory_format is not CONTIGUOUS
+    pixels = (
+        x.permute(0, 2, 3, 1).flatten(0, 2).t() if rows else x.transpose(0, 1).flatten(1)
+    )  # the second is a copy, of planes
+    return _fold_weight(_product(_unfold(dy, problem, _PIXELS_LAST), pixels), problem)
+
+
+def _wgrad_direct(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
+    channels_last = problem.memory_format is not CONTIGUOUS
+    geometry = (problem.kernel_size, problem.padding, problem.dilation)
+    return _fold_weight(torch.ops.wuskern_native.direct_wgrad(dy, x, *geometry, channels_last).t(), problem)
+
+
+WGRAD: dict[str, Callable[[Tensor, Tensor, ConvProblem], Tensor]]
+WGRAD = {"library": _wgrad_library, "unfold": _wgrad_unfold, "direct": _wgrad_direct}
+
+
+# ---- Conv2d: dX -------------------------------------------------------------------------------------------------------
+
+
+def rowsparse_dgrad_conv2d(
+    dy: Tensor, weight: Tensor, rows: Tensor, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    like, size = memory_format(dy), (dy.shape[0], weight.shape[1] * groups, *input_size)
+    if dy.numel() == 0 or weight.numel() == 0:
+        return torch.empty(size, dtype=dy.dtype, memory_format=like).zero_()
+    problem = _problem(dy.dtype, size, like, rows.shape[0], weight.shape[2:], stride, padding, dilation, groups)
+    run = DGRAD[configs.conv2d_dgrad_path(problem, _vectors())]
+    return run(_gathered(dy, rows, 1), weight.index_select(0, rows), problem)
+
+
+def _dgrad_library(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
+    """As a transposed convolution, which unlike ``convolution_backward`` wants no tensor of the input's shape."""
+    pads = zip(problem.size, dy.shape[2:], problem.stride, problem.padding, problem.dilation, problem.kernel_size, strict=True)
+    rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in pads]
+    dy, weight = (t.contiguous(memory_format=problem.memory_format) for t in (dy, weight))
+    geometry = (problem.stride, problem.padding, problem.dilation, True, rest, problem.groups)
+    return torch.ops.aten.convolution(dy, weight, None, *geometry).contiguous(memory_format=problem.memory_format)
+
+
+def _dgrad_unfold(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
+    p, w = _unfold(dy, problem, _PIXELS_FIRST), _unfold_weight(weight)
+    if problem.memory_format is not CONTIGUOUS:
+        return _product(p, w.t()).view(problem.batch, *problem.size, problem.channels).permute(0, 3, 1, 2)
+    dx = _product(w.t().contiguous(), p).view(problem.channels, problem.batch, *problem.size).transpose(0, 1)
+    return _new(dx, *dx.shape).copy_(dx)
+
+
+def _dgrad_images(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
+    p, w = _unfold(dy, problem, _PIXELS_LAST_BY_IMAGE), _unfold_weight(weight).t().contiguous()
+    dx = _new(dy, problem.batch, problem.channels, problem.pixels)
+    with torch.no_grad():
+        torch.bmm(w.expand(problem.batch, *w.shape), p, out=dx)
+    return dx.unflatten(2, problem.size)
+
+
+def _dgrad_direct(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
+    w, geometry = _unfold_weight(weight), (problem.kernel_size, problem.padding, problem.dilation)
+    if problem.memory_format is CONTIGUOUS:
+        dx = _new(dy, problem.batch, problem.channels, *problem.size)
+        torch.ops.wuskern_native.direct_dgrad(dy, w.t().contiguous(), *geometry, False, dx)
     else:
-        pixels = x.transpose(0, 1).flatten(1)  # [C, T]: a copy of whole planes
-    p = torch.ops.wuskern_native.unfold_gradient(dy, x.shape[2:], kernel_size, padding, dilation, PIXELS_LAST)
-    return _folded_weight(product(p, pixels), kernel_size)
+        dx = _new(dy, problem.batch, *problem.size, problem.channels).permute(0, 3, 1, 2)
+        padded = F.pad(w, (0, -problem.channels % 16))
+        torch.ops.wuskern_native.direct_dgrad(dy, padded, *geometry, True, dx)
+    return dx
 
 
-def conv2d_wgrad_images(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    kernel_size, _, padding, dilation, _ = geometry
-    p = torch.ops.wuskern_native.unfold_gradient(dy, x.shape[2:], kernel_size, padding, dilation, PIXELS_LAST_BY_IMAGE)
-    total = product(p[0], x[0].flatten(1))
-    for i in range(1, x.shape[0]):
-        total += product(p[i], x[i].flatten(1))
-    return _folded_weight(total, kernel_size)
-
-def conv2d_wgrad_bmm(dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    kernel_size, _, padding, dilation, _ = geometry
-    p = torch.ops.wuskern_native.unfold_gradient(dy, x.shape[2:], kernel_size, padding, dilation, PIXELS_LAST_BY_IMAGE)
-    return _folded_weight(torch.bmm(p, x.flatten(2).transpose(1, 2)).sum(0), kernel_size)
+DGRAD: dict[str, Callable[[Tensor, Tensor, ConvProblem], Tensor]]
+DGRAD = {"library": _dgrad_library, "unfold": _dgrad_unfold, "images": _dgrad_images, "direct": _dgrad_direct}
 
 
-def conv2d_dgrad_library(dy: Tensor, weight: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
-    kernel_size, stride, padding, dilation, groups = geometry
-    rest = [
-        n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
-        for n, m, s, p, d, k in zip(size, dy.shape[2:], stride, padding, dilation, kernel_size, strict=True)
-    ]
-    return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, rest, groups)
+# ---- P and its weight -------------------------------------------------------------------------------------------------
 
 
-def conv2d_dgrad_unfold(dy: Tensor, weight: Tensor, size: Sequence[int], geometry: Geometry, last) -> Tensor:
-    kernel_size, _, padding, dilation, _ = geometry
-    p = torch.ops.wuskern_native.unfold_gradient(dy, size, kernel_size, padding, dilation, PIXELS_FIRST)
-    w = _unfolded_weight(weight)
-    if last:
-        return product(p, w.t()).view(dy.shape[0], *size, weight.shape[1]).permute(0, 3, 1, 2)
-    dx = product(w.t().contiguous(), p).view(weight.shape[1], dy.shape[0], *size).transpose(0, 1)
-    return torch.ops.wuskern_native.new_output(dx, dx.shape).copy_(dx)
-
-def conv2d_dgrad_huge(dy: Tensor, weight: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
-    kernel_size, _, padding, dilation, _ = geometry
-    p = torch.ops.wuskern_native.unfold_gradient(dy, size, kernel_size, padding, dilation, PIXELS_FIRST)
-    w = _unfolded_weight(weight)
-    return _mm(p, w.t()).view(dy.shape[0], *size, weight.shape[1]).permute(0, 3, 1, 2)
+def _unfold(dy: Tensor, problem: ConvProblem, order: int) -> Tensor:
+    geometry: tuple[Any, ...] = (problem.size, problem.kernel_size, problem.padding, problem.dilation)
+    return torch.ops.wuskern_native.unfold_gradient(dy, *geometry, order)
 
 
-def conv2d_dgrad_images(dy: Tensor, weight: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
-    kernel_size, _, padding, dilation, _ = geometry
-    p = torch.ops.wuskern_native.unfold_gradient(dy, size, kernel_size, padding, dilation, PIXELS_LAST_BY_IMAGE)
-    w = _unfolded_weight(weight).t().contiguous()
-    out = torch.ops.wuskern_native.new_output(p, (p.shape[0], w.shape[0], p.shape[2]))
-    return torch.bmm(w.expand(p.shape[0], *w.shape), p, out=out).view(p.shape[0], -1, *size)
-
-
-def _unfolded_weight(weight: Tensor) -> Tensor:
-    """``[k, C, kh, kw]`` as ``[taps from the last to the first, k, C]`` in two dimensions."""
+def _unfold_weight(weight: Tensor) -> Tensor:
+    """``[k, C, kh, kw]`` as ``[(kh, kw from the last to the first, k), C]``, as the columns of P are."""
     return weight.flip(2, 3).permute(2, 3, 0, 1).flatten(0, 2)
 
 
-def _folded_weight(w: Tensor, kernel_size: Sequence[int]) -> Tensor:
-    taps = w.unflatten(0, (*kernel_size, -1))
+def _fold_weight(w: Tensor, problem: ConvProblem) -> Tensor:
+    taps = w.unflatten(0, (*problem.kernel_size, problem.k))
     return taps.flip(0, 1).permute(2, 3, 0, 1).contiguous()
 
 
-def conv2d_wgrad_direct(dy, x, geometry):
-    kernel_size, _, padding, dilation, _ = geometry
-    w = torch.ops.wuskern_native.direct_wgrad(dy, x, kernel_size, padding, dilation, memory_format(x) is torch.channels_last)
-    return _folded_weight(w.t().to(dy.dtype), kernel_size)
-
-
-def conv2d_dgrad_direct(dy, weight, size, geometry, last):
-    kernel_size, _, padding, dilation, _ = geometry
-    b, c = dy.shape[0], weight.shape[1]
-    w = _unfolded_weight(weight).float()
-    if last:
-        w = torch.nn.functional.pad(w, (0, -c % 16))
-        out = torch.ops.wuskern_native.new_output(dy, (b, *size, c)).permute(0, 3, 1, 2)
-    else:
-        w = w.t().contiguous()
-        out = torch.ops.wuskern_native.new_output(dy, (b, c, *size))
-    torch.ops.wuskern_native.direct_dgrad(dy, w, kernel_size, padding, dilation, last, out)
-    return out
+@functools.cache
+def _vectors() -> str:
+    return torch.ops.wuskern_native.cpu_capability()

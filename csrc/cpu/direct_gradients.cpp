@@ -1,6 +1,6 @@
 // direct_wgrad and direct_dgrad: the two matrix products of unfold.h, dW^T = X^T P and dX = P W, with P made strip by
-// strip in a cache and multiplied there, so that neither P nor a transposed x or dX goes through memory. float32, and
-// bfloat16 widened to it.
+// strip in a cache and multiplied there, so that neither P nor a transposed x or dX goes through memory. float32 alone:
+// in bfloat16 a library's product of P in memory is faster.
 #include <memory>
 
 #include "product_kernels.h"
@@ -24,11 +24,6 @@ ProductKernels kernels() {
 }
 
 int64_t padded(int64_t size) { return ceil_div(size, kWide) * kWide; }
-
-void store(const ProductKernels&, const float* from, int64_t size, float* to) { memcpy(to, from, size * sizeof(float)); }
-void store(const ProductKernels& kernel, const float* from, int64_t size, BFloat16* to) {
-  kernel.narrow_run(from, size, to);
-}
 
 // The image, or several small ones, in strips of about kStripPixels. A strip is `images` tiles of one image each.
 struct Strips {
@@ -60,9 +55,8 @@ struct Strips {
 // ---- dX[pixel, channel] = P[pixel, (tap, row)] W[(tap, row), channel] ----------------------------------------------
 
 // Contiguous images: the product is dX^T = W^T P^T, whose rows are channels. weight: [channels, columns of P].
-template <typename T>
-void dgrad_planes(const Unfold& u, const Strips& strips, int64_t strip, const T* dy, const float* weight,
-                  int64_t channels, float* scratch, float* p, float* block, T* out) {
+void dgrad_planes(const Unfold& u, const Strips& strips, int64_t strip, const float* dy, const float* weight,
+                  int64_t channels, float* scratch, float* p, float* block, float* out) {
   const ProductKernels kernel = kernels();
   const int64_t step = padded(strips.pixels(u)), depth = u.columns();
   const int64_t pixels = strips.for_tiles(u, strip, [&](const Tile& tile, int64_t pixel) {
@@ -72,18 +66,18 @@ void dgrad_planes(const Unfold& u, const Strips& strips, int64_t strip, const T*
     const int64_t rows = std::min(kBlock, channels - c);
     kernel.multiply(rows, padded(pixels), depth, weight + c * depth, depth, 1, p, step, block, step, false);
     strips.for_tiles(u, strip, [&](const Tile& tile, int64_t pixel) {
-      T* const plane = out + (tile.image * channels + c) * u.pixels() + tile.first_row * u.width + tile.first_column;
+      float* const plane =
+          out + (tile.image * channels + c) * u.pixels() + tile.first_row * u.width + tile.first_column;
       for (int64_t i = 0; i < rows; ++i) {
-        store(kernel, block + i * step + pixel, tile.pixels(), plane + i * u.pixels());
+        memcpy(plane + i * u.pixels(), block + i * step + pixel, tile.pixels() * sizeof(float));
       }
     });
   }
 }
 
 // channels_last: the rows of dX are pixels. weight: [columns of P, channels padded].
-template <typename T>
-void dgrad_rows(const Unfold& u, const Strips& strips, int64_t strip, const T* dy, const float* weight, int64_t channels,
-                float* scratch, float* p, float* block, T* out) {
+void dgrad_rows(const Unfold& u, const Strips& strips, int64_t strip, const float* dy, const float* weight,
+                int64_t channels, float* scratch, float* p, float* block, float* out) {
   const ProductKernels kernel = kernels();
   const int64_t depth = u.columns(), step = padded(channels);
   int64_t first = -1;
@@ -94,20 +88,20 @@ void dgrad_rows(const Unfold& u, const Strips& strips, int64_t strip, const T* d
   for (int64_t i = 0; i < pixels; i += kBlock) {
     const int64_t rows = std::min(kBlock, pixels - i);
     kernel.multiply(rows, step, depth, p + i * depth, depth, 1, weight, step, block, step, false);
-    for (int64_t j = 0; j < rows; ++j) store(kernel, block + j * step, channels, out + (first + i + j) * channels);
+    for (int64_t j = 0; j < rows; ++j)
+      memcpy(out + (first + i + j) * channels, block + j * step, channels * sizeof(float));
   }
 }
 
-template <typename T>
-void dgrad(const Unfold& u, const T* dy, const float* weight, int64_t channels, bool channels_last, T* out) {
+void dgrad(const Unfold& u, const float* dy, const float* weight, int64_t channels, bool channels_last, float* out) {
   const Strips strips(u);
   const int64_t pixels = padded(strips.pixels(u)), columns = u.columns();
   torch::stable::parallel_for(0, strips.count, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float[]> scratch(new float[strips.tiling.scratch(u)]), p(new float[pixels * columns]),
         block(new float[kBlock * std::max(pixels, padded(channels))]);
     for (int64_t i = begin; i < end; ++i) {
-      (channels_last ? dgrad_rows<T> : dgrad_planes<T>)(u, strips, i, dy, weight, channels, scratch.get(), p.get(),
-                                                        block.get(), out);
+      (channels_last ? dgrad_rows : dgrad_planes)(u, strips, i, dy, weight, channels, scratch.get(), p.get(),
+                                                  block.get(), out);
     }
   });
 }
@@ -118,42 +112,28 @@ struct Input {
   int64_t channels, channel_step, pixel_step, image_step;  // elements between channels, pixels, images
 };
 
-template <typename T>
-void add_strip(const Unfold& u, const Strips& strips, int64_t strip, const T* dy, const T* x, const Input& input,
-               float* scratch, float* p, float* copy, float* sums, bool adding) {
+void add_strip(const Unfold& u, const Strips& strips, int64_t strip, const float* dy, const float* x,
+               const Input& input, float* scratch, float* p, float* copy, float* sums, bool adding) {
   const int64_t columns = u.columns(), step = padded(columns);
-  const bool in_place = std::is_same_v<T, float> && (strips.images == 1 || input.channel_step == 1);
+  const bool in_place = strips.images == 1 || input.channel_step == 1;
   const int64_t room = strips.pixels(u);
-  const T* first = nullptr;
+  const float* first = nullptr;
   const int64_t pixels = strips.for_tiles(u, strip, [&](const Tile& tile, int64_t pixel) {
     unfold_pixels_first(u, dy, tile, scratch, p + pixel * step, step);
     const int64_t offset = tile.first_row * u.width + tile.first_column;
-    const T* const from = x + tile.image * input.image_step + offset * input.pixel_step;
+    const float* const from = x + tile.image * input.image_step + offset * input.pixel_step;
     if (first == nullptr) first = from;
     if (in_place) return;
-    if (input.channel_step == 1) {
-      convert(from, tile.pixels() * input.channels, copy + pixel * input.channels);
-    } else {
-      for (int64_t c = 0; c < input.channels; ++c) {
-        convert(from + c * input.channel_step, tile.pixels(), copy + c * room + pixel);
-      }
+    for (int64_t c = 0; c < input.channels; ++c) {
+      memcpy(copy + c * room + pixel, from + c * input.channel_step, tile.pixels() * sizeof(float));
     }
   });
-  const ProductKernels kernel = kernels();
-  if constexpr (std::is_same_v<T, float>) {
-    if (in_place) {
-      return kernel.multiply(input.channels, step, pixels, first, input.channel_step, input.pixel_step, p, step, sums, step,
-                             adding);
-    }
-  }
-  const bool rows = input.channel_step == 1;
-  kernel.multiply(input.channels, step, pixels, copy, rows ? 1 : room, rows ? input.channels : 1, p, step, sums, step,
-                  adding);
+  kernels().multiply(input.channels, step, pixels, in_place ? first : copy, in_place ? input.channel_step : room,
+                     in_place ? input.pixel_step : 1, p, step, sums, step, adding);
 }
 
 // out: [channels, columns of P], the sum of partial sums in a fixed order
-template <typename T>
-void wgrad(const Unfold& u, const T* dy, const T* x, const Input& input, float* out) {
+void wgrad(const Unfold& u, const float* dy, const float* x, const Input& input, float* out) {
   const Strips strips(u);
   const int64_t columns = u.columns(), step = padded(columns), size = input.channels * step;
   const int64_t most = std::clamp(kPartialBytes / (size * int64_t{sizeof(float)}), int64_t{1}, kParts);
@@ -170,65 +150,60 @@ void wgrad(const Unfold& u, const T* dy, const T* x, const Input& input, float* 
       }
     }
   });
-  torch::stable::parallel_for(0, input.channels, ceil_div(65536, parts.count() * step), [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      float* const target = out + c * columns;
-      memcpy(target, sums.get() + c * step, columns * sizeof(float));
-      for (int64_t part = 1; part < parts.count(); ++part) {
-        const float* const from = sums.get() + part * size + c * step;
-        for (int64_t j = 0; j < columns; ++j) target[j] += from[j];
-      }
-    }
-  });
+  torch::stable::parallel_for(0, input.channels, ceil_div(65536, parts.count() * step),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t c = begin; c < end; ++c) {
+                                  float* const target = out + c * columns;
+                                  memcpy(target, sums.get() + c * step, columns * sizeof(float));
+                                  for (int64_t part = 1; part < parts.count(); ++part) {
+                                    const float* const from = sums.get() + part * size + c * step;
+                                    for (int64_t j = 0; j < columns; ++j) target[j] += from[j];
+                                  }
+                                }
+                              });
 }
 
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
-template <typename Body>
-void for_float_or_bfloat16(ScalarType dtype, Body&& body) {
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16, "dy: expected float32 or bfloat16");
-  if (dtype == ScalarType::Float) return body(std::type_identity<float>{});
-  return body(std::type_identity<BFloat16>{});
+void check_float(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
 }
 
+const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
+
 Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair dilation, bool channels_last) {
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == dy.size(0) && x.scalar_type() == dy.scalar_type(),
-                  "x: expected four dimensions, and batch and dtype of dy");
+  check_float(dy, "dy");
+  check_float(x, "x");
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == dy.size(0), "x: expected four dimensions and the batch of dy");
   const Unfold u = unfold_of(dy, {x.size(2), x.size(3)}, kernel_size, padding, dilation);
   const int64_t channels = x.size(1), pixels = u.pixels();
-  Tensor out = torch::stable::new_empty(dy, {channels, u.columns()}, ScalarType::Float);
+  Tensor out = torch::stable::new_empty(dy, {channels, u.columns()});
   if (dy.numel() == 0 || x.numel() == 0) return torch::stable::zero_(out);
-  const Input input = channels_last ? Input{channels, 1, channels, channels * pixels}
-                                    : Input{channels, pixels, 1, channels * pixels};
+  const Input input =
+      channels_last ? Input{channels, 1, channels, channels * pixels} : Input{channels, pixels, 1, channels * pixels};
   STD_TORCH_CHECK((channels == 1 || x.stride(1) == input.channel_step) &&
                       (x.size(3) == 1 || x.stride(3) == input.pixel_step) &&
                       (x.size(2) == 1 || x.stride(2) == input.pixel_step * x.size(3)) &&
                       (x.size(0) == 1 || x.stride(0) == input.image_step),
                   "x: expected dense strides");
-  float* const target = static_cast<float*>(out.mutable_data_ptr());
-  for_float_or_bfloat16(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    wgrad(u, static_cast<const T*>(dy.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()), input, target);
-  });
+  wgrad(u, floats(dy), floats(x), input, static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
 
 // weight: [channels, columns of P]; for channels_last [columns of P, channels rounded up to 16]; float32, contiguous.
 void direct_dgrad(Tensor dy, Tensor weight, Pair kernel_size, Pair padding, Pair dilation, bool channels_last,
                   Tensor out) {
-  STD_TORCH_CHECK(out.dim() == 4 && out.size(0) == dy.size(0) && out.scalar_type() == dy.scalar_type(),
-                  "out: expected four dimensions, and batch and dtype of dy");
+  check_float(dy, "dy");
+  check_float(weight, "weight");
+  check_float(out, "out");
+  STD_TORCH_CHECK(out.dim() == 4 && out.size(0) == dy.size(0), "out: expected four dimensions and the batch of dy");
   const Unfold u = unfold_of(dy, {out.size(2), out.size(3)}, kernel_size, padding, dilation);
   const int64_t channels = out.size(1);
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_contiguous() && weight.dim() == 2 &&
-                      weight.size(channels_last ? 0 : 1) == u.columns() &&
+  STD_TORCH_CHECK(weight.is_contiguous() && weight.dim() == 2 && weight.size(channels_last ? 0 : 1) == u.columns() &&
                       weight.size(channels_last ? 1 : 0) == (channels_last ? padded(channels) : channels),
-                  "weight: expected a contiguous float32 matrix of the taps and channels");
+                  "weight: expected a contiguous matrix of the taps and channels");
   if (out.numel() == 0) return;
-  const float* const matrix = static_cast<const float*>(weight.const_data_ptr());
-  for_float_or_bfloat16(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    dgrad(u, static_cast<const T*>(dy.const_data_ptr()), matrix, channels, channels_last,
-          static_cast<T*>(out.mutable_data_ptr()));
-  });
+  dgrad(u, floats(dy), floats(weight), channels, channels_last, static_cast<float*>(out.mutable_data_ptr()));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// new_output(like, size): a new tensor whose memory, where it is large, the system is asked to back by huge pages. glibc
-// maps such a block anew for every tensor; faulted in by pages of 4 KiB, writing it takes several times as long.
+// new_output(like, size): a new tensor whose memory, where it is large, the system is asked to back by huge pages.
+// glibc maps such a block anew for every tensor; faulted in by pages of 4 KiB, writing it takes several times as long.
 #include <sys/mman.h>
 
 #include <cstdint>
@@ -18,7 +18,8 @@ Tensor new_output(Tensor like, std::vector<int64_t> size) {
   const int64_t bytes = out.numel() * out.element_size();
   if (bytes >= kLarge) {
     const uintptr_t begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
-    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage, last = (begin + bytes) / kHugePage * kHugePage;
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,
+                    last = (begin + bytes) / kHugePage * kHugePage;
     madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: refused, nothing is lost
   }
 #endif

@@ -57,20 +57,11 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int6
   }
 }
 
-// narrow() of half.h without its branch.
-void narrow_run(const float* from, int64_t size, BFloat16* to) {
-  for (int64_t i = 0; i < size; ++i) {
-    const uint32_t bits = bit_cast<uint32_t>(from[i]);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, nan = (bits >> 16) | 0x40u;
-    to[i].bits = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-  }
-}
-
 }  // namespace
 
 namespace WUSKERN_CAPABILITY {
 
-ProductKernels product_kernels() { return {multiply, narrow_run}; }
+ProductKernels product_kernels() { return {multiply}; }
 
 }  // namespace WUSKERN_CAPABILITY
 }  // namespace wuskern

@@ -1,18 +1,16 @@
 // dY, gathered to its k chosen rows, as a matrix P, so that both gradients of a convolution of stride 1 are matrix
 // products, dW = P^T X and dX = P W. P has a row for each pixel of the input and a column for each tap and chosen row:
-// the element of dY that this tap connects with the pixel, zero outside. Taps run backwards, from the last of the kernel
-// to the first: then what one pixel takes from one row of dY are neighbours in channels_last.
+// the element of dY that this tap connects with the pixel, zero outside. Taps run backwards, from the last of the
+// kernel to the first: then what one pixel takes from one row of dY are neighbours in channels_last.
 //
-// P is made tile by tile. A tile's part of dY, with a border for the taps and zeros for padding, goes into a scratch that
-// stays in a cache, from where every tap is a plain shift.
+// P is made tile by tile. A tile's part of dY, with a border for the taps and zeros for padding, goes into a scratch
+// that stays in a cache, from where every tap is a plain shift.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 #include <vector>
 
-#include "../common/half.h"
 #include "../common/reduction.h"
 #include "../stable_abi.h"
 
@@ -58,8 +56,8 @@ inline Unfold unfold_of(const Tensor& dy, const Pair& size, const Pair& kernel, 
           dy.size(1)};
 }
 
-// A rectangle of the input, and the part of dY that it needs: `high` x `wide` pixels, the first at (y, x), which may lie
-// outside.
+// A rectangle of the input, and the part of dY that it needs: `high` x `wide` pixels, the first at (y, x), which may
+// lie outside.
 struct Tile {
   int64_t image, first_row, first_column, rows, columns;
   int64_t y, x, high, wide;
@@ -72,7 +70,8 @@ struct Tiling {
   Chunks rows, columns;
 
   Tiling(const Unfold& u, int64_t pixels)
-      : rows{u.height, std::clamp(pixels / u.width, int64_t{1}, u.height)}, columns{u.width, std::min(u.width, pixels)} {}
+      : rows{u.height, std::clamp(pixels / u.width, int64_t{1}, u.height)},
+        columns{u.width, std::min(u.width, pixels)} {}
 
   int64_t per_image() const { return rows.count() * columns.count(); }
 
@@ -98,55 +97,37 @@ struct Tiling {
   }
 };
 
-template <typename To, typename From>
-WUSKERN_INLINE To converted(From x) {
-  if constexpr (std::is_same_v<To, From>) {
-    return x;
-  } else {
-    return widen(x);
-  }
-}
-
-template <typename From, typename To>
-WUSKERN_INLINE void convert(const From* from, int64_t size, To* to) {
-  if constexpr (std::is_same_v<To, From>) {
-    memcpy(to, from, size * sizeof(To));
-  } else {
-    for (int64_t i = 0; i < size; ++i) to[i] = widen(from[i]);
-  }
-}
-
 // scratch[y * step_y + x * step_x + r * step_r] = dY there, for the tile; zeros outside
-template <typename T, typename To>
-void load_tile(const Unfold& u, const T* dy, const Tile& tile, To* scratch, int64_t step_y, int64_t step_x,
+template <typename T>
+void load_tile(const Unfold& u, const T* dy, const Tile& tile, T* scratch, int64_t step_y, int64_t step_x,
                int64_t step_r) {
   constexpr int64_t kLine = 16;  // elements
   const int64_t x_begin = std::clamp(-tile.x, int64_t{0}, tile.wide);
   const int64_t x_end = std::clamp(u.dy_width - tile.x, x_begin, tile.wide);
   if (tile.y < 0 || tile.y + tile.high > u.dy_height || x_begin > 0 || x_end < tile.wide) {
-    memset(scratch, 0, tile.high * tile.wide * u.k * sizeof(To));
+    memset(scratch, 0, tile.high * tile.wide * u.k * sizeof(T));
   }
   for (int64_t y = std::max(-tile.y, int64_t{0}); y < std::min(tile.high, u.dy_height - tile.y); ++y) {
     const T* const line = dy + tile.image * u.batch_stride + (tile.y + y) * u.height_stride + tile.x * u.width_stride;
-    To* const target = scratch + y * step_y;
+    T* const target = scratch + y * step_y;
     if (u.channel_stride == 1 && step_r == 1 && step_x == u.k && u.width_stride == u.k) {
-      convert(line + x_begin * u.k, (x_end - x_begin) * u.k, target + x_begin * u.k);
+      if (x_end > x_begin) memcpy(target + x_begin * u.k, line + x_begin * u.k, (x_end - x_begin) * u.k * sizeof(T));
     } else if (u.channel_stride == 1 && u.width_stride != 1) {
       const int64_t block = step_x == 1 ? kLine : 1;  // a transposition writes whole lines of the cache
       for (int64_t x = x_begin; x < x_end; x += block) {
         const int64_t end = std::min(x + block, x_end);
         for (int64_t r = 0; r < u.k; ++r) {
-          for (int64_t i = x; i < end; ++i) target[i * step_x + r * step_r] = converted<To>(line[i * u.width_stride + r]);
+          for (int64_t i = x; i < end; ++i) target[i * step_x + r * step_r] = line[i * u.width_stride + r];
         }
       }
     } else {
       for (int64_t r = 0; r < u.k; ++r) {
         const T* const from = line + r * u.channel_stride;
-        To* const to = target + r * step_r;
+        T* const to = target + r * step_r;
         if (u.width_stride == 1 && step_x == 1) {
-          convert(from + x_begin, x_end - x_begin, to + x_begin);
+          if (x_end > x_begin) memcpy(to + x_begin, from + x_begin, (x_end - x_begin) * sizeof(T));
         } else {
-          for (int64_t x = x_begin; x < x_end; ++x) to[x * step_x] = converted<To>(from[x * u.width_stride]);
+          for (int64_t x = x_begin; x < x_end; ++x) to[x * step_x] = from[x * u.width_stride];
         }
       }
     }
@@ -154,19 +135,19 @@ void load_tile(const Unfold& u, const T* dy, const Tile& tile, To* scratch, int6
 }
 
 // out[pixel of the tile, tap, row]: rows of P, `step` apart
-template <typename T, typename To>
-void unfold_pixels_first(const Unfold& u, const T* dy, const Tile& tile, To* scratch, To* out, int64_t step) {
+template <typename T>
+void unfold_pixels_first(const Unfold& u, const T* dy, const Tile& tile, T* scratch, T* out, int64_t step) {
   const int64_t line = tile.wide * u.k;
   load_tile(u, dy, tile, scratch, line, u.k, int64_t{1});
   const bool neighbours = u.dilation_width == 1;  // all taps of one row of the kernel in one run
   const int64_t runs = neighbours ? 1 : u.kernel_width, run = neighbours ? u.kernel_width * u.k : u.k;
   for (int64_t i = 0; i < tile.rows; ++i) {
     for (int64_t j = 0; j < tile.columns; ++j, out += step) {
-      To* target = out;
+      T* target = out;
       for (int64_t tap_y = 0; tap_y < u.kernel_height; ++tap_y) {
-        const To* const from = scratch + (i + tap_y * u.dilation_height) * line + j * u.k;
+        const T* const from = scratch + (i + tap_y * u.dilation_height) * line + j * u.k;
         for (int64_t tap_x = 0; tap_x < runs; ++tap_x, target += run) {
-          memcpy(target, from + tap_x * u.dilation_width * u.k, run * sizeof(To));
+          memcpy(target, from + tap_x * u.dilation_width * u.k, run * sizeof(T));
         }
       }
     }
@@ -174,22 +155,22 @@ void unfold_pixels_first(const Unfold& u, const T* dy, const Tile& tile, To* scr
 }
 
 // out[tap, row, pixel of the tile]: columns of P, `step` apart; the tile's lines are `line_step` apart
-template <typename T, typename To>
-void unfold_pixels_last(const Unfold& u, const T* dy, const Tile& tile, To* scratch, To* out, int64_t step,
+template <typename T>
+void unfold_pixels_last(const Unfold& u, const T* dy, const Tile& tile, T* scratch, T* out, int64_t step,
                         int64_t line_step) {
   const int64_t plane = tile.high * tile.wide;
   load_tile(u, dy, tile, scratch, tile.wide, int64_t{1}, plane);
   const bool one_run = tile.wide == tile.columns && tile.columns == line_step;
   for (int64_t tap_y = 0; tap_y < u.kernel_height; ++tap_y) {
     for (int64_t tap_x = 0; tap_x < u.kernel_width; ++tap_x) {
-      const To* from = scratch + tap_y * u.dilation_height * tile.wide + tap_x * u.dilation_width;
+      const T* from = scratch + tap_y * u.dilation_height * tile.wide + tap_x * u.dilation_width;
       for (int64_t r = 0; r < u.k; ++r, from += plane, out += step) {
         if (one_run) {
-          memcpy(out, from, tile.pixels() * sizeof(To));
+          memcpy(out, from, tile.pixels() * sizeof(T));
           continue;
         }
         for (int64_t i = 0; i < tile.rows; ++i) {
-          memcpy(out + i * line_step, from + i * tile.wide, tile.columns * sizeof(To));
+          memcpy(out + i * line_step, from + i * tile.wide, tile.columns * sizeof(T));
         }
       }
     }

@@ -26,12 +26,29 @@ void unfold(const Unfold& u, int64_t order, const T* dy, T* out) {
           if (order == kPixelsFirst) {
             unfold_pixels_first(u, dy, tile, scratch.get(), out + (tile.image * pixels + pixel) * columns, columns);
           } else {
-            unfold_pixels_last(u, dy, tile, scratch.get(),
-                               out + tile.image * (by_image ? columns : 1) * pixels + pixel,
+            unfold_pixels_last(u, dy, tile, scratch.get(), out + tile.image * (by_image ? columns : 1) * pixels + pixel,
                                by_image ? pixels : u.batch * pixels, u.width);
           }
         }
       });
+}
+
+// The same of a 1x1 kernel where each pixel's k values are neighbours: a transposition.
+template <typename T>
+void transpose(const Unfold& u, const T* dy, T* out) {
+  constexpr int64_t kPixels = 64, kRows = 16;  // a block of lines of the cache, on both sides
+  const Chunks blocks{u.width, kPixels};
+  torch::stable::parallel_for(0, blocks.count(), ceil_div(kTaskElements, kPixels * u.k),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t block = begin; block < end; ++block) {
+                                  for (int64_t first = 0; first < u.k; first += kRows) {
+                                    for (int64_t r = first; r < std::min(first + kRows, u.k); ++r) {
+                                      for (int64_t i = blocks.begin(block); i < blocks.end(block); ++i)
+                                        out[r * u.width + i] = dy[i * u.width_stride + r];
+                                    }
+                                  }
+                                }
+                              });
 }
 
 // A 1x1 kernel has no border: what is one run of pixels may be tiled as one.
@@ -57,6 +74,9 @@ Tensor unfold_gradient(Tensor dy, Pair input_size, Pair kernel_size, Pair paddin
   const void* const src = dy.const_data_ptr();
   void* const dst = out.mutable_data_ptr();
   for_dtype<uint16_t, uint16_t>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
+    const bool transposes = order == kPixelsLast && u.columns() == u.k && u.batch * u.height == 1 &&
+                            u.dy_width == u.width && u.channel_stride == 1;
+    if (transposes) return transpose(u, static_cast<const T*>(src), static_cast<T*>(dst));
     unfold(u, order, static_cast<const T*>(src), static_cast<T*>(dst));
   });
   return out;
