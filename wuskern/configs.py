@@ -159,16 +159,17 @@ def conv2d_dgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
 
 def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
     """The path for dW. P, which "unfold" writes and reads, has columns / channels of the size of x: it pays while that is
-    little, or P stays in a cache. "direct" has no P in memory, but a rate below oneDNN's (which counts where there are many
-    columns), and needs wide vectors and more than a few columns and channels to fill its tiles."""
+    little, for longer where the library has few pixels to work with. "direct" has no P in memory, but a rate below oneDNN's
+    (which counts where there are many columns), and needs wide vectors and enough columns to fill one."""
     columns, channels, rows = problem.columns, problem.channels, problem.memory_format is torch.channels_last
     if not _is_product(problem):
         return "library"
-    if problem.dtype is torch.float32 and capability == "avx512" and columns <= 512:
-        return "unfold" if rows and columns * channels < 3000 else "direct"
-    if problem.dtype is torch.bfloat16 and rows and problem.kernel_size == (1, 1):
+    one_tap = problem.kernel_size == (1, 1)
+    if problem.dtype is torch.float32 and capability == "avx512" and columns <= (128 if one_tap else 512):
+        return "unfold" if rows and columns < 16 else "direct"
+    if one_tap and (rows or problem.dtype is torch.float32):
         return "library"
-    return "unfold" if columns <= 2 * channels or problem.unfolded_bytes <= 6 * 2**20 else "library"
+    return "unfold" if columns <= (5 if problem.pixels < 32 else 2) * channels else "library"
 
 
 def conv2d_dgrad_path(problem: ConvProblem, capability: str) -> str:
@@ -181,10 +182,10 @@ def conv2d_dgrad_path(problem: ConvProblem, capability: str) -> str:
     if problem.memory_format is torch.channels_last:
         if direct and problem.output_bytes >= MAPPED_BYTES:
             return "direct"
-        small = 2 * columns <= channels or problem.unfolded_bytes <= 2 * 2**20
-        return "unfold" if small and channels >= 128 and problem.kernel_size != (1, 1) else "library"
+        small = 2 * columns <= channels or (channels >= 256 and problem.unfolded_bytes <= 2 * 2**20)
+        return "unfold" if small and channels > 64 and problem.kernel_size != (1, 1) else "library"
     if direct:
         return "library" if (problem.pixels < 32 and columns >= 128) or columns > 512 else "direct"
     if problem.pixels >= 64:
-        return "images" if columns <= channels else "library"
+        return "images" if columns <= (2 if problem.pixels >= 256 else 1) * channels else "library"
     return "unfold" if 4 * columns <= channels else "library"

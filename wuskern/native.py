@@ -103,17 +103,17 @@ def _new(like: Tensor, *size: int) -> Tensor:
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    dy, x = _gathered(dy, rows, -1).flatten(0, -2), x.flatten(0, -2)
+    dy = _gathered(dy, rows, -1)
     if dy.numel() == 0 or x.numel() == 0:
         return x.new_zeros(rows.shape[0], x.shape[-1])
-    return _product(dy.t(), x.t())
+    return _product(dy.reshape(-1, dy.shape[-1]).t(), x.reshape(-1, x.shape[-1]).t())
 
 
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     dy, weight = _gathered(dy, rows, -1), weight.index_select(0, rows)
     if dy.numel() == 0 or weight.numel() == 0:
         return dy.new_zeros(*dy.shape[:-1], weight.shape[1])
-    return _product(dy.flatten(0, -2), weight.t()).view(*dy.shape[:-1], weight.shape[1])
+    return _product(dy.reshape(-1, dy.shape[-1]), weight.t()).view(*dy.shape[:-1], weight.shape[1])
 
 
 # ---- Conv2d -----------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ struct Strips {
   explicit Strips(const Unfold& u)
       : tiling(u, kStripPixels),
         per_image(tiling.per_image()),
-        images(per_image > 1 ? 1 : std::max(int64_t{1}, kStripPixels / u.pixels())),
+        images(per_image > 1 ? 1 : std::max(int64_t{1}, (kStripPixels + u.pixels() / 2) / u.pixels())),
         count(per_image > 1 ? u.batch * per_image : ceil_div(u.batch, images)) {}
 
   // Calls body(tile, first pixel of the tile within the strip) for its tiles; gives the strip's pixels.
@@ -169,6 +169,16 @@ void check_float(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
 }
 
+void check_dense(const Tensor& tensor, const char* name, bool channels_last) {
+  const int64_t channels = tensor.size(1), width = tensor.size(3), pixels = tensor.size(2) * width;
+  const int64_t step = channels_last ? channels : 1;  // between pixels
+  const int64_t expected[] = {channels * pixels, channels_last ? 1 : pixels, step * width, step};
+  for (int i = 0; i < 4; ++i) {
+    STD_TORCH_CHECK(tensor.size(i) == 1 || tensor.stride(i) == expected[i], name, ": expected dense ",
+                    channels_last ? "channels_last" : "contiguous", " strides");
+  }
+}
+
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
 
 Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair dilation, bool channels_last) {
@@ -181,11 +191,7 @@ Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair di
   if (dy.numel() == 0 || x.numel() == 0) return torch::stable::zero_(out);
   const Input input =
       channels_last ? Input{channels, 1, channels, channels * pixels} : Input{channels, pixels, 1, channels * pixels};
-  STD_TORCH_CHECK((channels == 1 || x.stride(1) == input.channel_step) &&
-                      (x.size(3) == 1 || x.stride(3) == input.pixel_step) &&
-                      (x.size(2) == 1 || x.stride(2) == input.pixel_step * x.size(3)) &&
-                      (x.size(0) == 1 || x.stride(0) == input.image_step),
-                  "x: expected dense strides");
+  check_dense(x, "x", channels_last);
   wgrad(u, floats(dy), floats(x), input, static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
@@ -202,6 +208,7 @@ void direct_dgrad(Tensor dy, Tensor weight, Pair kernel_size, Pair padding, Pair
   STD_TORCH_CHECK(weight.is_contiguous() && weight.dim() == 2 && weight.size(channels_last ? 0 : 1) == u.columns() &&
                       weight.size(channels_last ? 1 : 0) == (channels_last ? padded(channels) : channels),
                   "weight: expected a contiguous matrix of the taps and channels");
+  check_dense(out, "out", channels_last);
   if (out.numel() == 0) return;
   dgrad(u, floats(dy), floats(weight), channels, channels_last, static_cast<float*>(out.mutable_data_ptr()));
 }

@@ -65,13 +65,18 @@ struct Tile {
   int64_t pixels() const { return rows * columns; }
 };
 
-// Tiles of about so many pixels: lines of the image, or parts of one.
+// Tiles of about so many pixels: lines of the image, or parts of one, each of nearly the same size.
 struct Tiling {
   Chunks rows, columns;
 
   Tiling(const Unfold& u, int64_t pixels)
-      : rows{u.height, std::clamp(pixels / u.width, int64_t{1}, u.height)},
-        columns{u.width, std::min(u.width, pixels)} {}
+      : rows(equal(u.height, ceil_div(pixels, u.width))), columns(equal(u.width, pixels)) {}
+
+  // `total` in parts of about `size`
+  static Chunks equal(int64_t total, int64_t size) {
+    const int64_t count = std::max(int64_t{1}, (total + size / 2) / size);
+    return {total, ceil_div(total, count)};
+  }
 
   int64_t per_image() const { return rows.count() * columns.count(); }
 
