@@ -148,26 +148,28 @@ def conv2d_wgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
     """Those that can compute dW."""
     if not _is_product(problem):
         return ("library",)
-    return ("library", "unfold", "direct") if problem.dtype is torch.float32 else ("library", "unfold")
+    return ("library", "direct" if problem.dtype is torch.float32 else "unfold")
 
 
 def conv2d_dgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
     """Those that can compute dX."""
-    images = ("images",) if problem.memory_format is CONTIGUOUS and _is_product(problem) else ()
-    return (*conv2d_wgrad_paths(problem), *images)
+    if not _is_product(problem):
+        return ("library",)
+    direct = ("direct",) if problem.dtype is torch.float32 else ()
+    images = ("images",) if problem.memory_format is CONTIGUOUS else ()
+    return ("library", "unfold", *direct, *images)
 
 
 def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
-    """The path for dW. P, which "unfold" writes and reads, has columns / channels of the size of x: it pays while that is
-    little, for longer where the library has few pixels to work with. "direct" has no P in memory, but a rate below oneDNN's
-    (which counts where there are many columns), and needs wide vectors and enough columns to fill one."""
-    columns, channels, rows = problem.columns, problem.channels, problem.memory_format is torch.channels_last
+    """The path for dW. "direct" runs far from memory's limits, at a rate below oneDNN's: it pays up to so many columns, for
+    a single tap fewer, and needs wide vectors. P, which "unfold" writes and reads, has columns / channels of the size of x: it
+    pays while that is little, for longer where the library has few pixels to work with."""
+    columns, channels, one_tap = problem.columns, problem.channels, problem.kernel_size == (1, 1)
     if not _is_product(problem):
         return "library"
-    one_tap = problem.kernel_size == (1, 1)
-    if problem.dtype is torch.float32 and capability == "avx512" and columns <= (128 if one_tap else 512):
-        return "unfold" if rows and columns < 16 else "direct"
-    if one_tap and (rows or problem.dtype is torch.float32):
+    if problem.dtype is torch.float32:
+        return "direct" if capability == "avx512" and columns <= (128 if one_tap else 512) else "library"
+    if one_tap and problem.memory_format is torch.channels_last:
         return "library"
     return "unfold" if columns <= (5 if problem.pixels < 32 else 2) * channels else "library"
 

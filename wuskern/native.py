@@ -10,9 +10,12 @@ and chosen row, so that dW = P^T X and dX = P W (stride 1, one group; P is small
 - "library": torch's convolution on the gathered dy.
 - "unfold": P in memory and one product. "images": a product for each image, where images are contiguous.
 - "direct": our own products in float32, that make P bit by bit in a cache.
+
+In float32, dW never takes "unfold": over many pixels oneDNN's long chains lose more digits than the library's convolution.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ _library.define("new_output(Tensor like, int[] size) -> Tensor")
 _PIXELS_FIRST, _PIXELS_LAST, _PIXELS_LAST_BY_IMAGE = range(3)  # orders of unfold_gradient
 
 Pair = Sequence[int]
+CHAIN = 448  # products that oneDNN may add up in one chain, as long as there are few chains
 
 
 def _gathered(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -58,8 +62,18 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.T`` by the call that torch.compile makes of a Linear."""
-    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    """``a @ b.T`` by the calls that torch.compile makes of a Linear. oneDNN adds up the whole depth in one chain, which loses
+    more digits than MKL's order does: a deep product is cut into parts, that join one by one."""
+    linear, depth = torch.ops.mkldnn._linear_pointwise, a.shape[1]
+    parts = min(-(-depth // CHAIN), max(1, round(math.sqrt(depth) / 8)))
+    if parts == 1:
+        return linear(a, b, None, "none", [], "")
+    step = -(-depth // parts)
+    pieces = zip(a.split(step, 1), b.split(step, 1), strict=True)
+    total = linear(*next(pieces), None, "none", [], "")
+    for piece in pieces:
+        total = linear.binary(piece[0], total, piece[1], None, "add")
+    return total
 
 
 PRODUCTS = {"mm": _mm, "onednn": _onednn}

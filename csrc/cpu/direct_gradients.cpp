@@ -10,6 +10,7 @@ namespace wuskern {
 namespace {
 
 constexpr int64_t kStripPixels = 192;       // of a strip: 4 tiles of registers; its P stays in L2
+constexpr int64_t kChain = 32;              // pixels added one to the next, before their sum joins the others
 constexpr int64_t kBlock = 32;              // rows of the result that one scratch holds
 constexpr int64_t kWide = 16;               // columns of the result come in so many
 constexpr int64_t kPartialBytes = 1 << 25;  // of all partial sums
@@ -128,8 +129,12 @@ void add_strip(const Unfold& u, const Strips& strips, int64_t strip, const float
       memcpy(copy + c * room + pixel, from + c * input.channel_step, tile.pixels() * sizeof(float));
     }
   });
-  kernels().multiply(input.channels, step, pixels, in_place ? first : copy, in_place ? input.channel_step : room,
-                     in_place ? input.pixel_step : 1, p, step, sums, step, adding);
+  const ProductKernels kernel = kernels();
+  const int64_t channel_step = in_place ? input.channel_step : room, pixel_step = in_place ? input.pixel_step : 1;
+  for (int64_t i = 0; i < pixels; i += kChain) {
+    kernel.multiply(input.channels, step, std::min(kChain, pixels - i), (in_place ? first : copy) + i * pixel_step,
+                    channel_step, pixel_step, p + i * step, step, sums, step, adding || i > 0);
+  }
 }
 
 // out: [channels, columns of P], the sum of partial sums in a fixed order
@@ -189,8 +194,8 @@ Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair di
   const int64_t channels = x.size(1), pixels = u.pixels();
   Tensor out = torch::stable::new_empty(dy, {channels, u.columns()});
   if (dy.numel() == 0 || x.numel() == 0) return torch::stable::zero_(out);
-  const Input input =
-      channels_last ? Input{channels, 1, channels, channels * pixels} : Input{channels, pixels, 1, channels * pixels};
+  const Input input = channels_last || pixels == 1 ? Input{channels, 1, channels, channels * pixels}
+                                                   : Input{channels, pixels, 1, channels * pixels};
   check_dense(x, "x", channels_last);
   wgrad(u, floats(dy), floats(x), input, static_cast<float*>(out.mutable_data_ptr()));
   return out;

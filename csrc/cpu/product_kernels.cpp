@@ -14,7 +14,7 @@ WUSKERN_INLINE void multiply_tile(int64_t depth, const float* a, int64_t a_row, 
                                   int64_t b_row, float* c, int64_t c_row, bool adding) {
   Floats sums[rows][vectors];
   for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < vectors; ++v) sums[i][v] = adding ? load(c + i * c_row + v * kWide) : Floats{};
+    for (int v = 0; v < vectors; ++v) sums[i][v] = Floats{};
   }
   for (int64_t l = 0; l < depth; ++l, a += a_column, b += b_row) {
     Floats line[vectors];
@@ -25,7 +25,11 @@ WUSKERN_INLINE void multiply_tile(int64_t depth, const float* a, int64_t a_row, 
     }
   }
   for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < vectors; ++v) memcpy(c + i * c_row + v * kWide, &sums[i][v], sizeof(Floats));
+    for (int v = 0; v < vectors; ++v) {
+      float* const target = c + i * c_row + v * kWide;
+      if (adding) sums[i][v] += load(target);
+      memcpy(target, &sums[i][v], sizeof(Floats));
+    }
   }
 }
 
