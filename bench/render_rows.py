@@ -32,7 +32,8 @@ def _layers(rows: list[Row], content: dict[str, Any]) -> str:
     for ratio in dict.fromkeys(row["ratio"] for row in rows):
         for dtype in (*dict.fromkeys(row["dtype_name"] for row in rows), "both"):
             some = [row for row in rows if row["ratio"] == ratio and dtype in (row["dtype_name"], "both")]
-            body.append([f"{ratio:.0%}", dtype, *_over_plain(some, ratio, dtype), *_others(some)])
+            if some:
+                body.append([f"{ratio:.0%}", dtype, *_over_plain(some, ratio, dtype), *_others(some)])
     header = [
         "rows trained",
         "dtype",

@@ -1,9 +1,9 @@
 """What the races of row-sparse layers share: their variants, the ideal, and what a right result is.
 
 Each variant is one ``.backward()`` of a forward that is kept, into ``.grad``; then the gradients are taken away. That is
-what a training step does, ``zero_grad`` included, and it matters: autograd adopts a fresh gradient or copies it, and ours
-lends its storage again once the last gradient is gone. ``autograd.grad`` would do neither, and cannot ask for the compact
-form at all. All variants are treated so.
+what a training step does, ``zero_grad`` included, and both matter: autograd adopts a fresh gradient or copies it, and ours
+lends its storage again only when the last gradient is gone. ``autograd.grad`` leaves the first out, and cannot ask for the
+compact form. All variants are treated so.
 
 The ideal is the library on operands that are compact already, one read of dY at the measured bandwidth, and the gather of
 dY's rows by index_select, in the layout of dY. No zeros, no scores, no gather of the weight's rows, no host.

@@ -155,6 +155,14 @@ def test_of_a_convolution_the_mean_without_the_best_layer_is_held_against_the_ai
     assert "| 20% | both | 2.00x | 1.34x | " in text
 
 
+def test_a_dtype_that_was_not_measured_at_a_share_has_no_line():
+    first, *rest = (row for row in rowsparse_rows() if row["group"] == "rowsparse conv2d")
+    text = render_rows.conv2d(CONTENT | {"rows": [first | {"ratio": 0.05}, *(row | {"dtype_name": "float32"} for row in rest)]})
+    assert [line[:16] for line in text.splitlines() if "%" in line[:5]] == [
+        "| 5% | bfloat16 ", "| 5% | both | 1.", "| 20% | float32 ", "| 20% | both | 3",
+    ]  # fmt: skip
+
+
 def test_the_best_layer_goes_with_all_its_rows():
     rows = [{"use": use, "derived": {"faster": {"median": value}}} for use, value in (("a", 9), ("b", 4), ("b", 5), ("a", 1))]
     assert [row["use"] for row in render_rows.without_best(rows, "faster")] == ["a", "a"]  # sqrt(20) is more than 3
