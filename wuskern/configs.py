@@ -197,11 +197,14 @@ def conv2d_dgrad_is_matmul(
 MAPPED_BYTES = 2**25  # glibc maps blocks of so many bytes anew each time, and the system then faults in each page
 FEW_FLOPS = 256  # depth of a product below which those faults cost more than MKL does over oneDNN
 
+LARGE_PRODUCT = 2_000_000  # multiplications from which oneDNN's rate makes up for what a call of it costs, 14 us
+
 
 def product_path(dtype: torch.dtype, m: int, n: int, depth: int) -> str:
     """The path of ``[m, depth] @ [depth, n]``, "mm" or "onednn". Only the first writes into memory of ours, in huge pages."""
     faults = m * n * dtype.itemsize >= MAPPED_BYTES and depth < FEW_FLOPS
-    return "onednn" if dtype is torch.float32 and not faults else "mm"
+    large = m * n * depth >= LARGE_PRODUCT
+    return "onednn" if dtype is torch.float32 and large and not faults else "mm"
 
 
 CONTIGUOUS = torch.contiguous_format
