@@ -179,6 +179,21 @@ def test_nothing_to_add():
         assert ops.rowsparse_dgrad(torch.randn(3, 6), torch.randn(6, 4), none).equal(torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize("row", [-1, 6])
+def test_a_row_out_of_range_raises_on_the_cpu(row):
+    rows, dy, images, one = torch.tensor([row]), torch.randn(4, 6), torch.randn(2, 6, 3, 3), (1, 1)
+    with backends.backend("triton"):
+        for call in (
+            lambda: ops.rowsparse_wgrad(dy, torch.randn(4, 5), rows),
+            lambda: ops.rowsparse_dgrad(dy, torch.randn(6, 5), rows),
+            lambda: ops.rowsparse_dgrad(dy[:, :1], torch.randn(6, 5), rows),
+            lambda: ops.rowsparse_wgrad_conv2d(images, torch.randn(2, 5, 3, 3), rows, one, one, (0, 0), one, 1),
+            lambda: ops.rowsparse_dgrad_conv2d(images, torch.randn(6, 5, 1, 1), rows, (3, 3), one, (0, 0), one, 1),
+        ):
+            with pytest.raises(IndexError, match=rf"rows: expected indices from 0 to 5, got \[{row}\]"):
+                call()
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_linear(data):
