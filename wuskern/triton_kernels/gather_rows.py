@@ -10,9 +10,7 @@ from wuskern.shapes import memory_format
 
 
 @triton.jit
-def gather_columns(
-    src, rows, out, outer, k, row_stride, column_stride, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def gather_columns(src, rows, out, outer, k, row_stride, column_stride, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """out[outer, k] = src[outer, rows]"""
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)

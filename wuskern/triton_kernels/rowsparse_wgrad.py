@@ -105,7 +105,7 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     with torch.cuda.device_of(dy):
         dy, rows = chosen(dy, rows, -1, blocks[0])
         out = _partial_sums(dy, triton.cdiv(tokens, tokens_per_program), k * features)
-        wgrad[*blocks, out.shape[0]](
+        wgrad[(*blocks, out.shape[0])](
             dy, x, rows, out, tokens, features, k, tokens_per_program, *dy.stride(), *x.stride(),
             PACKED=dy.shape[1] == k, **options(tile, dy.dtype, (dy, x, out), torch.backends.cuda.matmul.fp32_precision),
         )  # fmt: skip
@@ -136,7 +136,7 @@ def rowsparse_wgrad_conv2d(
         dy, rows = chosen(dy, rows, 1, blocks[0])
         dy = dy.flatten(2)
         out = _partial_sums(dy, triton.cdiv(pixels, pixels_per_program), shape[0] * channels * taps)
-        wgrad_conv2d[*blocks, out.shape[0]](
+        wgrad_conv2d[(*blocks, out.shape[0])](
             dy, x, rows, out, pixels, plane, out_width, *x.shape[2:], channels, k, taps, kernel_size[1], pixels_per_program,
             *stride, *padding, *dilation, *dy.stride(), *x.stride(),
             PACKED=dy.shape[1] == shape[0], **options(tile, dy.dtype, (dy, x, out), torch.backends.cudnn.conv.fp32_precision),

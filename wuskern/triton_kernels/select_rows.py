@@ -25,9 +25,7 @@ def keys_of(scores, i, n, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, B
 
 
 @triton.jit
-def select(
-    scores, out, n, k, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, BITS: tl.constexpr, CHUNK: tl.constexpr
-):
+def select(scores, out, n, k, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, BITS: tl.constexpr, CHUNK: tl.constexpr):
     """out[group, k, block] = the rows in the k blocks of the largest sums, of the n in each group"""
     group = tl.program_id(0).to(tl.int64)
     scores += group * n * block * stride
