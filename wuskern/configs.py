@@ -68,7 +68,7 @@ WGRAD = {
 }
 WGRAD_SCATTERED = {
     2: tuple(GemmTile(64, n, 32, num_warps=8, num_stages=4) for n in (16, 32, 64)),
-    4: tuple(GemmTile(64, n, 16, num_warps=8, num_stages=3) for n in (16, 32, 64)),
+    4: tuple(GemmTile(64, n, 16, w, num_stages=3) for n, w in ((16, 4), (32, 4), (64, 8))),
     8: WGRAD[8],
 }
 DGRAD = {
@@ -83,7 +83,7 @@ DGRAD_CONV2D = {
 }
 DGRAD_SCATTERED = {
     2: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=4) for k in (16, 32)),
-    4: (GemmTile(64, 64, 16, num_warps=8, num_stages=3),),
+    4: (GemmTile(64, 64, 16, num_warps=8, num_stages=2),),
     8: DGRAD[8],
 }
 

@@ -67,7 +67,7 @@ def units(kernel, way):
     if way == "any":
         return {}
     unit = UNIT + ("|channel_stride" if kernel is rowsparse_dgrad.dgrad_conv2d else "")
-    return {p.name: 1 for p in kernel.params if re.fullmatch(unit, p.name) and kernel not in (*SUMS,)}
+    return {p.name: 1 for p in kernel.params if re.fullmatch(unit, p.name) and kernel not in SUMS}
 
 
 def sums():
@@ -135,9 +135,7 @@ def compiled(index):
     if gpu.backend == "cuda":
         row["cubin"] = result.asm["cubin"].hex()
     else:
-        row["spills"] = [
-            line.strip() for line in code.splitlines() if "vgpr_spill_count" in line or "private_segment_fixed" in line
-        ]
+        row["spills"] = re.findall(r"\.(?:vgpr_spill_count|private_segment_fixed_size): +\d+", code)
     return json.dumps(row)
 
 

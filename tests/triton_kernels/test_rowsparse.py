@@ -1,6 +1,7 @@
-"""The Triton kernels of the row-sparse ops, through Triton's interpreter where there is no GPU: float64, float32, float16.
+"""The Triton kernels that select and multiply, through Triton's interpreter where there is no GPU: float64, float32, float16.
 
-bfloat16 is left out: the interpreter computes it wrongly. Compilation is tested beside this.
+bfloat16 is left out: the interpreter computes it wrongly. The tests of every op run on backend ``triton`` too; here is what
+depends on tiles, chunks and layouts.
 """
 
 import pytest
@@ -179,6 +180,21 @@ def test_nothing_to_add():
         assert ops.rowsparse_dgrad(torch.randn(3, 6), torch.randn(6, 4), none).equal(torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize("row", [-1, 6])
+def test_a_row_out_of_range_raises_on_the_cpu(row):
+    rows, dy, images, one = torch.tensor([row]), torch.randn(4, 6), torch.randn(2, 6, 3, 3), (1, 1)
+    with backends.backend("triton"):
+        for call in (
+            lambda: ops.rowsparse_wgrad(dy, torch.randn(4, 5), rows),
+            lambda: ops.rowsparse_dgrad(dy, torch.randn(6, 5), rows),
+            lambda: ops.rowsparse_dgrad(dy[:, :1], torch.randn(6, 5), rows),
+            lambda: ops.rowsparse_wgrad_conv2d(images, torch.randn(2, 5, 3, 3), rows, one, one, (0, 0), one, 1),
+            lambda: ops.rowsparse_dgrad_conv2d(images, torch.randn(6, 5, 1, 1), rows, (3, 3), one, (0, 0), one, 1),
+        ):
+            with pytest.raises(IndexError, match=rf"rows: expected indices from 0 to 5, got \[{row}\]"):
+                call()
+
+
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_linear(data):
@@ -229,7 +245,7 @@ def test_a_compact_copy_is_taken_where_single_elements_would_be_read_again():
     assert not configs.gathers_first(row_stride=49, reads=9)
 
 
-# ---- selection, statistics, gather ----------------------------------------------------------------------------------
+# ---- selection ------------------------------------------------------------------------------------------------------
 
 
 def select(scores, k, block=1, groups=1):
@@ -268,47 +284,3 @@ def test_any_selection(data):
     values = data.draw(st.lists(st.integers(-3, 3) | st.just(float("nan")), min_size=length, max_size=length))
     scores = torch.tensor(values, dtype=torch.float64).to(data.draw(st.sampled_from(DTYPES)))
     select(torch.stack((scores, -scores), 1)[:, 0] if data.draw(st.booleans()) else scores, k, block, groups)
-
-
-@pytest.mark.parametrize("score", ops.SCORES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("shape", "dim", "layout"),
-    [
-        ((70, 40), -1, "contiguous"), ((3000, 7), -1, "contiguous"), ((70, 40), -1, "transposed"), ((40, 30), -1, "expanded"),
-        ((9, 20, 7, 7), 1, "contiguous"), ((2, 5, 40, 41), 1, "contiguous"), ((4, 24, 9, 9), 1, "channels_last"),
-        ((3, 16, 5, 6), 1, "sliced"), ((0, 12), -1, "contiguous"), ((19,), -1, "contiguous"),
-    ],
-)  # fmt: skip
-def test_row_stats(shape, dim, layout, dtype, score):
-    dy = values(shape, dtype, layout)
-    with backends.backend("triton"):
-        ours, alone = ops.row_stats(dy, dim, score), ops.bias_grad(dy, dim)
-    assert torch.equal(ours[0], alone)
-    for got, stock, exact in zip(ours, *(reference.row_stats(t, dim, score) for t in (dy, dy.double())), strict=True):
-        assert_as_right_as_stock(got, stock, exact)
-
-
-def test_a_nan_makes_its_score_a_nan():
-    dy = torch.randn(40, 6)
-    dy[3, 2] = float("nan")
-    with backends.backend("triton"):
-        assert ops.row_stats(dy, -1)[1].isnan().tolist() == [False, False, True, False, False, False]
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    ("shape", "dim", "layout"),
-    [
-        *(((70, 40), -1, layout) for layout in MATRIX_LAYOUTS), ((3, 5, 40), -1, "contiguous"), ((19,), -1, "contiguous"),
-        *(((4, 24, 5, 7), 1, layout) for layout in IMAGE_LAYOUTS), ((2, 17, 20, 31), 1, "contiguous"),
-        ((3, 4, 5, 6), 2, "channels_last"), ((0, 12), -1, "contiguous"), ((3, 8, 0, 4), 1, "contiguous"),
-    ],
-)  # fmt: skip
-def test_gather_rows(shape, dim, layout, dtype):
-    dy = values(shape, dtype, layout)
-    rows = choose(shape[dim], min(3, shape[dim]))
-    with backends.backend("triton"):
-        ours = ops.gather_rows(dy, rows, dim)
-    assert ours.equal(dy.index_select(dim, rows))
-    assert ours.is_contiguous(memory_format=memory_format(dy))

@@ -86,9 +86,8 @@ def add(dy: Tensor, dim: int, score: str) -> tuple[Tensor, Tensor]:
         if dim == dy.ndim - 1 or (dy.stride(dim) == 1 and channels > 1):
             out, scores = _launch_rows(dy.movedim(dim, -1).reshape(-1, channels), dy.dtype, score)
         else:
-            out, scores = _launch_planes(
-                dy.flatten(dim + 1).flatten(0, dim - 1) if dim else dy.flatten(1)[None], dy.dtype, score
-            )
+            planes = dy.flatten(dim + 1).flatten(0, dim - 1) if dim else dy.flatten(1)[None]
+            out, scores = _launch_planes(planes, dy.dtype, score)
         return add_rows(out, dy.dtype), add_rows(scores, scores.dtype) if score else scores
 
 

@@ -34,11 +34,18 @@ def gather_planes(
     tl.store(out + ((o * k + c) * inner)[:, None] + i[None, :], tl.load(p, mask=mask), mask=mask)
 
 
+def usable(rows: Tensor, n: int) -> Tensor:
+    """``rows`` without gaps. On the CPU, where looking waits for nothing, one that is not of ``n`` raises ``IndexError``."""
+    if rows.device.type == "cpu" and rows.numel() and not 0 <= rows.min() <= rows.max() < n:
+        raise IndexError(f"rows: expected indices from 0 to {n - 1}, got {rows.tolist()}")
+    return rows.contiguous()
+
+
 def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     """See :func:`wuskern.ops.gather_rows`. ``reshape`` copies only where the layout leaves no choice."""
     dim %= dy.ndim
     shape = [*dy.shape[:dim], rows.shape[0], *dy.shape[dim + 1 :]]
-    rows = rows.contiguous()
+    rows = usable(rows, dy.shape[dim])
     layout = memory_format(dy)
     out = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=layout)
     if out.numel() == 0:

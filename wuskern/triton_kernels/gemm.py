@@ -6,7 +6,7 @@ from torch import Tensor
 
 from wuskern import configs
 from wuskern.triton_kernels.bias_grad import accumulator
-from wuskern.triton_kernels.gather_rows import gather_rows
+from wuskern.triton_kernels.gather_rows import gather_rows, usable
 
 
 def options(tile: configs.GemmTile, dtype: torch.dtype, operands: tuple[Tensor, ...], setting: str) -> dict:
@@ -40,7 +40,10 @@ def _span(t: Tensor) -> int:
     return max(t.numel(), 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
 
 
-def chosen(dy: Tensor, rows: Tensor, dim: int, reads: int) -> Tensor:
-    """``dy``, or its rows next to each other where a product that reads them so many times is the cheaper for it."""
-    whole = dy.shape[dim] != rows.shape[0]
-    return gather_rows(dy, rows, dim) if whole and configs.gathers_first(dy.stride(dim), reads) else dy
+def chosen(dy: Tensor, rows: Tensor, dim: int, reads: int) -> tuple[Tensor, Tensor]:
+    """``dy``, or its rows next to each other where a product that reads them so many times is the cheaper for it; ``rows``
+    as a kernel reads them."""
+    if dy.shape[dim] == rows.shape[0]:
+        return dy, rows.contiguous()
+    rows = usable(rows, dy.shape[dim])
+    return gather_rows(dy, rows, dim) if configs.gathers_first(dy.stride(dim), reads) else dy, rows

@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from wuskern import configs
-from wuskern.shapes import memory_format
+from wuskern.shapes import as_matrix, memory_format
+from wuskern.triton_kernels.gather_rows import usable
 from wuskern.triton_kernels.gemm import chosen, options, scattered, tiles
 
 
@@ -101,12 +102,12 @@ def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     out = dy.new_empty((*dy.shape[:-1], features))
     if out.numel() == 0 or k == 0:
         return out.zero_()
-    dy, rows = dy[None].flatten(0, -2), rows.contiguous()
+    dy, rows = as_matrix(dy), usable(rows, weight.shape[0])
     tokens = dy.shape[0]
     tile = configs.dgrad(tiles("dgrad", dy.dtype), tokens, features, k)
     feature_blocks = triton.cdiv(features, tile.block_n)
     with torch.cuda.device_of(dy):
-        dy = chosen(dy, rows, -1, feature_blocks)
+        dy, rows = chosen(dy, rows, -1, feature_blocks)
         dgrad[(triton.cdiv(tokens, tile.block_m) * feature_blocks,)](
             dy, weight, rows, out, tokens, features, k, *dy.stride(), *weight.stride(),
             PACKED=dy.shape[1] == k, **options(tile, dy.dtype, (dy, weight, out), torch.backends.cuda.matmul.fp32_precision),
@@ -125,7 +126,7 @@ def rowsparse_dgrad_conv2d(
     groups: int,
 ) -> Tensor:
     """See :func:`wuskern.ops.rowsparse_dgrad_conv2d`."""
-    k, channels, rows = rows.shape[0] // groups, weight.shape[1], rows.contiguous()
+    k, channels, rows = rows.shape[0] // groups, weight.shape[1], usable(rows, weight.shape[0])
     shape = dy.shape[0], channels * groups, *input_size
     out = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
     if out.numel() == 0 or k == 0:
@@ -137,7 +138,7 @@ def rowsparse_dgrad_conv2d(
     tile = configs.dgrad(allowed, phase_pixels, channels, k, phases)
     channel_blocks = triton.cdiv(channels, tile.block_n)
     with torch.cuda.device_of(dy):
-        dy = chosen(dy, rows, 1, channel_blocks * taps.numel())
+        dy, rows = chosen(dy, rows, 1, channel_blocks * taps.numel())
         dgrad_conv2d[triton.cdiv(phase_pixels, tile.block_m) * channel_blocks, phases](
             dy, weight, rows, out, dy.shape[0], *input_size, *dy.shape[2:], channels, k, *taps, groups,
             *stride, *padding, *dilation, *(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True)),

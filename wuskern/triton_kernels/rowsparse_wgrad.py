@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wuskern import configs
+from wuskern.shapes import as_matrix
 from wuskern.triton_kernels.bias_grad import add_rows
 from wuskern.triton_kernels.gemm import chosen, options, scattered, tiles
 
@@ -95,14 +96,14 @@ def wgrad_conv2d(
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     """See :func:`wuskern.ops.rowsparse_wgrad`."""
     k, features = rows.shape[0], x.shape[-1]
-    dy, x, rows = dy[None].flatten(0, -2), x[None].flatten(0, -2), rows.contiguous()
+    dy, x = as_matrix(dy), as_matrix(x)
     tokens = x.shape[0]
     if 0 in (k, features, tokens):
         return dy.new_zeros(k, features)
     tile, tokens_per_program = configs.wgrad(tiles("wgrad", dy.dtype), tokens, features, k)
     blocks = triton.cdiv(features, tile.block_m), triton.cdiv(k, tile.block_n)
     with torch.cuda.device_of(dy):
-        dy = chosen(dy, rows, -1, blocks[0])
+        dy, rows = chosen(dy, rows, -1, blocks[0])
         out = _partial_sums(dy, triton.cdiv(tokens, tokens_per_program), k * features)
         wgrad[(*blocks, out.shape[0])](
             dy, x, rows, out, tokens, features, k, tokens_per_program, *dy.stride(), *x.stride(),
@@ -124,7 +125,7 @@ def rowsparse_wgrad_conv2d(
     """See :func:`wuskern.ops.rowsparse_wgrad_conv2d`."""
     shape = rows.shape[0], x.shape[1] // groups, *kernel_size
     k, channels, taps = shape[0] // groups, shape[1], kernel_size[0] * kernel_size[1]
-    rows, out_width, plane = rows.contiguous(), dy.shape[3], dy.shape[2] * dy.shape[3]
+    out_width, plane = dy.shape[3], dy.shape[2] * dy.shape[3]
     pixels = dy.shape[0] * plane
     if 0 in (k, channels, taps, pixels):
         return dy.new_zeros(shape)
@@ -132,7 +133,8 @@ def rowsparse_wgrad_conv2d(
     tile, pixels_per_program = configs.wgrad(allowed, pixels, channels * taps, k, groups)
     blocks = triton.cdiv(channels * taps, tile.block_m), triton.cdiv(k, tile.block_n) * groups
     with torch.cuda.device_of(dy):
-        dy = chosen(dy, rows, 1, blocks[0]).flatten(2)
+        dy, rows = chosen(dy, rows, 1, blocks[0])
+        dy = dy.flatten(2)
         out = _partial_sums(dy, triton.cdiv(pixels, pixels_per_program), shape[0] * channels * taps)
         wgrad_conv2d[(*blocks, out.shape[0])](
             dy, x, rows, out, pixels, plane, out_width, *x.shape[2:], channels, k, taps, kernel_size[1], pixels_per_program,
