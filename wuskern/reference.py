@@ -34,7 +34,7 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    return _chosen(dy, rows, -1).flatten(0, -2).t() @ x.flatten(0, -2)
+    return _matrix(_chosen(dy, rows, -1)).t() @ _matrix(x)
 
 
 def rowsparse_wgrad_conv2d(
@@ -77,3 +77,7 @@ def rowsparse_dgrad_conv2d(
 def _chosen(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     """dy, or its chosen rows where it holds all of them."""
     return dy if dy.shape[dim] == rows.shape[0] else gather_rows(dy, rows, dim)
+
+
+def _matrix(t: Tensor) -> Tensor:
+    return t.flatten(0, -2) if t.ndim > 1 else t[None]
