@@ -1,7 +1,7 @@
 """What the tests of the row-sparse gradients share: problems, and stock PyTorch's dense answer in the chosen rows."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from tests.accuracy import assert_as_right_as_stock
 from tests.cases import CONVS, MEMORY_FORMATS, Conv
 from wuskern import backends, configs
 from wuskern.shapes import memory_format
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LINEARS = [(16, 12, 8), (5, 123, 31), (1, 4, 4), (300, 64, 20), (9, 1, 6), (700, 40, 1), (0, 6, 5)]  # tokens, N, K
+OUTPUTS = 200  # compared together, at the least
 NUMERIC = [case for case in CONVS if not isinstance(case.padding, str) and case.padding_mode == "zeros"]
 # Beyond one tile of the compiled kernels in each direction: pixels, images, columns, channels.
 LARGER = [
@@ -85,6 +87,18 @@ def stock_dgrad(t: ConvTensors) -> Tensor:
     chosen = torch.zeros_like(t.dy)
     chosen[:, t.rows] = t.dy[:, t.rows]
     return conv2d_input(t.x.shape, t.weight, chosen, *t.geometry)
+
+
+def draws(case: Conv, dtype: torch.dtype, layout: str, k: int | None = None) -> list[ConvTensors]:
+    """As many as give OUTPUTS elements of dW: the largest of a few errors would be a matter of luck."""
+    first = conv_tensors(case, dtype, layout, k)
+    each = len(first.rows) * first.weight[0].numel()
+    return [first, *(conv_tensors(case, dtype, layout, k) for _ in range(OUTPUTS // each))]
+
+
+def assert_all_as_right(triples: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """The rule over the elements of all (ours, stock, exact)."""
+    assert_as_right_as_stock(*(torch.cat([t.flatten() for t in column]) for column in zip(*triples, strict=True)))
 
 
 @contextlib.contextmanager

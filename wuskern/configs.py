@@ -197,13 +197,21 @@ def conv2d_dgrad_is_matmul(
 MAPPED_BYTES = 2**25  # glibc maps blocks of so many bytes anew each time, and the system then faults in each page
 FEW_FLOPS = 256  # depth of a product below which those faults cost more than MKL does over oneDNN
 
-LARGE_PRODUCT = 2_000_000  # multiplications from which oneDNN's rate makes up for what a call of it costs, 14 us
+
+CHAIN = 448  # products that oneDNN may add up in one chain, as long as there are few chains
+CALL_FLOPS = 4e6  # what MKL computes in the time that calling oneDNN once takes, 14 us; joining two parts is another call
+
+
+def onednn_parts(depth: int) -> int:
+    """Parts that a float32 product by oneDNN is computed in: it adds up each in one chain, and long ones lose digits."""
+    return min(_ceil_div(depth, CHAIN), max(1, round(depth**0.5 / 8)))
 
 
 def product_path(dtype: torch.dtype, m: int, n: int, depth: int) -> str:
     """The path of ``[m, depth] @ [depth, n]``, "mm" or "onednn". Only the first writes into memory of ours, in huge pages."""
     faults = m * n * dtype.itemsize >= MAPPED_BYTES and depth < FEW_FLOPS
-    large = m * n * depth >= LARGE_PRODUCT
+    calls = 2 * onednn_parts(depth) - 1
+    large = 2 * m * n * depth >= calls * CALL_FLOPS
     return "onednn" if dtype is torch.float32 and large and not faults else "mm"
 
 

@@ -15,7 +15,6 @@ In float32, dW never takes "unfold": over many pixels oneDNN's long chains lose 
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ _library.define("new_output(Tensor like, int[] size) -> Tensor")
 _PIXELS_FIRST, _PIXELS_LAST, _PIXELS_LAST_BY_IMAGE = range(3)  # orders of unfold_gradient
 
 Pair = Sequence[int]
-CHAIN = 448  # products that oneDNN may add up in one chain, as long as there are few chains
 
 
 def _gathered(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -56,18 +54,23 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.T`` by the calls that torch.compile makes of a Linear. oneDNN adds up the whole depth in one chain, which loses
-    more digits than MKL's order does: a deep product is cut into parts, that join one by one."""
+    """``a @ b.T`` by the calls that torch.compile makes of a Linear, in parts along the depth that join one by one."""
     linear, depth = torch.ops.mkldnn._linear_pointwise, a.shape[1]
-    parts = min(-(-depth // CHAIN), max(1, round(math.sqrt(depth) / 8)))
+    parts = configs.onednn_parts(depth)
     if parts == 1:
-        return linear(a, b, None, "none", [], "")
+        return linear(_dense(a), _dense(b), None, "none", [], "")
     step = -(-depth // parts)
-    pieces = zip(a.split(step, 1), b.split(step, 1), strict=True)
+    pieces = ((_dense(x), _dense(y)) for x, y in zip(a.split(step, 1), b.split(step, 1), strict=True))
     total = linear(*next(pieces), None, "none", [], "")
-    for piece in pieces:
-        total = linear.binary(piece[0], total, piece[1], None, "add")
+    for x, y in pieces:
+        total = linear.binary(x, total, y, None, "add")
     return total
+
+
+def _dense(t: Tensor) -> Tensor:
+    """t, or a copy of it where neither its rows nor its columns are one run of memory: oneDNN may take a thousand times as
+    long for such a matrix."""
+    return t if t.is_contiguous() or t.t().is_contiguous() else t.contiguous()
 
 
 PRODUCTS = {"mm": _mm, "onednn": _onednn}
