@@ -194,6 +194,15 @@ def conv2d_dgrad_is_matmul(
 
 # ---- paths of the row-sparse gradients on the CPU, see native.py ----------------------------------------------------
 
+WHY = {  # of each path, for `wuskern doctor --explain`
+    "mm": "torch's product: oneDNN in bfloat16; in float32 MKL, where oneDNN's calls or the faults of its memory cost more",
+    "onednn": "oneDNN's product: about twice MKL's rate in float32 on this processor",
+    "library": "torch's convolution on the gathered dY: nothing else takes strides, groups and this dtype, or is faster here",
+    "unfold": "one product with dY unfolded by the kernel's taps, which is small beside x",
+    "images": "a product for each contiguous image, which torch's convolution would reorder first",
+    "direct": "our own product, which unfolds dY in a cache: few columns, where torch's convolution is far from its floor",
+}
+
 MAPPED_BYTES = 2**25  # glibc maps blocks of so many bytes anew each time, and the system then faults in each page
 FEW_FLOPS = 256  # depth of a product below which those faults cost more than MKL does over oneDNN
 

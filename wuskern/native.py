@@ -15,6 +15,7 @@ In float32, dW never takes "unfold": over many pixels oneDNN's long chains lose 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from wuskern import configs
 from wuskern.configs import CONTIGUOUS, ConvProblem
@@ -33,6 +35,7 @@ _library.define(f"unfold_gradient(Tensor dy, int[2] input_size, {_GEOMETRY}, int
 _library.define(f"direct_wgrad(Tensor dy, Tensor x, {_GEOMETRY}, bool channels_last) -> Tensor")
 _library.define(f"direct_dgrad(Tensor dy, Tensor weight, {_GEOMETRY}, bool channels_last, Tensor(a!) out) -> ()")
 _library.define("new_output(Tensor like, int[] size) -> Tensor")
+_library.define("write_rows(Tensor(a!) target, Tensor? stale, Tensor rows, Tensor values) -> ()")  # for wuskern/dense.py
 _PIXELS_FIRST, _PIXELS_LAST, _PIXELS_LAST_BY_IMAGE = range(3)  # orders of unfold_gradient
 
 Pair = Sequence[int]
@@ -73,13 +76,26 @@ def _dense(t: Tensor) -> Tensor:
     return t if t.is_contiguous() or t.t().is_contiguous() else t.contiguous()
 
 
+def _linear_flops(a: torch.Size, b: torch.Size, c: torch.Size | None, *_: Any, **__: Any) -> int:
+    """Of ``_linear_pointwise(a, weight)`` and of ``_linear_pointwise.binary(a, other, weight)``, which torch does not count."""
+    weight = b if c is None else c
+    return 2 * a.numel() * weight[0]
+
+
 PRODUCTS = {"mm": _mm, "onednn": _onednn}
+if hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._linear_pointwise not in flop_registry:
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_linear_flops)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` of ``[m, depth]`` and ``[n, depth]``, contiguous."""
-    path = configs.product_path(a.dtype, a.shape[0], b.shape[0], a.shape[1])
-    return PRODUCTS[path if path == "mm" or onednn_obstacle() is None else "mm"](a, b)
+    return PRODUCTS[product_path(a.dtype, a.shape[0], b.shape[0], a.shape[1])](a, b)
+
+
+def product_path(dtype: torch.dtype, m: int, n: int, depth: int) -> str:
+    """The path of ``[m, depth] @ [depth, n]`` on this processor, with the user's settings."""
+    path = configs.product_path(dtype, m, n, depth)
+    return path if path == "mm" or onednn_obstacle() is None else "mm"
 
 
 def onednn_obstacle() -> str | None:
@@ -117,14 +133,14 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     dy = _gathered(dy, rows, -1)
     if dy.numel() == 0 or x.numel() == 0:
         return x.new_zeros(rows.shape[0], x.shape[-1])
-    return _product(dy.reshape(-1, dy.shape[-1]).t(), x.reshape(-1, x.shape[-1]).t())
+    return product(dy.reshape(-1, dy.shape[-1]).t(), x.reshape(-1, x.shape[-1]).t())
 
 
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     dy, weight = _gathered(dy, rows, -1), weight.index_select(0, rows)
     if dy.numel() == 0 or weight.numel() == 0:
         return dy.new_zeros(*dy.shape[:-1], weight.shape[1])
-    return _product(dy.reshape(-1, dy.shape[-1]), weight.t()).view(*dy.shape[:-1], weight.shape[1])
+    return product(dy.reshape(-1, dy.shape[-1]), weight.t()).view(*dy.shape[:-1], weight.shape[1])
 
 
 # ---- Conv2d -----------------------------------------------------------------------------------------------------------
@@ -163,7 +179,12 @@ def _wgrad_unfold(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
     pixels = (
         x.permute(0, 2, 3, 1).flatten(0, 2).t() if rows else x.transpose(0, 1).flatten(1)
     )  # the second is a copy, of planes
-    return _fold_weight(_product(_unfold(dy, problem, _PIXELS_LAST), pixels), problem)
+    return _fold_weight(product(_unfold(dy, problem, _PIXELS_LAST), pixels), problem)
+
+
+@register_flop_formula(torch.ops.wuskern_native.direct_wgrad)
+def _direct_wgrad_flops(dy: torch.Size, x: torch.Size, kernel_size: Pair, *_: Any, **__: Any) -> int:
+    return 2 * dy.numel() * x[1] * math.prod(kernel_size)
 
 
 def _wgrad_direct(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
@@ -202,8 +223,8 @@ def _dgrad_library(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
 def _dgrad_unfold(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
     p, w = _unfold(dy, problem, _PIXELS_FIRST), _unfold_weight(weight)
     if problem.memory_format is not CONTIGUOUS:
-        return _product(p, w.t()).view(problem.batch, *problem.size, problem.channels).permute(0, 3, 1, 2)
-    dx = _product(w.t().contiguous(), p).view(problem.channels, problem.batch, *problem.size).transpose(0, 1)
+        return product(p, w.t()).view(problem.batch, *problem.size, problem.channels).permute(0, 3, 1, 2)
+    dx = product(w.t().contiguous(), p).view(problem.channels, problem.batch, *problem.size).transpose(0, 1)
     return _new(dx, *dx.shape).copy_(dx)
 
 
@@ -213,6 +234,11 @@ def _dgrad_images(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
     with torch.no_grad():
         torch.bmm(w.expand(problem.batch, *w.shape), p, out=dx)
     return dx.unflatten(2, problem.size)
+
+
+@register_flop_formula(torch.ops.wuskern_native.direct_dgrad)
+def _direct_dgrad_flops(dy: torch.Size, weight: torch.Size, kernel_size: Pair, *rest: Any, **_: Any) -> int:
+    return 2 * dy.numel() * rest[-1][1] * math.prod(kernel_size)
 
 
 def _dgrad_direct(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
@@ -247,6 +273,15 @@ def _unfold_weight(weight: Tensor) -> Tensor:
 def _fold_weight(w: Tensor, problem: ConvProblem) -> Tensor:
     taps = w.unflatten(0, (*problem.kernel_size, problem.k))
     return taps.flip(0, 1).permute(2, 3, 0, 1).contiguous()
+
+
+def conv2d_paths(
+    x: Tensor, weight: Tensor, k: int, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> tuple[str, str]:
+    """The paths of dW and dX for k rows of weight, with dy in the memory format of x."""
+    geometry = weight.shape[2:], stride, padding, dilation, groups
+    problem = _problem(x.dtype, x.shape, memory_format(x), k, *geometry)
+    return configs.conv2d_wgrad_path(problem, _vectors()), configs.conv2d_dgrad_path(problem, _vectors())
 
 
 @functools.cache

@@ -27,7 +27,6 @@ _contract = torch.library.Library("wuskern", "DEF")
 _native = torch.library.Library("wuskern_native", "DEF")
 for _name in ("cpu_capability", "cuda_architectures"):  # what the two libraries say of themselves
     _native.define(f"{_name}() -> str")
-_native.define("write_rows(Tensor(a!) target, Tensor? stale, Tensor rows, Tensor values) -> ()")  # for wuskern/dense.py
 _checks: dict[str, Callable[..., None]] = {}
 
 
