@@ -192,6 +192,18 @@ def conv2d_dgrad_is_matmul(
     )
 
 
+# ---- which rows a weight's gradient is computed of --------------------------------------------------------------------
+
+GATHER = 25  # products for which the time suffices that gathering an element takes: element bytes * FLOP/s / (2 * bytes/s)
+
+
+def gathers(features: int, k: int, out: int) -> bool:
+    """Whether k of out rows of dW, of so many features each, come from those rows of dy alone. For each token, gathering reads
+    out elements and writes k, and saves ``(out - k) * features`` products. Where that does not pay, k being too large or the
+    rows too short, the product of all rows is taken, and k rows of it."""
+    return features * (out - k) >= GATHER * (out + k)
+
+
 # ---- paths of the row-sparse gradients on the CPU, see native.py ----------------------------------------------------
 
 WHY = {  # of each path, for `wuskern doctor --explain`

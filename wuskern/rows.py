@@ -53,6 +53,8 @@ class TopK:
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` rows, of a convolution with ``groups``. Raises ``ValueError`` where it does not fit."""
         unit = self.block * groups
+        if out % groups:
+            raise ValueError(f"groups: expected a divisor of {out} rows, got {groups}")
         if out % unit:
             raise ValueError(f"block: expected a divisor of {out // groups} rows (of each group), got {self.block}")
         return _count(self.ratio, self.k, out, unit)
