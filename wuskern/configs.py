@@ -73,7 +73,7 @@ WGRAD_SCATTERED = {
 }
 DGRAD = {
     2: tuple(GemmTile(m, m, k, w, num_stages=4) for m, w in ((64, 4), (128, 8)) for k in (16, 32)),
-    4: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=3) for k in (16, 32)),
+    4: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=2) for k in (16, 32)),
     8: (GemmTile(32, 32, 16, num_warps=4, num_stages=2),),
 }
 DGRAD_CONV2D = {
