@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from typing import Any
 
 from bench.render import machine, mean, missed, rows_of, table, worst
@@ -131,3 +132,24 @@ def crossing(rows: list[Row]) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
+
+
+# ---- the choice of paths: bench/regret.py ------------------------------------------------------------------------------
+
+
+def regret(content: dict[str, Any]) -> str:
+    """By kind of product; over 10 % at the median or 25 % at worst is marked."""
+    kinds: dict[str, list[float]] = {}
+    for row in content["rows"]:
+        kind = "Linear" if row["problem"].startswith("Linear") else f"Conv2d {row['problem'][-2:]}"
+        for name in (kind, "all"):
+            kinds.setdefault(name, []).append(row["regret"])
+    body = []
+    for name in [*(kind for kind in kinds if kind != "all"), "all"]:
+        median, most = statistics.median(kinds[name]), max(kinds[name])
+        body.append([name, f"{len(kinds[name])}", f"{median:.1%}{_over(median, 0.1)}", f"{most:.1%}{_over(most, 0.25)}"])
+    return table(["", "problems", "regret: median", "worst"], body)
+
+
+def _over(value: float, limit: float) -> str:
+    return f" **over {limit:.0%}**" if value > limit else ""

@@ -46,6 +46,8 @@ def sections(folder: Path) -> dict[str, str]:
     for name in TRAININGS:
         if (path := folder / f"{name}.json").exists():
             found[name.replace("-", "_")] = render.training(read_training(path))
+    if (path := folder / "regret.json").exists():
+        found["regret"] = render_rows.regret(json.loads(path.read_text()))
     return found
 
 

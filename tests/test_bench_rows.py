@@ -193,3 +193,14 @@ def test_the_cost_is_drawn(tmp_path):
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="rowsparse cost"):
         picture.draw_cost(tmp_path / "none.png", json.loads('{"rows": []}'))
+
+
+def test_regret_is_told_by_kind_and_marked_where_it_is_large():
+    problems = {"Linear 4x4x4 k=1 dW": 0.0, "Linear 4x4x4 k=1 dX": 0.2, "48px NCHW float32 k=1 dW": 0.3, "7px k=1 dX": 0.04}
+    rows = [{"problem": problem, "regret": regret} for problem, regret in problems.items()]
+    assert render_rows.regret({"rows": rows}).splitlines()[2:] == [
+        "| Linear | 2 | 10.0% | 20.0% |",
+        "| Conv2d dW | 1 | 30.0% **over 10%** | 30.0% **over 25%** |",
+        "| Conv2d dX | 1 | 4.0% | 4.0% |",
+        "| all | 4 | 12.0% **over 10%** | 30.0% **over 25%** |",
+    ]
