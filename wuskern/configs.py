@@ -305,7 +305,7 @@ def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
     if problem.dtype is torch.float32:
         return "direct" if capability == "avx512" and columns <= (128 if one_tap else 512) else "library"
     if one_tap and problem.memory_format is torch.channels_last:
-        return "library"
+        return "unfold" if columns < 16 else "library"  # which pads its channels to 16
     return "unfold" if columns <= (5 if problem.pixels < 32 else 2) * channels else "library"
 
 
