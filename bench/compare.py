@@ -24,6 +24,8 @@ def agree(a: dict[str, float], b: dict[str, float]) -> bool:
 
 def disagreements(first: list[Row], second: list[Row]) -> list[str]:
     """A line for each number of one group that does not agree, and for each row that only one run has."""
+    if not first or not second:
+        return [f"measured in the {'first' if first else 'second'} run only"]
     a, b = ({row["case"]: row for row in rows} for rows in (first, second))
     lines = [
         f"{case}: only in the {'first' if case in a else 'second'} run" for case in [*a, *b] if case not in a or case not in b
@@ -46,8 +48,8 @@ def by_group(first: dict[str, Any], second: dict[str, Any]) -> Iterator[tuple[st
         a, b = ([row for row in content["rows"] if row["group"] == group] for content in (first, second))
         lines = disagreements(a, b)
         means = " and ".join(f"{geometric_mean(medians(rows, 'faster')):.2f}" if rows else "-" for rows in (a, b))
-        apart = len({line.split(":")[0] for line in lines})
         total = len({row["case"] for row in a + b})
+        apart = len({line.split(":")[0] for line in lines}) if a and b else total
         yield group, f"{total - apart} of {total} rows agree; peer / ours {means} (geometric means)", lines
 
 

@@ -225,7 +225,7 @@ def everything(content: dict[str, Any], again: dict[str, Any] | None = None) -> 
     groups = dict.fromkeys(row["group"] for row in content["rows"])
     parts += [f"\n## {group}\n\n{WHAT[group]}\n\n{_full(rows_of(content, group))}" for group in groups]
     if again is not None:
-        parts.append("\n## A second run\n")
+        parts.append(f"\n## A second run\n\nOf commit {again['environment']['commit']}.\n")
         for group, statement, lines in by_group(content, again):
             parts.append("\n".join([f"- {group}: {statement}", *(f"  - {line}" for line in lines)]))
     return "\n".join(parts) + "\n"

@@ -184,7 +184,8 @@ def test_two_runs_agree_or_the_rows_that_do_not_are_listed(folder, capsys):
     printed = capsys.readouterr().out
     assert "conv2d: 1 of 2 rows agree" in printed
     assert "VGG NCHW float32: faster 2.100 +- 0.020 and 2.130 +- 0.020" in printed
-    assert "VGG-16: only in the first run" in printed
+    assert "step: 0 of 1 rows agree" in printed
+    assert "measured in the first run only" in printed
     fill(folder)
     assert "conv2d: 1 of 2 rows agree" in (folder / "RESULTS.md").read_text()
     assert compare.main([str(first), str(folder / "demo.json")]) == 2
