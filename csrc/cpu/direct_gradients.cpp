@@ -10,7 +10,6 @@ namespace wuskern {
 namespace {
 
 constexpr int64_t kStripPixels = 192;       // of a strip: 4 tiles of registers; its P stays in L2
-constexpr int64_t kChain = 32;              // pixels added one to the next, before their sum joins the others
 constexpr int64_t kBlock = 32;              // rows of the result that one scratch holds
 constexpr int64_t kWide = 16;               // columns of the result come in so many
 constexpr int64_t kPartialBytes = 1 << 25;  // of all partial sums
@@ -129,12 +128,8 @@ void add_strip(const Unfold& u, const Strips& strips, int64_t strip, const float
       memcpy(copy + c * room + pixel, from + c * input.channel_step, tile.pixels() * sizeof(float));
     }
   });
-  const ProductKernels kernel = kernels();
-  const int64_t channel_step = in_place ? input.channel_step : room, pixel_step = in_place ? input.pixel_step : 1;
-  for (int64_t i = 0; i < pixels; i += kChain) {
-    kernel.multiply(input.channels, step, std::min(kChain, pixels - i), (in_place ? first : copy) + i * pixel_step,
-                    channel_step, pixel_step, p + i * step, step, sums, step, adding || i > 0);
-  }
+  kernels().multiply(input.channels, step, pixels, in_place ? first : copy, in_place ? input.channel_step : room,
+                     in_place ? input.pixel_step : 1, p, step, sums, step, adding);
 }
 
 // out: [channels, columns of P], the sum of partial sums in a fixed order

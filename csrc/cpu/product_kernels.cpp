@@ -1,5 +1,6 @@
 // A tile of c, up to 8 x 48, stays in registers while it walks along the depth: of 32 registers of AVX-512 it takes 24.
-// Compiled with contraction: a product and its sum are one fused operation.
+// Now and then it joins c in memory: sums of long chains would lose digits. Compiled with contraction: a product and
+// its sum are one fused operation.
 #include "product_kernels.h"
 
 #include "lanes.h"
@@ -7,28 +8,29 @@
 namespace wuskern {
 namespace {
 
-constexpr int64_t kWide = 16;  // floats of a vector
+constexpr int64_t kWide = 16;   // floats of a vector
+constexpr int64_t kChain = 32;  // products that are added one to the next
 
 template <int rows, int vectors>
 WUSKERN_INLINE void multiply_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b,
                                   int64_t b_row, float* c, int64_t c_row, bool adding) {
-  Floats sums[rows][vectors];
-  for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < vectors; ++v) sums[i][v] = Floats{};
-  }
-  for (int64_t l = 0; l < depth; ++l, a += a_column, b += b_row) {
-    Floats line[vectors];
-    for (int v = 0; v < vectors; ++v) line[v] = load(b + v * kWide);
-    for (int i = 0; i < rows; ++i) {
-      const float factor = a[i * a_row];
-      for (int v = 0; v < vectors; ++v) sums[i][v] += factor * line[v];
+  for (int64_t done = 0; done < depth; done += kChain, adding = true) {
+    Floats sums[rows][vectors] = {};
+    const int64_t chain = depth - done < kChain ? depth - done : kChain;
+    for (int64_t l = 0; l < chain; ++l, a += a_column, b += b_row) {
+      Floats line[vectors];
+      for (int v = 0; v < vectors; ++v) line[v] = load(b + v * kWide);
+      for (int i = 0; i < rows; ++i) {
+        const float factor = a[i * a_row];
+        for (int v = 0; v < vectors; ++v) sums[i][v] += factor * line[v];
+      }
     }
-  }
-  for (int i = 0; i < rows; ++i) {
-    for (int v = 0; v < vectors; ++v) {
-      float* const target = c + i * c_row + v * kWide;
-      if (adding) sums[i][v] += load(target);
-      memcpy(target, &sums[i][v], sizeof(Floats));
+    for (int i = 0; i < rows; ++i) {
+      for (int v = 0; v < vectors; ++v) {
+        float* const target = c + i * c_row + v * kWide;
+        if (adding) sums[i][v] += load(target);
+        memcpy(target, &sums[i][v], sizeof(Floats));
+      }
     }
   }
 }
