@@ -166,9 +166,9 @@ def conv2d_dgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
     """Those that can compute dX."""
     if not _is_product(problem):
         return ("library",)
-    direct = ("direct",) if problem.dtype is torch.float32 else ()
-    images = ("images",) if problem.memory_format is CONTIGUOUS else ()
-    return ("library", "unfold", *direct, *images)
+    if problem.dtype is torch.float32:
+        return ("library", "direct", *([] if problem.memory_format is CONTIGUOUS else ["unfold"]))
+    return ("library", "unfold", *(["images"] if problem.memory_format is CONTIGUOUS else []))
 
 
 def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
@@ -197,8 +197,9 @@ def conv2d_dgrad_path(problem: ConvProblem, capability: str) -> str:
             return "direct"
         small = 2 * columns <= channels or (channels >= 256 and problem.unfolded_bytes <= 2 * 2**20)
         return "unfold" if small and channels > 64 and problem.kernel_size != (1, 1) else "library"
-    if direct:
-        return "library" if (problem.pixels < 32 and columns >= 128) or columns > 512 else "direct"
+    if problem.dtype is torch.float32:
+        few = columns <= (128 if problem.pixels < 32 else 512)
+        return "direct" if direct and few else "library"
     if problem.pixels >= 64:
         return "images" if columns <= (2 if problem.pixels >= 256 else 1) * channels else "library"
     return "unfold" if 4 * columns <= channels else "library"

@@ -11,7 +11,8 @@ and chosen row, so that dW = P^T X and dX = P W (stride 1, one group; P is small
 - "unfold": P in memory and one product. "images": a product for each image, where images are contiguous.
 - "direct": our own products in float32, that make P bit by bit in a cache.
 
-In float32, dW never takes "unfold": over many pixels oneDNN's long chains lose more digits than the library's convolution.
+In float32 only dX in channels_last may take "unfold": elsewhere the long chains of a library's product lose more digits than
+its convolution does.
 """
 
 import functools
