@@ -31,14 +31,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def linear(backend):
-    with kernel_of("rowsparse_wgrad", backend):
+def linear(backend, request):
+    with kernel_of("rowsparse_wgrad", backend, request):
         yield
 
 
 @pytest.fixture
-def conv(backend):
-    with kernel_of("rowsparse_wgrad_conv2d", backend):
+def conv(backend, request):
+    with kernel_of("rowsparse_wgrad_conv2d", backend, request):
         yield
 
 
@@ -166,7 +166,8 @@ def test_every_path(path, layout, dtype):
                 dw = native.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem)
                 assert_exact(dw, stock_wgrad(t.double()))
                 took += 1
-    assert took > 10 or (path, dtype) in (("direct", torch.bfloat16), ("unfold", torch.float32))
+    never = {("direct", torch.bfloat16), ("unfold", torch.float32), ("channels_last", "NHWC")}
+    assert took > 10 or {(path, dtype), (path, layout)} & never
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

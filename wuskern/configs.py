@@ -209,6 +209,7 @@ def gathers(features: int, k: int, out: int) -> bool:
 WHY = {  # of each path, for `wuskern doctor --explain`
     "mm": "torch's product: oneDNN in bfloat16; in float32 MKL, where oneDNN's calls or the faults of its memory cost more",
     "onednn": "oneDNN's product: about twice MKL's rate in float32 on this processor",
+    "channels_last": "torch's convolution on copies in channels_last: it is slow on contiguous images in groups",
     "library": "torch's convolution on the gathered dY: nothing else takes strides, groups and this dtype, or is faster here",
     "unfold": "one product with dY unfolded by the kernel's taps, which is small beside x",
     "images": "a product for each contiguous image, which torch's convolution would reorder first",
@@ -279,17 +280,24 @@ def _is_product(problem: ConvProblem) -> bool:
     return problem.stride == (1, 1) and problem.groups == 1 and problem.dtype in (torch.float32, torch.bfloat16)
 
 
+def _are_slow_groups(problem: ConvProblem, whole: int) -> bool:
+    """Whether the library's convolution takes a multiple of its time: on contiguous images in groups whose rows do not fill
+    blocks of ``whole``."""
+    images = problem.groups > 1 and problem.memory_format is CONTIGUOUS
+    return images and problem.dtype in (torch.float32, torch.bfloat16) and problem.k // problem.groups % whole > 0
+
+
 def conv2d_wgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
     """Those that can compute dW."""
     if not _is_product(problem):
-        return ("library",)
+        return ("library", "channels_last") if problem.memory_format is CONTIGUOUS else ("library",)
     return ("library", "direct" if problem.dtype is torch.float32 else "unfold")
 
 
 def conv2d_dgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
     """Those that can compute dX."""
     if not _is_product(problem):
-        return ("library",)
+        return ("library", "channels_last") if problem.memory_format is CONTIGUOUS else ("library",)
     if problem.dtype is torch.float32:
         return ("library", "direct", *([] if problem.memory_format is CONTIGUOUS else ["unfold"]))
     return ("library", "unfold", *(["images"] if problem.memory_format is CONTIGUOUS else []))
@@ -301,7 +309,7 @@ def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
     pays while that is little, for longer where the library has few pixels to work with."""
     columns, channels, one_tap = problem.columns, problem.channels, problem.kernel_size == (1, 1)
     if not _is_product(problem):
-        return "library"
+        return "channels_last" if _are_slow_groups(problem, 16) else "library"
     if problem.dtype is torch.float32:
         return "direct" if capability == "avx512" and columns <= (128 if one_tap else 512) else "library"
     if one_tap and problem.memory_format is torch.channels_last:
@@ -314,7 +322,7 @@ def conv2d_dgrad_path(problem: ConvProblem, capability: str) -> str:
     in channels_last, where only a small P beside many channels, or a dX that it faults in, leave anything to gain."""
     columns, channels = problem.columns, problem.channels
     if not _is_product(problem):
-        return "library"
+        return "channels_last" if _are_slow_groups(problem, 4) else "library"
     direct = problem.dtype is torch.float32 and capability == "avx512"
     if problem.memory_format is torch.channels_last:
         if direct and problem.output_bytes >= MAPPED_BYTES:

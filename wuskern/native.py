@@ -7,7 +7,7 @@ Each op gathers the chosen rows where dy is whole, asks ``configs`` for a path, 
 Of a Conv2d, with P the gathered dy as a matrix of a row for each pixel of the input and a column for each tap of the kernel
 and chosen row, so that dW = P^T X and dX = P W (stride 1, one group; P is small since k is):
 
-- "library": torch's convolution on the gathered dy.
+- "library": torch's convolution on the gathered dy. "channels_last": the same on copies in that memory format.
 - "unfold": P in memory and one product. "images": a product for each image, where images are contiguous.
 - "direct": our own products in float32, that make P bit by bit in a cache.
 
@@ -15,6 +15,7 @@ In float32 only dX in channels_last may take "unfold": elsewhere the long chains
 its convolution does.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -194,8 +195,12 @@ def _wgrad_direct(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
     return _fold_weight(torch.ops.wuskern_native.direct_wgrad(dy, x, *geometry, channels_last).t(), problem)
 
 
+def _wgrad_channels_last(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
+    return _wgrad_library(dy, x.contiguous(memory_format=torch.channels_last), _in_channels_last(problem))
+
+
 WGRAD: dict[str, Callable[[Tensor, Tensor, ConvProblem], Tensor]]
-WGRAD = {"library": _wgrad_library, "unfold": _wgrad_unfold, "direct": _wgrad_direct}
+WGRAD = {"library": _wgrad_library, "channels_last": _wgrad_channels_last, "unfold": _wgrad_unfold, "direct": _wgrad_direct}
 
 
 # ---- Conv2d: dX -------------------------------------------------------------------------------------------------------
@@ -254,8 +259,22 @@ def _dgrad_direct(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
     return dx
 
 
+def _dgrad_channels_last(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
+    return _dgrad_library(dy, weight, _in_channels_last(problem)).contiguous()
+
+
+def _in_channels_last(problem: ConvProblem) -> ConvProblem:
+    return dataclasses.replace(problem, memory_format=torch.channels_last)
+
+
 DGRAD: dict[str, Callable[[Tensor, Tensor, ConvProblem], Tensor]]
-DGRAD = {"library": _dgrad_library, "unfold": _dgrad_unfold, "images": _dgrad_images, "direct": _dgrad_direct}
+DGRAD = {
+    "library": _dgrad_library,
+    "channels_last": _dgrad_channels_last,
+    "unfold": _dgrad_unfold,
+    "images": _dgrad_images,
+    "direct": _dgrad_direct,
+}
 
 
 # ---- P and its weight -------------------------------------------------------------------------------------------------
