@@ -90,6 +90,7 @@ def test_any_leading_dimensions(lead, linear):
     torch.testing.assert_close(ops.rowsparse_wgrad(dy, x, rows), expected)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")  # of Triton's interpreter
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_finite_values_reach_their_row_of_a_linear(value, linear):
     dy, x = torch.randn(30, 12), torch.rand(30, 7) + 1
@@ -134,6 +135,7 @@ def test_conv_layouts(layout, conv):
     assert_exact(run_conv(t, dy, x), stock_wgrad(same.double()))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")  # of Triton's interpreter
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_not_finite_values_reach_their_row_of_a_conv(value, conv):
     t = conv_tensors(NUMERIC[0], torch.float32, "NCHW")
