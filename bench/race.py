@@ -71,6 +71,7 @@ class Race:
         dtype: Any = None,
         copies: int | None = None,
         repeat: int | None = None,
+        rounds: int | None = None,
         rehearse: bool = False,
         host: bool = False,
         **facts: Any,
@@ -88,6 +89,7 @@ class Race:
             moved: bytes that must be read or written. flops: by default what FlopCounterMode sees in ours (which cannot be
                 ``autograd.grad`` of a leaf through a module). dtype: of the matrix products, None where there are none.
             copies, repeat: sets of inputs, and calls per timing; by default as bench/clocks.py says.
+            rounds: at most so many, for a group of many long cases.
             rehearse: each is called once before it is timed, so that it meets the state that it leaves itself.
             host: time the host alone, also on a GPU.
             facts: go into the row as they are.
@@ -103,26 +105,27 @@ class Race:
         copies = self.copies or copies or copies_for(moved, self.device)
         sets = [first, *(inputs() for _ in range(copies - 1))]
         repeat = repeat or repeat_for(clock(variants[OURS], [first]), self.device)
-        rounds: list[Seconds] = []
+        rounds = min(self.rounds, rounds or self.rounds)
+        seconds: list[Seconds] = []
         turns = _rounds(variants, clock, itertools.cycle(sets), repeat, rehearse)
 
         def one_round() -> None:
-            rounds.append(next(turns))
-            race_clock.seconds += rounds[-1][OURS]
+            seconds.append(next(turns))
+            race_clock.seconds += seconds[-1][OURS]
 
-        self.benchmark.pedantic(one_round, rounds=self.rounds, warmup_rounds=WARM_UP)
+        self.benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=WARM_UP)
 
         peaks = {name: peak_bytes(lambda f=function: f(*first), self.device) for name, function in variants.items()}
         row = {"group": group, "case": case, "peer": peer, **facts}
-        row |= _times(rounds[WARM_UP:])
+        row |= _times(seconds[WARM_UP:])
         functions: Derived = {"faster": lambda t: t[peer] / t[OURS]}
         if floor is not None:
             functions["of_floor"] = lambda t: t[OURS] / floor(t)
-        row["derived"] = _derived(rounds[WARM_UP:], functions | (derived or {}))
+        row["derived"] = _derived(seconds[WARM_UP:], functions | (derived or {}))
         row |= self._rates(
             row["milliseconds"][OURS] / 1e3, moved, _flops(variants[OURS], first) if flops is None else flops, dtype
         )
-        row |= {"peak_bytes": peaks, "rounds": self.rounds, "repeat": repeat, "copies": copies}
+        row |= {"peak_bytes": peaks, "rounds": rounds, "repeat": repeat, "copies": copies}
         self.record(row)
 
     def _rates(self, seconds: float, moved: int, flops: int, dtype: Any) -> dict[str, Any]:

@@ -19,6 +19,11 @@ WHAT = {
     "linear": "Forward and backward of one Linear, against the stock layer with its weight frozen. Floor: fprop and "
     "dgrad alone and one read of dY.",
     "host cost": "Forward and backward of a Linear that is all host cost, against `F.linear` of the same parameters.",
+    "rowsparse linear": 'Backward of one Linear, TopK, scope "both", the gradient dense or compact, against unified top-k in '
+    "plain PyTorch (and that compiled) and the stock layer, dense and with its weight frozen. Ideal: `products`, the library's "
+    "two on operands compact already, `gather`, the index_select of dY's rows, and one read of dY at the measured bandwidth.",
+    "rowsparse conv2d": "The same of one Conv2d.",
+    "rowsparse cost": "Backward against the share of rows, ours and stock; the ideal as above.",
     "step": "A training step of VGG-16 on 64 images of 3x32x32: SGD with momentum and weight decay.",
 }
 
@@ -49,6 +54,8 @@ def missed(row: Row, name: str) -> str | None:
     value = round(row["derived"][name]["median"], 2)
     if name == "faster" and row["group"] != "host cost" and value < 1:
         return "slower"
+    if name == "over_dense" and value < row["least_over_dense"]:
+        return "slower" if value < 1 else f"under {row['least_over_dense']}x"
     if name == "of_floor" and value > 1.1:
         return "over 1.1"
     if name == "of_copy" and row["size"] >= LARGE and value > 0.8:
@@ -71,9 +78,10 @@ def number(row: Row, name: str) -> str:
 
 
 def worst(rows: list[Row], name: str) -> str:
-    """The worst of a group: the lowest ``faster``, the highest of everything else."""
+    """The worst of a group: the lowest ``faster`` or ``over_``, the highest of everything else."""
     rows = [row for row in rows if name in row["derived"]]
-    return number((min if name == "faster" else max)(rows, key=lambda row: row["derived"][name]["median"]), name)
+    low = name == "faster" or name.startswith("over_")
+    return number((min if low else max)(rows, key=lambda row: row["derived"][name]["median"]), name)
 
 
 def mean(rows: list[Row], name: str) -> str:

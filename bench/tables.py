@@ -1,6 +1,6 @@
-"""Writes the README's numbers, between its markers, and bench/RESULTS.md from bench/results.
+"""Writes the README's numbers, between its markers, bench/RESULTS.md and the picture of the cost from bench/results.
 
-python -m bench.tables [--check]    --check only says whether they agree
+python -m bench.tables [--check]    --check only says whether they agree (the picture apart)
 """
 
 import json
@@ -9,13 +9,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench import render
+from bench import render, render_rows
+from bench.picture import draw_cost
 from bench.results import FOLDER, ROOT, read
 
 README = ROOT / "README.md"
+COST = "rowsparse cost"
 FULL = ROOT / "bench" / "RESULTS.md"
-RACES = {"conv2d": render.conv2d, "bias_grad": render.bias_grad, "step": render.step, "linear": render.linear}
-TRAININGS = ("demo", "vgg11")  # each a results.json of `wuskern train`; one without a file has no section
+RACES = {  # section -> the group that it is about, and what renders it; one that was not measured has no section
+    "conv2d": ("conv2d", render.conv2d),
+    "bias_grad": ("bias_grad", render.bias_grad),
+    "step": ("step", render.step),
+    "linear": ("linear", render.linear),
+    "rowsparse_linear": ("rowsparse linear", render_rows.linear),
+    "rowsparse_conv2d": ("rowsparse conv2d", render_rows.conv2d),
+    "rowsparse_cost": (COST, render_rows.cost),
+}
+TRAININGS = ("demo", "vgg11", "topk-vgg11", "topk-mlp")  # each a results.json of `wuskern train`; without it: no section
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -25,13 +35,19 @@ def read_training(path: Path) -> dict[str, Any]:
     return content
 
 
+def groups(races: dict[str, Any]) -> set[str]:
+    return {row["group"] for row in races["rows"]}
+
+
 def sections(folder: Path) -> dict[str, str]:
     """The README's sections by name, rendered."""
     races = read(folder / "cpu.json")
-    found = {name: make(races) for name, make in RACES.items()}
+    found = {name: make(races) for name, (group, make) in RACES.items() if group in groups(races)}
     for name in TRAININGS:
         if (path := folder / f"{name}.json").exists():
-            found[name] = render.training(read_training(path))
+            found[name.replace("-", "_")] = render.training(read_training(path))
+    if (path := folder / "regret.json").exists():
+        found["regret"] = render_rows.regret(json.loads(path.read_text()))
     return found
 
 
@@ -67,6 +83,8 @@ def main(arguments: list[str], readme: Path = README, complete: Path = FULL, fol
         return
     for path in stale:
         path.write_text(new[path])
+    if COST in groups(races := read(folder / "cpu.json")):
+        draw_cost(folder / "rowsparse-cost.png", races)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,11 @@ NETWORK_LINEARS = {
 }
 TINY_LINEAR = (4, 16, 16)  # nothing but host cost
 
+# (tokens T, outputs N, inputs K) of a Linear that trains the rows with the largest gradients.
+ROWSPARSE_LINEARS = [
+    (512, 512, 512), (2048, 1024, 1024), (4096, 2048, 512), (128, 4096, 4096), (8192, 256, 256), (2048, 3072, 768),
+]  # fmt: skip
+
 NETWORK_GRADIENTS = [
     Gradient("head 64x10", (64, 10), -1),
     Gradient("hidden 128x512", (128, 512), -1),

@@ -37,13 +37,13 @@ def known_ceilings() -> Ceilings:
     return ceilings
 
 
-def run(monkeypatch, variants, times, benchmark=None, rounds=5, **keywords):
+def run(monkeypatch, variants, times, benchmark=None, session_rounds=5, **keywords):
     """The row of a race whose clock reads ``times``: name -> seconds of each round, warm-up included."""
     remaining = {variants[name]: iter(seconds) for name, seconds in times.items()}
     monkeypatch.setattr(race, "clock_of", lambda device: lambda function, calls: next(remaining[function]))
     rows = []
     arguments = dict(group="g", case="c", inputs=lambda: (torch.ones(3),), verify=lambda *_: None, peer="peer", repeat=1)
-    race.Race(benchmark or Pedantic(), known_ceilings(), rows.append, rounds)(variants, **(arguments | keywords))
+    race.Race(benchmark or Pedantic(), known_ceilings(), rows.append, session_rounds)(variants, **(arguments | keywords))
     return rows
 
 
@@ -116,6 +116,13 @@ def test_ratios_are_medians_over_rounds_and_not_quotients_of_medians(monkeypatch
     assert row["derived"]["faster"]["median"] == 1.0  # of 4, 2, 1, 1, 1
     assert row["derived"]["of_floor"]["median"] == 2.0
     assert row["rounds"] == 5
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(None, 5), (2, 2), (9, 5)])
+def test_a_case_can_ask_for_fewer_rounds_and_not_for_more(monkeypatch, wanted, expected):
+    times = {"ours": WARM + [1.0] * 5, "peer": WARM + [1.0] * 5}
+    (row,) = run(monkeypatch, two_variants(), times, **({"rounds": wanted} if wanted else {}))
+    assert row["rounds"] == expected
 
 
 def test_rates_and_the_share_of_the_ceiling(monkeypatch):

@@ -8,17 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import compare, render, results, tables
+from tests.bench_rows import row, rowsparse_rows
 from tests.test_bench import known_ceilings
-
-
-def row(group, case, peer="frozen", variants=("ours", "frozen", "dense"), iqr=0.02, **derived):
-    return {
-        "group": group, "case": case, "peer": peer,
-        "milliseconds": dict.fromkeys(variants, 1.5), "spread": dict.fromkeys(variants, 0.01),
-        "derived": {name: {"median": value, "iqr": iqr} for name, value in derived.items()},
-        "peak_bytes": dict.fromkeys(variants, 2**20), "bytes": 8, "flops": 8, "GB/s": 1.0, "GFLOP/s": 1.0, "of_ceiling": 0.5,
-        "rounds": 21,
-    }  # fmt: skip
 
 
 def measured():
@@ -32,6 +23,7 @@ def measured():
         | {"dtype_name": "bfloat16", "size": 2**24},
         row("linear", "head", faster=0.9, of_floor=1.4),
         row("host cost", "Linear, outside", faster=0.7, extra_microseconds=12.0) | {"limit_microseconds": 15},
+        *rowsparse_rows(),
         row("step", "VGG-16", "dense", faster=1.5, could_save=0.4, saves=0.36, of_possible=0.9, frozen_saves=0.1),
     ]
 
@@ -103,7 +95,7 @@ def test_tables_are_written_between_the_markers_only(folder):
     assert text.startswith("before\n<!-- conv2d -->\n| dtype")
     assert text.endswith("<!-- /demo -->\nafter\n")
     assert "old" not in text
-    assert text.count("between") == 4
+    assert text.count("between") == len(tables.RACES)
     fill(folder, "--check")
 
 
@@ -123,6 +115,24 @@ def test_a_section_without_markers_and_markers_without_a_section_are_errors(fold
     edit(folder / "README.md", old, new)
     with pytest.raises(SystemExit, match=r"expected .*, got "):
         fill(folder)
+
+
+def test_a_training_is_named_like_its_file(folder):
+    (folder / "topk-mlp.json").write_text(json.dumps(TRAINED))
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text() + "<!-- topk_mlp -->\n<!-- /topk_mlp -->\n")
+    fill(folder)
+    assert "<!-- topk_mlp -->\n| policy |" in readme.read_text()
+
+
+def test_a_group_that_was_not_measured_has_no_section_and_its_markers_are_an_error(folder):
+    rows = [row for row in measured() if row["group"] != "rowsparse linear"]
+    results.write(folder / "cpu.json", rows, known_ceilings())
+    with pytest.raises(SystemExit, match="rowsparse_linear: expected results, got markers only"):
+        fill(folder)
+    edit(folder / "README.md", "<!-- rowsparse_linear -->\nold\n<!-- /rowsparse_linear -->\n", "")
+    fill(folder)
+    assert "rowsparse" in (folder / "README.md").read_text()
 
 
 def test_losses_are_marked(folder):

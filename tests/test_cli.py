@@ -51,6 +51,33 @@ def test_train_compares_policies(tmp_path):
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_train_with_chosen_rows(tmp_path):
+    out = tmp_path / "run"
+    chosen = ["--k", "6", "--scope", "weight", "--score", "l2", "--block", "2", "--bias", "rows"]
+    result = wuskern_process(*SMALL, "--policy", "topk,dense", *chosen, "--out", str(out))
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert sum(line.startswith("seed 0  topk ") and "  rows  " in line for line in lines) == 2
+    assert any(line.startswith("  dense in the time of topk ") for line in lines)
+    assert any(line.startswith("topk computes ") and "backward FLOPs in each step. It took " in line for line in lines)
+
+    content = json.loads((out / "results.json").read_text())
+    expected = dict(ratio=None, k=6, scope="weight", score="l2", block=2, bias="rows", per="batch")
+    assert expected.items() <= content["arguments"].items()
+    topk = content["summary"][1]
+    assert (topk["policy"], topk["s"], topk["f"]) == ("topk", None, None)
+    assert 0 < topk["computed"] <= 1
+    assert [e["mode"] for e in content["runs"][1]["epochs"]] == ["rows", "rows"]
+    assert [c["control_of"] for c in content["controls"]] == ["topk"]
+
+
+def test_train_per_example(tmp_path):
+    result = wuskern_process(*SMALL, "--policy", "topk", "--per", "example", "--out", str(tmp_path / "run"))
+    assert result.returncode == 0, result.stderr
+    arguments = json.loads((tmp_path / "run" / "results.json").read_text())["arguments"]
+    assert (arguments["per"], arguments["ratio"], arguments["k"]) == ("example", 0.1, None)
+
+
 def test_train_on_an_npz(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"x_train": rng.random((80, 3, 6, 6)), "y_train": rng.integers(0, 4, 80)}
@@ -81,7 +108,7 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "magic"], "--policy: expected one of dense, wus, wus+lr, frozen, got 'magic'"),
+        (["--policy", "magic"], "--policy: expected one of dense, wus, wus+lr, frozen, topk, got 'magic'"),
         (["--model", "vgg12"], "--model: expected one of mlp, alexnet, vgg11, vgg16, resnet18, got 'vgg12'"),
         (["--schedule", "step"], "--schedule: expected one of constant, cosine, got 'step'"),
         (["--lr-factor", "1"], "--lr-factor: expected a number between 0 and 1, got 1.0"),
@@ -98,6 +125,11 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
         (["--device", "meta"], "--device: expected one that this PyTorch can use, got 'meta'"),
         (["--image-size", "200000"], "wuskern: "),
         (["--window", "0"], "window: expected at least 1, got 0"),
+        (["--policy", "topk", "--ratio", "2"], "wuskern: ratio: expected a number over 0 and up to 1, got 2.0"),
+        (["--policy", "topk", "--k", "51"], "wuskern: 1: k: expected a multiple of block * groups = 1 up to 50, got 51"),
+        (["--ratio", ".1", "--k", "5"], "argument --k: not allowed with argument --ratio"),
+        (["--policy", "topk", "--scope", "input"], "wuskern: scope: expected one of weight, both, got 'input'"),
+        (["--policy", "topk", "--per", "example", "--model", "vgg11"], "wuskern: 0: rows: expected TopK or Rows for a Conv2d"),
         (["--device", "abacus"], "--device: expected one that this PyTorch can use, got 'abacus'"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
     ],

@@ -12,8 +12,9 @@ import torch
 
 from wuskern import cli
 
-POLICIES = ["dense", "wus", "wus+lr", "frozen"]
-TRAIN = ["train", "--model", "mlp", "--width", ".1", "--policy", ",".join(POLICIES), "--warmup", "1", "--threshold", "1"]
+POLICIES = ["dense", "wus", "wus+lr", "frozen", "topk"]
+ARGUMENTS = ["--warmup", "1", "--threshold", "1", "--k", "7", "--score", "random"]
+TRAIN = ["train", "--model", "mlp", "--width", ".1", "--policy", ",".join(POLICIES), *ARGUMENTS]
 
 
 def numbers(out):
@@ -69,9 +70,12 @@ def interrupted(tmp_path_factory):
         (["--lr", ".02"], "--lr: expected 0.01 as in {path}, got 0.02"),
         (["--epochs", "51", "--lr", ".01"], "--epochs: expected 50 as in {path}, got 51"),
         (["--channels-last"], "--channels-last: expected False as in {path}, got True"),
-        (["--policy", "wus"], "--policy: expected dense,wus,wus+lr,frozen as in {path}, got wus"),
+        (["--policy", "wus"], "--policy: expected dense,wus,wus+lr,frozen,topk as in {path}, got wus"),
         (["--out", "elsewhere"], "--out: expected {out} as in {path}, got elsewhere"),
         (["--image-size", "9"], "--image-size: expected None as in {path}, got 9"),
+        (["--k", "8"], "--k: expected 7 as in {path}, got 8"),
+        (["--ratio", ".1"], "--ratio: expected None as in {path}, got 0.1"),
+        (["--score", "l1"], "--score: expected random as in {path}, got l1"),
         (["--lr-factor", ".9"], "--lr-factor: expected 0.5 as in {path}, got 0.9"),
     ],
 )

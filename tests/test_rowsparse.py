@@ -13,7 +13,7 @@ import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import CONVS, MEMORY_FORMATS
 from tests.oracle import PlainLinear, check, gradients, plain, set_flags
-from wuskern import ops
+from wuskern import configs, ops
 from wuskern.rows import request_row_grad
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,9 +88,11 @@ def test_conv2d(case, scope, layout, dtype):
     assert ours["x"].stride() == gradients(layer, x)["x"].stride()
 
 
+@pytest.mark.parametrize("gathers", [True, False])
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
-def test_float64_against_the_oracle(make, shape, scope):
+def test_float64_against_the_oracle(make, shape, scope, gathers, monkeypatch):
+    monkeypatch.setattr(configs, "gathers", lambda *_: gathers)
     stock, x, rows = make().double(), torch.randn(shape, dtype=torch.float64), wk.Rows([2, 3, 12, 23], scope)
     expected = gradients(set_flags(plain(copy.deepcopy(stock)), rows), x)
     for name, value in gradients(set_flags(wk.convert(stock), rows), x).items():
@@ -211,6 +213,18 @@ def test_gradcheck(layer, shape, rows, scope):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     some = layer.weight.detach()[rows].requires_grad_()
     assert torch.autograd.gradcheck(function, (x, some, layer.bias.detach().requires_grad_()))
+
+
+def test_where_gathering_does_not_pay_all_rows_are_multiplied(monkeypatch):
+    """Of 100 rows with 64 features, 43 are gathered and 44 are not: 64 * 57 >= 25 * 143, 64 * 56 < 25 * 144."""
+    gathered = counted(monkeypatch, "gather_rows")
+    layer = wk.SkippableLinear(64, 100)
+    for k, expected in ((1, 1), (43, 1), (44, 0), (99, 0)):
+        gathered.clear()
+        layer.zero_grad()
+        layer.rows = wk.TopK(k=k)
+        layer(torch.randn(8, 64)).sum().backward()
+        assert (len(chosen(layer)), len(gathered)) == (k, expected)
 
 
 # ---- flags ----------------------------------------------------------------------------------------------------------

@@ -9,9 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wuskern.policies.meprop import PER, MeProp
 from wuskern.policies.wus import STATISTICS, WUS
+from wuskern.rows import BIASES, SCOPES, SCORES
 
 if TYPE_CHECKING:
+    from wuskern.doctor import Report
     from wuskern.train import experiment
 
 WUS_ARGUMENTS = {
@@ -22,6 +25,13 @@ WUS_ARGUMENTS = {
     "cooldown": "full epochs after a window",
     "warmup": "epochs before the first look",
     "guard": "a fall by more than this ends a window",
+}
+TOPK_ARGUMENTS = {
+    "scope": f"{' or '.join(SCOPES)}: the weight gradient alone, or the input gradient too, comes from the chosen rows",
+    "score": f"{', '.join(SCORES)}: of |dY|, of its squares, or random rows in each step",
+    "block": "choose aligned blocks of so many rows",
+    "bias": f"{' or '.join(BIASES)}: all of the bias gradient, or that of the chosen rows",
+    "per": f"{' or '.join(PER)}: the same rows for a batch, or, of linear layers alone and saving no time, each its own",
 }
 NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "state"}  # about files, and not about the training
 INTERRUPTED = 130  # the shell's exit code of a program ended by Ctrl-C
@@ -62,6 +72,7 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="print what runs here, and why")
     doctor.set_defaults(command=_doctor)
+    _add_explain(doctor)
 
     train = commands.add_parser(
         "train",
@@ -80,8 +91,8 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     what.add_argument(
         "--policy",
         default="wus",
-        help="dense, wus, wus+lr or frozen; several with commas are compared, and with dense among them each of the others "
-        "also with dense training in the same time",
+        help="dense, wus, wus+lr, frozen or topk; several with commas are compared, and with dense among them each of the "
+        "others also with dense training in the same time",
     )
     how = train.add_argument_group("how to train")
     how.add_argument("--epochs", type=int, default=20, help="of each run")
@@ -97,12 +108,17 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     how.add_argument("--channels-last", action="store_true", help="keep images and weights in channels_last")
     how.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
     wus = train.add_argument_group("wus, wus+lr and frozen", "in accuracy on the training batches, from 0 to 1")
-    for name, meaning in WUS_ARGUMENTS.items():
-        default = inspect.signature(WUS).parameters[name].default
-        wus.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
+    _add_arguments_of(WUS, WUS_ARGUMENTS, wus)
     wus.add_argument(
         "--lr-factor", type=float, default=0.5, help="of wus+lr: what the rate is multiplied by on entering a window"
     )
+    topk = train.add_argument_group(
+        "topk", "meProp: each step computes some rows of the weights' gradients, the output layer all"
+    )
+    amount = topk.add_mutually_exclusive_group()
+    amount.add_argument("--ratio", type=float, default=0.1, help="of each layer's rows (output units)")
+    amount.add_argument("--k", type=int, help="or so many rows of each layer")
+    _add_arguments_of(MeProp, TOPK_ARGUMENTS, topk)
     output = train.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and accuracy.png")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
@@ -116,13 +132,61 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _doctor(_: argparse.Namespace) -> int:
-    from wuskern.doctor import doctor
+def _add_arguments_of(policy: type, meanings: dict[str, str], group: argparse._ArgumentGroup) -> None:
+    for name, meaning in meanings.items():
+        default = inspect.signature(policy).parameters[name].default
+        group.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
 
+
+def _add_explain(doctor: argparse.ArgumentParser) -> None:
+    doctor.add_argument(
+        "--explain",
+        nargs=2,
+        metavar=("KIND", "SHAPE"),
+        help="measure one row-sparse backward instead, and say how it is computed: linear TOKENSxOUTxIN, such as "
+        "4096x1024x1024, or conv2d BATCHxCHANNELSxOUTxSIDExKERNEL, such as 64x128x128x16x3",
+    )
+    of = doctor.add_argument_group("of --explain")
+    amount = of.add_mutually_exclusive_group()
+    amount.add_argument("--ratio", type=float, help="share of the rows (default: 0.05)")
+    amount.add_argument("--k", type=int, help="number of rows")
+    of.add_argument("--scope", default="both", help="weight, or both: the input gradient from those rows too (default: both)")
+    of.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
+    of.add_argument("--stride", type=int, default=1, help="of conv2d (default: 1)")
+    of.add_argument("--padding", type=int, help="of conv2d (default: half the kernel)")
+    of.add_argument("--groups", type=int, default=1, help="of conv2d (default: 1)")
+    of.add_argument("--channels-last", action="store_true", help="memory format of conv2d")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
     with _input():
-        report = doctor()
+        report = _explain(arguments) if arguments.explain else _everything()
     print(report)
     return 0
+
+
+def _everything() -> "Report":
+    from wuskern.doctor import doctor
+
+    return doctor()
+
+
+def _explain(a: argparse.Namespace) -> "Report":
+    import torch
+
+    from wuskern import explain
+    from wuskern.rows import TopK
+
+    kind, shape = a.explain
+    _one_of("--explain", kind, ("linear", "conv2d"))
+    _one_of("--dtype", a.dtype, ("float32", "bfloat16", "float16", "float64"))
+    dtype = getattr(torch, a.dtype)
+    choice = TopK(ratio=0.05 if a.k is None and a.ratio is None else a.ratio, k=a.k, scope=a.scope)
+    if kind == "linear":
+        problem = explain.linear(shape, choice, dtype)
+    else:
+        problem = explain.conv2d(shape, choice, dtype, a.stride, a.padding, a.groups, a.channels_last)
+    return explain.report(problem, choice, dtype)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -182,6 +246,8 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
     if a.checkpoint is not None and a.checkpoint != a.resume and a.checkpoint.exists() and not a.overwrite:
         raise ValueError(f"--checkpoint: expected a new file (or --overwrite, or --resume to continue), got {a.checkpoint}")
 
+    if a.k is not None:
+        a.ratio = None
     device = _device(experiment.default_device() if a.device == "auto" else a.device)
     settings = loop.Settings(
         model=a.model,
@@ -197,6 +263,7 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
         wus={name: getattr(a, name) for name in WUS_ARGUMENTS},
         schedule=a.schedule,
         lr_factor=a.lr_factor,
+        topk={name: getattr(a, name) for name in ("ratio", "k", *TOPK_ARGUMENTS)},
     )
     images = data.load(a.data, a.data_dir)
     if a.image_size is not None:

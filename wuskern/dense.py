@@ -29,7 +29,7 @@ def dense_grad(weight: Tensor, grad: RowGrad) -> Tensor:
     """``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere."""
     if _may_recycle(weight, grad) and (lent := _kept_for(weight).lend(grad)) is not None:
         return lent
-    return _write(torch.zeros_like(weight), None, grad)
+    return _write(_zeros(weight), None, grad)
 
 
 def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
@@ -41,6 +41,13 @@ def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
     if stale is not None:
         target.index_fill_(0, stale, 0)
     return target.index_copy_(0, grad.rows, values)
+
+
+def _zeros(weight: Tensor) -> Tensor:
+    """In the strides of weight, those of dimensions of size 1 too: stock's gradients have them."""
+    if weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)):
+        return weight.detach().new_empty_strided(weight.size(), weight.stride()).zero_()
+    return torch.zeros_like(weight)
 
 
 def _native_writes(target: Tensor, values: Tensor) -> bool:
@@ -58,7 +65,7 @@ class _Kept:
     """Zeros like a weight but for ``rows``, and the storage of the lazy copy that was handed out last."""
 
     def __init__(self, weight: Tensor) -> None:
-        self.tensor = torch.zeros_like(weight)
+        self.tensor = _zeros(weight)
         self.rows: Tensor | None = None
         self.lent: StorageWeakRef | None = None
         self.lock = threading.Lock()

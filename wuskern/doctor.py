@@ -10,12 +10,14 @@ import torch.nn as nn
 from wuskern import backends, ops
 from wuskern.convert import survey
 
+Line = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class Report:
     """Lines of (what, answer); prints as an aligned table."""
 
-    lines: tuple[tuple[str, str], ...]
+    lines: tuple[Line, ...]
 
     def __str__(self) -> str:
         width = max(len(what) for what, _ in self.lines)

@@ -1,5 +1,6 @@
 """What a backward computes, as functions of tensors: the bodies of ``autograd``, and the compact forms of ``functional``."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,12 +25,13 @@ class Gradients(NamedTuple):
 
 class _Chosen(NamedTuple):
     rows: Tensor
-    dy: Tensor  # gathered
+    dy: Tensor  # gathered, or whole
     db: Tensor | None
 
 
-def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: bool) -> _Chosen:
-    """Passes over dy: one for a score and the bias gradient together, one for either alone, one for the chosen part."""
+def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: bool, features: int) -> _Chosen:
+    """Passes over dy: one for scores and bias gradient together, or one for the bias gradient alone, and one that gathers the
+    chosen part, unless the weight's gradient, whose rows have so many features, is all that it is for and it does not pay."""
     out, db = dy.shape[dim], None
     if isinstance(choice, Rows):
         choice.count(out, groups)
@@ -39,15 +41,22 @@ def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: 
     else:
         db, scores = ops.row_stats(dy, dim, choice.score)
         rows = ops.select_rows(scores, choice.count(out, groups), choice.block, groups)
-    gathered = ops.gather_rows(dy, rows, dim)
     if not needs_bias:
         db = None
-    elif choice.bias == "rows":
-        chosen = ops.bias_grad(gathered, dim) if db is None else db.index_select(0, rows)
-        db = chosen.new_zeros(out).index_copy_(0, rows, chosen)
     elif db is None:
         db = ops.bias_grad(dy, dim)
-    return _Chosen(rows, gathered, db)
+    if db is not None and choice.bias == "rows":
+        db = db.new_zeros(out).index_copy_(0, rows, db.index_select(0, rows))
+    pays = choice.scope == "both" or configs.gathers(features, rows.shape[0], out)
+    return _Chosen(rows, ops.gather_rows(dy, rows, dim) if pays else dy, db)
+
+
+def _row_grad(wgrad: Callable[[Tensor, Tensor], Tensor], chosen: _Chosen, dim: int) -> RowGrad:
+    """From ``wgrad(dy, rows)``, of the gathered rows, or of all of them where dy is whole."""
+    if chosen.dy.shape[dim] == chosen.rows.shape[0]:
+        return RowGrad(chosen.rows, wgrad(chosen.dy, chosen.rows))
+    everything = torch.arange(chosen.dy.shape[dim], device=chosen.dy.device)
+    return RowGrad(chosen.rows, wgrad(chosen.dy, everything).index_select(0, chosen.rows))
 
 
 # ---- Linear ---------------------------------------------------------------------------------------------------------
@@ -84,14 +93,14 @@ def linear_gradients(dy: Tensor, x: Tensor, weight: Tensor, by_columns: bool, ro
         if needs_weight:
             grad = as_matrix(kept).t() @ as_matrix(x)
         return Gradients(dx, grad, db)
-    chosen = _choose(dy, -1, rows, 1, needs_bias)
+    chosen = _choose(dy, -1, rows, 1, needs_bias, x.shape[-1] if needs_weight else 0)
     if needs_x and rows.scope == "weight":
         dx = linear_dgrad(dy, weight, by_columns)
     elif needs_x:
         dx = ops.rowsparse_dgrad(chosen.dy, weight, chosen.rows)
         dx = dx.t().contiguous().t() if by_columns else dx
     if needs_weight:
-        grad = RowGrad(chosen.rows, ops.rowsparse_wgrad(chosen.dy, x, chosen.rows))
+        grad = _row_grad(lambda dy, rows: ops.rowsparse_wgrad(dy, x, rows), chosen, -1)
     return Gradients(dx, grad, chosen.db)
 
 
@@ -168,7 +177,7 @@ def conv2d_gradients(
     needs_x, needs_weight, needs_bias = needs
     if like_x.format is not None:
         dy = dy.contiguous(memory_format=like_x.format)
-    chosen = _choose(dy, 1, rows, geometry[-1], needs_bias)
+    chosen = _choose(dy, 1, rows, geometry[-1], needs_bias, weight[0].numel())
     dx = grad = None
     if needs_x and rows.scope == "weight":
         dx = conv2d_dgrad(dy, weight, like_x, geometry)
@@ -178,8 +187,8 @@ def conv2d_gradients(
         some = weight.new_empty_strided((len(chosen.rows), *weight.shape[1:]), weight.stride())  # they decide about dx's
         dx = conv2d_dgrad(chosen.dy, torch.index_select(weight, 0, chosen.rows, out=some), like_x, geometry)
     if needs_weight:
-        values = ops.rowsparse_wgrad_conv2d(chosen.dy, x, chosen.rows, weight.shape[2:], *geometry)
-        grad = RowGrad(chosen.rows, values)
+        shape = weight.shape[2:], *geometry
+        grad = _row_grad(lambda dy, rows: ops.rowsparse_wgrad_conv2d(dy, x, rows, *shape), chosen, 1)
     return Gradients(dx, grad, chosen.db)
 
 

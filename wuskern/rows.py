@@ -4,8 +4,7 @@ A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output ch
 ``[out, in / groups, kh, kw]``.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -54,6 +53,8 @@ class TopK:
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` rows, of a convolution with ``groups``. Raises ``ValueError`` where it does not fit."""
         unit = self.block * groups
+        if out % groups:
+            raise ValueError(f"groups: expected a divisor of {out} rows, got {groups}")
         if out % unit:
             raise ValueError(f"block: expected a divisor of {out // groups} rows (of each group), got {self.block}")
         return _count(self.ratio, self.k, out, unit)
@@ -100,6 +101,8 @@ class Rows:
     index: Tensor
     scope: str = "weight"
     bias: str = "dense"
+    _sorted: tuple[int, ...] = field(init=False, repr=False)
+    _fits: set[tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _one_of("scope", self.scope, SCOPES)
@@ -108,16 +111,14 @@ class Rows:
         if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool or index.ndim != 1:
             raise TypeError(f"index: expected a list of integers, got {index.ndim}-d {index.dtype}")
         object.__setattr__(self, "index", index.detach().long().sort()[0].clone())
+        object.__setattr__(self, "_sorted", tuple(self.index.tolist()))
+        object.__setattr__(self, "_fits", set())  # (out, groups) that have been checked: layers ask in every forward
         if not self._sorted:
             raise ValueError("index: expected at least one row, got none")
         if self._sorted[0] < 0:
             raise ValueError(f"index: expected numbers from 0, got {self._sorted[0]}")
         if len(set(self._sorted)) < len(self._sorted):
             raise ValueError("index: expected each row once, got one twice")
-
-    @cached_property
-    def _sorted(self) -> tuple[int, ...]:
-        return tuple(self.index.tolist())
 
     def __eq__(self, other: object) -> bool:
         same = isinstance(other, Rows) and (self._sorted, self.scope, self.bias) == (other._sorted, other.scope, other.bias)
@@ -128,14 +129,10 @@ class Rows:
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many. Raises ``ValueError`` where one is out of range, or a group of a convolution has more than another."""
-        if (out, groups) not in self._fits:
+        if not torch.compiler.is_compiling() and (out, groups) not in self._fits:
             self._check(out, groups)
             self._fits.add((out, groups))
-        return len(self._sorted)
-
-    @cached_property
-    def _fits(self) -> set[tuple[int, int]]:
-        return set()  # layers ask in every forward
+        return self.index.shape[0]
 
     def _check(self, out: int, groups: int) -> None:
         if self._sorted[-1] >= out:

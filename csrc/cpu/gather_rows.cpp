@@ -14,12 +14,12 @@ namespace wuskern {
 namespace {
 
 // In bytes.
-constexpr int64_t kLine = 64;           // a cache line
-constexpr int64_t kShortRun = kLine;    // the longest that is moved by loads and stores
-constexpr int64_t kLongRun = 2048;      // runs from here on the processor prefetches by itself
-constexpr int64_t kAhead = 8192;        // cache lines between a prefetch and its use
-constexpr int64_t kTaskBytes = 32768;   // less to copy is not worth another thread
-constexpr int64_t kCostOfRun = 16;      // what is copied in the time that a run takes anyhow
+constexpr int64_t kLine = 64;          // a cache line
+constexpr int64_t kShortRun = kLine;   // the longest that is moved by loads and stores
+constexpr int64_t kLongRun = 2048;     // runs from here on the processor prefetches by itself
+constexpr int64_t kAhead = 8192;       // cache lines between a prefetch and its use
+constexpr int64_t kTaskBytes = 32768;  // less to copy is not worth another thread
+constexpr int64_t kCostOfRun = 16;     // what is copied in the time that a run takes anyhow
 
 // ---- runs of bytes -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from wuskern.train import checkpoint, data, files
 from wuskern.train.experiment import Experiment
 from wuskern.train.loop import Run
 
-POLICIES = ("dense", "wus", "wus+lr", "frozen")
+POLICIES = ("dense", "wus", "wus+lr", "frozen", "topk")
+TOPK = dict(ratio=0.3, score="random")  # draws in each backward
 # A window of two epochs after each second one.
 WUS = dict(threshold=1.0, window=1, patience=2, cooldown=1, warmup=1, guard=1.0, statistic="mean_change")
 
@@ -27,7 +28,7 @@ def digits():
 
 
 def experiment(path, images, **changes):
-    changes = dict(model="mlp", wus=WUS, epochs=6) | changes
+    changes = dict(model="mlp", wus=WUS, topk=TOPK, epochs=6) | changes
     out = path.with_suffix("")
     out.mkdir(exist_ok=True)
     return Experiment(settings(**changes), POLICIES, 2, images, out, {"seeds": 2}, path, say=lambda _: None)
@@ -91,7 +92,7 @@ def test_it_continues_bit_for_bit_from_every_round(tmp_path, digits, monkeypatch
         seen, seen_weights = finished(second)
         assert seen == expected
         ours = {key: value for key, value in seen_weights.items() if key[2] == 6}
-        assert {("dense", 1, 6), ("wus", 1, 6), ("wus+lr", 1, 6), ("frozen", 1, 6)} <= set(ours)
+        assert {(policy, 1, 6) for policy in POLICIES} <= set(ours)
         for key, state in ours.items():
             assert all(torch.equal(value, weights[key][name]) for name, value in state.items()), key
 
@@ -107,8 +108,8 @@ def test_batch_norm_and_dropout_continue_too(tmp_path, digits, monkeypatch, mode
     torch.rand(3)  # whatever else the process draws
     seen, seen_weights = finished(second)
     assert seen == expected
-    key = ("wus+lr", 0, 3)
-    assert all(torch.equal(value, weights[key][name]) for name, value in seen_weights[key].items())
+    for key in (("wus+lr", 0, 3), ("topk", 0, 3)):
+        assert all(torch.equal(value, weights[key][name]) for name, value in seen_weights[key].items())
 
 
 @pytest.mark.gpu
@@ -145,8 +146,7 @@ def test_a_control_continues_too(tmp_path, digits, monkeypatch):
 def timed(train):
     def by_mode(self):
         loss, accuracy, steps, _ = train(self)
-        skipping = self.policy is not None and self.policy.skipping
-        return loss, accuracy, steps, 0.5 if skipping else 1.0
+        return loss, accuracy, steps, 0.5 if self.mode == "skip" else 1.0
 
     return by_mode
 

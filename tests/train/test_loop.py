@@ -30,7 +30,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 def test_every_policy_starts_alike_and_sees_the_same_batches(digits):
-    runs = [Run(policy, settings(), digits, seed=3) for policy in ("dense", "wus", "frozen")]
+    runs = [Run(policy, settings(topk=dict(ratio=1)), digits, seed=3) for policy in ("dense", "wus", "frozen", "topk")]
     first = [run.epoch() for run in runs]  # full for all of them
     assert len({(e.loss, e.train_accuracy, e.test_accuracy) for e in first}) == 1
     other = Run("dense", settings(), digits, seed=4)
@@ -103,6 +103,21 @@ def test_frozen_repeats_the_leaders_windows_and_trains_the_same_parameters(digit
     assert "skip" in {e.mode for e in wus.epochs}
     for name, value in weights(wus).items():
         torch.testing.assert_close(value, weights(frozen)[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("per", ["batch", "example"])
+def test_topk_trains_and_moves_no_row_without_a_gradient(digits, per):
+    """Without momentum and decay: after one step, of each hidden layer's 25 rows five at most have moved for a batch."""
+    few = replace(digits, x_train=digits.x_train[:64], y_train=digits.y_train[:64])
+    plain = settings(lr=0.1, momentum=0.0, weight_decay=0.0, topk=dict(ratio=0.2, per=per))
+    run = Run("topk", plain, few, seed=0)
+    before = weights(run)
+    epoch = run.epoch()
+    assert (epoch.mode, epoch.steps) == ("rows", 1)
+    moved = {n: int((p != before[n]).flatten(1).any(1).sum()) for n, p in weights(run).items() if p.ndim == 2}
+    assert moved["5.weight"] == 10  # the output layer
+    assert (moved["1.weight"], moved["3.weight"]) == (5, 5) if per == "batch" else moved["1.weight"] > 5
+    assert run.epoch().loss < epoch.loss
 
 
 def test_records_add_up(digits):

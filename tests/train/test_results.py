@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.train.test_summary import record, seed_of
+from wuskern import ops
 from wuskern.train import files, results
 
 
@@ -16,6 +17,7 @@ def save(path, records, complete=False):
 def test_everything_is_in_the_file(tmp_path):
     content = save(tmp_path / "results.json", seed_of(0) + seed_of(1), complete=True)
     assert content["complete"] is True
+    assert content["environment"]["backends"].keys() == set(ops.NAMES)
     assert [(r["policy"], r["seed"], len(r["epochs"])) for r in content["runs"]] == [
         ("dense", 0, 4), ("wus", 0, 4), ("dense", 1, 4), ("wus", 1, 4),
     ]  # fmt: skip

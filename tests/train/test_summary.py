@@ -106,6 +106,34 @@ def test_a_run_without_both_modes_has_no_saving():
     assert summary.verdict(rows, IMAGES) == "wus found no window to skip: it trained as dense does."
 
 
+TOPK = [("rows", 1.0, 0.4), ("rows", 1.0, 0.6), ("rows", 1.0, 0.8), ("rows", 1.0, 0.9)]
+
+
+def with_topk(*others):
+    topk = record("topk", 0, TOPK)
+    topk.computed = 0.125
+    return [*others, topk]
+
+
+def test_a_policy_of_rows_skips_nothing_and_says_what_it_computes():
+    rows = summary.summarise(with_topk(record("dense", 0, DENSE), record("dense", 0, CONTROL[:2], planned=2)), IMAGES)
+    topk = rows[1]
+    assert (topk.s, topk.f, topk.computed, topk.faster) == (None, None, 0.125, 0.5)
+    assert topk.against_control.points == pytest.approx(10)
+    assert rows[2].policy == "dense in the time of topk"
+    assert summary.verdict(rows, IMAGES) == (
+        "topk computes 12% of dense's backward FLOPs in each step. It took 50% less time than dense over the same epochs. "
+        "Against dense in the same time it ends at +10.00 points, but one seed decides nothing."
+    )
+    line = summary.table(rows).splitlines()[2].split()
+    assert line == ["topk", "90.00", "%", "4", "4.0", "-", "-", "-", "50.0", "%", "+10.00", "(one", "seed)", "LOSS"]
+
+
+def test_a_policy_of_rows_alone_says_what_it_computes():
+    rows = summary.summarise(with_topk(), IMAGES)
+    assert summary.verdict(rows, IMAGES) == "topk computes 12% of dense's backward FLOPs in each step."
+
+
 def test_interval_is_students():
     mean, half = summary.interval([0.01, 0.02, 0.03], step=0.001)
     assert mean == pytest.approx(0.02)

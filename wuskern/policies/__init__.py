@@ -1,7 +1,8 @@
-"""Training policies: they decide when layers skip, and remember. One file per method."""
+"""Training policies: they decide when layers skip or which rows they compute, and remember. One file per method."""
 
 from wuskern.policies.base import Policy
+from wuskern.policies.meprop import MeProp
 from wuskern.policies.wus import WUS
 from wuskern.policies.wus_lr import WUSLR
 
-__all__ = ["WUS", "WUSLR", "Policy"]
+__all__ = ["WUS", "WUSLR", "MeProp", "Policy"]

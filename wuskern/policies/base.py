@@ -23,6 +23,10 @@ class Policy(ABC):
         self.layers = skippable_layers(model)
 
     @abstractmethod
+    def step(self, metric: float) -> bool:
+        """Takes the metric of the period that just ended; returns whether the next period skips."""
+
+    @abstractmethod
     def apply(self) -> None:
         """Sets the layers' flags to what the policy's state says. Idempotent."""
 

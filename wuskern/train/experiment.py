@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from wuskern.policies import WUS
 from wuskern.train import checkpoint, results, summary
 from wuskern.train.controls import epochs_in_the_time_of
 from wuskern.train.data import Data
@@ -86,7 +87,7 @@ class Experiment:
         runs = [Run(policy, self.settings, data, seed=0) for policy in self.policies]
         for skip in (False, True):
             for run in runs:
-                if run.policy is not None:
+                if isinstance(run.policy, WUS):
                     run.policy.skipping = skip
                     run.policy.apply()
                 run.epoch()

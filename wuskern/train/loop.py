@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from wuskern.convert import convert
-from wuskern.policies import WUS, WUSLR
+from wuskern.policies import WUS, WUSLR, MeProp, Policy
 from wuskern.train.controls import Frozen
 from wuskern.train.data import Data
+from wuskern.train.flops import computed_share
 from wuskern.train.models import MODELS
 from wuskern.train.records import Epoch, Record
 
-POLICIES = ("dense", "wus", "wus+lr", "frozen")
+POLICIES = ("dense", "wus", "wus+lr", "frozen", "topk")
 OPTIMIZERS = ("sgd", "adamw")
 # Stepped after each epoch; both work from the current rate, so that WUS+LR's reductions stay.
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
@@ -44,6 +45,7 @@ class Settings:
     wus: dict[str, Any]  # keyword arguments of WUS
     schedule: str = "constant"  # one of SCHEDULES, over all epochs
     lr_factor: float = 0.5  # of WUS+LR
+    topk: dict[str, Any] = field(default_factory=dict)  # keyword arguments of MeProp
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -76,22 +78,35 @@ class Run:
         self.order = torch.Generator().manual_seed(seed)
         self.schedule = SCHEDULES[settings.schedule](self.optimizer, settings.epochs)
         self.policy = self._policy(policy, leader)
+        if isinstance(self.policy, MeProp):
+            some = slice(settings.batch)
+            self.record.computed = computed_share(self.policy, data.x_train[some], data.y_train[some])
 
     @property
     def epochs(self) -> list[Epoch]:
         return self.record.epochs
 
-    def _policy(self, name: str, leader: "Run | None") -> WUS | None:
+    @property
+    def mode(self) -> str:
+        """Of the next epoch, as in ``Epoch``."""
+        if isinstance(self.policy, MeProp):
+            return "rows"
+        return "skip" if isinstance(self.policy, WUS) and self.policy.skipping else "full"
+
+    def _policy(self, name: str, leader: "Run | None") -> Policy | None:
         if name == "dense":
             return None
         convert(self.model)
         if name == "frozen":
-            return Frozen(self.model, leader=leader.policy if leader else None, **self.settings.wus)
-        policy = (
-            WUSLR(self.model, self.optimizer, factor=self.settings.lr_factor, **self.settings.wus)
-            if name == "wus+lr"
-            else WUS(self.model, **self.settings.wus)
-        )
+            wus = leader.policy if leader else None
+            return Frozen(self.model, leader=wus if isinstance(wus, WUS) else None, **self.settings.wus)
+        policy: Policy
+        if name == "topk":
+            policy = MeProp(self.model, **self.settings.topk)
+        elif name == "wus+lr":
+            policy = WUSLR(self.model, self.optimizer, factor=self.settings.lr_factor, **self.settings.wus)
+        else:
+            policy = WUS(self.model, **self.settings.wus)
         policy.attach(self.optimizer)
         return policy
 
@@ -103,13 +118,13 @@ class Run:
 
     def epoch(self) -> Epoch:
         """Trains one epoch, evaluates, lets the policy decide about the next one."""
-        skipping = self.policy is not None and self.policy.skipping
+        mode = self.mode
         lr = float(self.optimizer.param_groups[0]["lr"])
         with self._own_random_state():
             loss, train_accuracy, steps, seconds = self._train()
         record = Epoch(
             number=len(self.epochs) + 1,
-            mode="skip" if skipping else "full",
+            mode=mode,
             loss=loss,
             train_accuracy=train_accuracy,
             test_accuracy=self._test_accuracy(),

@@ -7,7 +7,7 @@ from wuskern.train.controls import seconds_per_epoch
 from wuskern.train.records import Record
 from wuskern.train.summary import control, control_name, policy_records
 
-COLOURS = {"dense": "tab:blue", "frozen": "tab:orange", "wus": "tab:green", "wus+lr": "tab:red"}
+COLOURS = {"dense": "tab:blue", "frozen": "tab:orange", "wus": "tab:green", "wus+lr": "tab:red", "topk": "tab:purple"}
 PANELS = 4
 
 

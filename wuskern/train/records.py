@@ -10,7 +10,7 @@ class Epoch:
     """One epoch: accuracies in [0, 1]; seconds of training, without evaluation; learning rate (of the first group)."""
 
     number: int
-    mode: str  # "full" or "skip"
+    mode: str  # "full", "skip", or "rows": some rows of the weight gradients
     loss: float
     train_accuracy: float
     test_accuracy: float
@@ -26,12 +26,16 @@ class Epoch:
 
 @dataclass
 class Record:
-    """The epochs that a run has done of those ``planned``. Its policy, seed and plan tell it from all others."""
+    """The epochs that a run has done of those ``planned``. Its policy, seed and plan tell it from all others.
+
+    ``computed``: share of dense's backward FLOPs in each step of a policy that chooses rows.
+    """
 
     policy: str
     seed: int
     planned: int
     epochs: list[Epoch]
+    computed: float | None = None
 
     @property
     def key(self) -> tuple[str, int, int]:

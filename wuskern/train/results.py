@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from wuskern import ops
 from wuskern.backends import choose
 from wuskern.doctor import package_version, processor
 from wuskern.train.files import replacing
@@ -24,7 +25,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "bias_grad": choose("bias_grad", torch.device(device).type).backend,
+        "backends": {op: choose(op, torch.device(device).type).backend for op in ops.NAMES},
     }
 
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wuskern.train.controls import epochs_in_the_time_of, seconds_per_epoch
@@ -34,9 +34,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy, or a method's control, over its seeds. ``s``: share of steps skipped; ``f``: saving of a skipped step; their
-    product is the reduction to expect; ``faster``: what was measured against dense over the same epochs. ``loss``: the
-    method is not shown to beat its control. None where it does not apply."""
+    """One policy, or a method's control, over its seeds. None where it does not apply.
+
+    ``s``: share of steps skipped; ``f``: saving of a skipped step; their product is the reduction to expect. ``computed``:
+    share of dense's backward FLOPs in a step with chosen rows. ``faster``: what was measured against dense over the same
+    epochs. ``loss``: the method is not shown to beat its control.
+    """
 
     policy: str
     accuracies: tuple[float, ...]  # at the end, per seed
@@ -45,6 +48,7 @@ class Row:
     epochs: tuple[int, ...]  # per seed
     s: float | None = None
     f: float | None = None
+    computed: float | None = None
     faster: float | None = None
     control_of: str | None = None
     against_control: Comparison | None = None
@@ -88,6 +92,7 @@ def control(records: list[Record], method: str, seed: int) -> Record | None:
 def summarise(records: list[Record], test_images: int) -> list[Row]:
     """A row per policy, and beneath each method that of its control, over the seeds that have one."""
     by_policy = comparable(records)
+    computed = {record.policy: record.computed for record in policy_records(records)}
     rows = []
     for policy in sorted(by_policy, key=POLICIES.index):
         by_seed, dense = by_policy[policy], by_policy.get("dense", {})
@@ -96,7 +101,8 @@ def summarise(records: list[Record], test_images: int) -> list[Row]:
             continue
         found = {seed: control(records, policy, seed) for seed in by_seed}
         controls = {seed: record.epochs for seed, record in found.items() if record is not None and record.complete}
-        rows.append(_method_row(policy, by_seed, dense, controls, test_images))
+        row = _method_row(policy, by_seed, dense, controls, test_images)
+        rows.append(replace(row, computed=computed[policy]))
         if controls:
             seconds = statistics.fmean(len(epochs) * seconds_per_epoch(dense[seed]) for seed, epochs in controls.items())
             rows.append(Row(control_name(policy), **_ends(controls) | {"seconds": seconds}, control_of=policy))
@@ -114,12 +120,18 @@ def _ends(by_seed: BySeed) -> dict[str, Any]:
 
 def _method_row(policy: str, by_seed: BySeed, dense: BySeed, controls: BySeed, test_images: int) -> Row:
     every = [epoch for epochs in by_seed.values() for epoch in epochs]
-    skipped = sum(e.steps for e in every if e.mode == "skip") / sum(e.steps for e in every)
     ratios = [epochs[-1].total_seconds / dense[seed][-1].total_seconds for seed, epochs in by_seed.items() if seed in dense]
     faster = 1 - statistics.fmean(ratios) if ratios else None
     against = compare(by_seed, controls, 100 / test_images) if controls else None
     loss = against.word != "better" if against else None
-    return Row(policy, **_ends(by_seed), s=skipped, f=saving(every), faster=faster, against_control=against, loss=loss)
+    return Row(policy, **_ends(by_seed), s=skipped(every), f=saving(every), faster=faster, against_control=against, loss=loss)
+
+
+def skipped(epochs: list[Epoch]) -> float | None:
+    """Share of steps, or None where all compute some rows."""
+    if all(epoch.mode == "rows" for epoch in epochs):
+        return None
+    return sum(e.steps for e in epochs if e.mode == "skip") / sum(e.steps for e in epochs)
 
 
 def saving(epochs: list[Epoch]) -> float | None:
@@ -154,14 +166,21 @@ def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
 
 
 def verdict(rows: list[Row], test_images: int) -> str:
-    """A line per method: what it saved, and whether it is better than dense training in the same time."""
-    return "\n".join(_sentences(row, test_images) for row in rows if row.policy != "dense" and row.faster is not None)
+    """A line per method: what it computed and saved, and whether it is better than dense training in the same time."""
+    found = [(row.policy, _sentences(row, test_images)) for row in rows if row.policy != "dense"]
+    return "\n".join(f"{policy} {' It '.join(sentences)}" for policy, sentences in found if sentences)
 
 
-def _sentences(row: Row, test_images: int) -> str:
-    if not row.s:
-        return f"{row.policy} found no window to skip: it trained as dense does."
-    time = f"{row.policy} took {abs(row.faster or 0):.0%} {'less' if (row.faster or 0) >= 0 else 'more'} time than dense"
+def _sentences(row: Row, test_images: int) -> list[str]:
+    """Each without its subject."""
+    if row.faster is not None and row.s == 0:
+        return ["found no window to skip: it trained as dense does."]
+    computed = [] if row.computed is None else [f"computes {row.computed:.0%} of dense's backward FLOPs in each step."]
+    return computed if row.faster is None else [*computed, _against_dense(row, test_images)]
+
+
+def _against_dense(row: Row, test_images: int) -> str:
+    time = f"took {abs(row.faster or 0):.0%} {'less' if (row.faster or 0) >= 0 else 'more'} time than dense"
     time += " over the same epochs."
     against = row.against_control
     if against is None:
@@ -177,7 +196,7 @@ def _sentences(row: Row, test_images: int) -> str:
 
 
 LEGEND = """\
-s: share of steps skipped; f: time a skipped step saves; s*f: reduction to expect
+s: share of steps skipped (-: topk skips none); f: time a skipped step saves; s*f: reduction to expect
 less time: than dense over the same epochs
 against control: points of accuracy against the line beneath, dense training in the same time with its schedule rescaled
 LOSS: not shown to be better than its control"""

@@ -1,0 +1,127 @@
+"""Regret of the CPU's choice of paths: the time of the chosen path over that of the best one, per problem.
+
+python -m bench.regret [PATH.json]
+
+The problems are none of those that the rules of wuskern/configs.py were made from, which are the convolutions of networks in
+tests/cases.py. All paths of a problem are verified against the first, then timed in turn within one run, each called once
+before it is timed; the regret compares their medians.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.clocks import settle_allocator
+from bench.results import provenance
+from tests.cases import MEMORY_FORMATS, Conv
+from wuskern import backends, configs, native
+from wuskern.train.results import replace
+
+RATIOS = (0.02, 0.1, 0.3)
+ROUNDS = 9
+CONVS = [
+    Conv("44px", 16, 48, 64, 44, 3, 1, 1),
+    Conv("26px", 24, 112, 96, 26, 3, 1, 1),
+    Conv("15px", 32, 160, 224, 15, 3, 1, 1),
+    Conv("6px", 40, 416, 352, 6, 3, 1, 1),
+    Conv("5x5", 24, 72, 56, 16, 5, 1, 2),
+    Conv("dilated", 8, 112, 144, 22, 3, 1, 2, 2),
+    Conv("1x1 30px", 16, 288, 72, 30, 1),
+    Conv("1x1 15px", 32, 224, 896, 15, 1),
+]
+LINEARS = [(1300, 900, 700), (300, 3000, 1600), (7000, 400, 512), (9000, 256, 320)]  # tokens, N, K
+
+Paths = dict[str, Callable[[], Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    name: str
+    chosen: str
+    paths: Paths
+
+
+def conv_problems(convs: list[Conv] = CONVS, ratios: tuple[float, ...] = RATIOS) -> Iterator[Problem]:
+    for case in convs:
+        for dtype in (torch.float32, torch.bfloat16):
+            for layout, like in MEMORY_FORMATS.items():
+                for ratio in ratios:
+                    yield from _conv_problem(case, dtype, layout, like, max(1, int(case.out * ratio)))
+
+
+def _conv_problem(case: Conv, dtype: torch.dtype, layout: str, like: torch.memory_format, k: int) -> Iterator[Problem]:
+    layer = dataclasses.replace(case, out=k).layer(dtype).to(memory_format=like)
+    with torch.no_grad():
+        x = case.input(dtype).contiguous(memory_format=like)
+        dy = torch.randn_like(layer(x)).contiguous(memory_format=like)
+    weight = layer.weight.detach()
+    geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    problem = configs.ConvProblem(dtype, *x.shape[:2], tuple(x.shape[2:]), like, k, *geometry, layer.groups)
+    capability = torch.ops.wuskern_native.cpu_capability()
+    name = f"{case.name} {layout} {str(dtype)[6:]} k={k}"
+    wgrad = {p: lambda p=p: native.WGRAD[p](dy, x, problem) for p in configs.conv2d_wgrad_paths(problem)}
+    yield Problem(f"{name} dW", configs.conv2d_wgrad_path(problem, capability), wgrad)
+    dgrad = {p: lambda p=p: native.DGRAD[p](dy, weight, problem) for p in configs.conv2d_dgrad_paths(problem)}
+    yield Problem(f"{name} dX", configs.conv2d_dgrad_path(problem, capability), dgrad)
+
+
+def linear_problems() -> Iterator[Problem]:
+    for tokens, n, inputs in LINEARS:
+        for ratio in RATIOS:
+            k = max(1, int(n * ratio))
+            x, dy, weight = torch.randn(tokens, inputs), torch.randn(tokens, k), torch.randn(k, inputs)
+            for kind, a, b in (("dW", dy.t(), x.t()), ("dX", dy, weight.t())):
+                path = configs.product_path(dy.dtype, a.shape[0], b.shape[0], a.shape[1])
+                chosen = path if native.onednn_obstacle() is None else "mm"
+                paths = {p: lambda p=p, a=a, b=b: native.PRODUCTS[p](a, b) for p in native.PRODUCTS}
+                yield Problem(f"Linear {tokens}x{n}x{inputs} k={k} {kind}", chosen, paths)
+
+
+def measure(problem: Problem) -> dict[str, float]:
+    """Milliseconds of each path: the median over the rounds."""
+    results = {name: run() for name, run in problem.paths.items()}
+    first = next(iter(results.values())).double()
+    for name, result in results.items():
+        assert (result.double() - first).norm() <= 2e-2 * first.norm(), (problem.name, name)
+    seconds: dict[str, list[float]] = {name: [] for name in problem.paths}
+    for _ in range(ROUNDS):
+        for name, run in problem.paths.items():
+            run()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) > 1:
+        print("usage: python -m bench.regret [PATH.json]", file=sys.stderr)
+        return 2
+    if obstacle := backends.library_obstacle("cpu"):
+        print(f"no compiled library: {obstacle}", file=sys.stderr)
+        return 1
+    settle_allocator()
+    torch.manual_seed(0)
+    rows = []
+    for problem in (*linear_problems(), *conv_problems()):
+        milliseconds = measure(problem)
+        regret = milliseconds[problem.chosen] / min(milliseconds.values()) - 1
+        rows.append({"problem": problem.name, "chosen": problem.chosen, "milliseconds": milliseconds, "regret": regret})
+        times = ", ".join(f"{name} {time:.3f}" for name, time in milliseconds.items())
+        print(f"{regret:6.1%}  {problem.name}: {problem.chosen} of {times} ms", flush=True)
+    regrets = [row["regret"] for row in rows]
+    print(f"regret of {len(rows)} problems: median {statistics.median(regrets):.1%}, worst {max(regrets):.1%}")
+    if arguments:
+        replace(Path(arguments[0]), json.dumps({"environment": provenance("cpu"), "rows": rows}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

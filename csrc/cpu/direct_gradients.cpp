@@ -1,0 +1,222 @@
+// direct_wgrad and direct_dgrad: the two matrix products of unfold.h, dW^T = X^T P and dX = P W, with P made strip by
+// strip in a cache and multiplied there, so that neither P nor a transposed x or dX goes through memory. float32 alone:
+// in bfloat16 a library's product of P in memory is faster.
+#include <memory>
+
+#include "product_kernels.h"
+#include "unfold.h"
+
+namespace wuskern {
+namespace {
+
+constexpr int64_t kStripPixels = 192;       // of a strip: 4 tiles of registers; its P stays in L2
+constexpr int64_t kBlock = 32;              // rows of the result that one scratch holds
+constexpr int64_t kWide = 16;               // columns of the result come in so many
+constexpr int64_t kPartialBytes = 1 << 25;  // of all partial sums
+constexpr int64_t kParts = 64;              // and their number, at most: it may not depend on the number of threads
+
+ProductKernels kernels() {
+#define WUSKERN_PICK(NAME) \
+  if (capability() == Capability::NAME) return NAME::product_kernels();
+  WUSKERN_FOR_EACH_CAPABILITY(WUSKERN_PICK)
+#undef WUSKERN_PICK
+  return baseline::product_kernels();
+}
+
+int64_t padded(int64_t size) { return ceil_div(size, kWide) * kWide; }
+
+// The image, or several small ones, in strips of about kStripPixels. A strip is `images` tiles of one image each.
+struct Strips {
+  Tiling tiling;
+  int64_t per_image, images, count;
+
+  explicit Strips(const Unfold& u)
+      : tiling(u, kStripPixels),
+        per_image(tiling.per_image()),
+        images(per_image > 1 ? 1 : std::max(int64_t{1}, (kStripPixels + u.pixels() / 2) / u.pixels())),
+        count(per_image > 1 ? u.batch * per_image : ceil_div(u.batch, images)) {}
+
+  // Calls body(tile, first pixel of the tile within the strip) for its tiles; gives the strip's pixels.
+  template <typename Body>
+  int64_t for_tiles(const Unfold& u, int64_t strip, Body&& body) const {
+    const int64_t first = strip / per_image * images, last = std::min(first + images, u.batch);
+    int64_t pixels = 0;
+    for (int64_t image = first; image < last; ++image) {
+      const Tile tile = tiling.tile(u, image, strip % per_image);
+      body(tile, pixels);
+      pixels += tile.pixels();
+    }
+    return pixels;
+  }
+
+  int64_t pixels(const Unfold& u) const { return tiling.tile(u, 0, 0).pixels() * images; }
+};
+
+// ---- dX[pixel, channel] = P[pixel, (tap, row)] W[(tap, row), channel] ----------------------------------------------
+
+// Contiguous images: the product is dX^T = W^T P^T, whose rows are channels. weight: [channels, columns of P].
+void dgrad_planes(const Unfold& u, const Strips& strips, int64_t strip, const float* dy, const float* weight,
+                  int64_t channels, float* scratch, float* p, float* block, float* out) {
+  const ProductKernels kernel = kernels();
+  const int64_t step = padded(strips.pixels(u)), depth = u.columns();
+  const int64_t pixels = strips.for_tiles(u, strip, [&](const Tile& tile, int64_t pixel) {
+    unfold_pixels_last(u, dy, tile, scratch, p + pixel, step, tile.columns);
+  });
+  for (int64_t c = 0; c < channels; c += kBlock) {
+    const int64_t rows = std::min(kBlock, channels - c);
+    kernel.multiply(rows, padded(pixels), depth, weight + c * depth, depth, 1, p, step, block, step, false);
+    strips.for_tiles(u, strip, [&](const Tile& tile, int64_t pixel) {
+      float* const plane =
+          out + (tile.image * channels + c) * u.pixels() + tile.first_row * u.width + tile.first_column;
+      for (int64_t i = 0; i < rows; ++i) {
+        memcpy(plane + i * u.pixels(), block + i * step + pixel, tile.pixels() * sizeof(float));
+      }
+    });
+  }
+}
+
+// channels_last: the rows of dX are pixels. weight: [columns of P, channels padded].
+void dgrad_rows(const Unfold& u, const Strips& strips, int64_t strip, const float* dy, const float* weight,
+                int64_t channels, float* scratch, float* p, float* block, float* out) {
+  const ProductKernels kernel = kernels();
+  const int64_t depth = u.columns(), step = padded(channels);
+  int64_t first = -1;
+  const int64_t pixels = strips.for_tiles(u, strip, [&](const Tile& tile, int64_t pixel) {
+    unfold_pixels_first(u, dy, tile, scratch, p + pixel * depth, depth);
+    if (first < 0) first = tile.image * u.pixels() + tile.first_row * u.width + tile.first_column;
+  });
+  for (int64_t i = 0; i < pixels; i += kBlock) {
+    const int64_t rows = std::min(kBlock, pixels - i);
+    kernel.multiply(rows, step, depth, p + i * depth, depth, 1, weight, step, block, step, false);
+    for (int64_t j = 0; j < rows; ++j)
+      memcpy(out + (first + i + j) * channels, block + j * step, channels * sizeof(float));
+  }
+}
+
+void dgrad(const Unfold& u, const float* dy, const float* weight, int64_t channels, bool channels_last, float* out) {
+  const Strips strips(u);
+  const int64_t pixels = padded(strips.pixels(u)), columns = u.columns();
+  torch::stable::parallel_for(0, strips.count, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<float[]> scratch(new float[strips.tiling.scratch(u)]), p(new float[pixels * columns]),
+        block(new float[kBlock * std::max(pixels, padded(channels))]);
+    for (int64_t i = begin; i < end; ++i) {
+      (channels_last ? dgrad_rows : dgrad_planes)(u, strips, i, dy, weight, channels, scratch.get(), p.get(),
+                                                  block.get(), out);
+    }
+  });
+}
+
+// ---- dW^T[channel, (tap, row)] = the sum over pixels of X[pixel, channel] P[pixel, (tap, row)] ---------------------
+
+struct Input {
+  int64_t channels, channel_step, pixel_step, image_step;  // elements between channels, pixels, images
+};
+
+void add_strip(const Unfold& u, const Strips& strips, int64_t strip, const float* dy, const float* x,
+               const Input& input, float* scratch, float* p, float* copy, float* sums, bool adding) {
+  const int64_t columns = u.columns(), step = padded(columns);
+  const bool in_place = strips.images == 1 || input.channel_step == 1;
+  const int64_t room = strips.pixels(u);
+  const float* first = nullptr;
+  const int64_t pixels = strips.for_tiles(u, strip, [&](const Tile& tile, int64_t pixel) {
+    unfold_pixels_first(u, dy, tile, scratch, p + pixel * step, step);
+    const int64_t offset = tile.first_row * u.width + tile.first_column;
+    const float* const from = x + tile.image * input.image_step + offset * input.pixel_step;
+    if (first == nullptr) first = from;
+    if (in_place) return;
+    for (int64_t c = 0; c < input.channels; ++c) {
+      memcpy(copy + c * room + pixel, from + c * input.channel_step, tile.pixels() * sizeof(float));
+    }
+  });
+  kernels().multiply(input.channels, step, pixels, in_place ? first : copy, in_place ? input.channel_step : room,
+                     in_place ? input.pixel_step : 1, p, step, sums, step, adding);
+}
+
+// out: [channels, columns of P], the sum of partial sums in a fixed order
+void wgrad(const Unfold& u, const float* dy, const float* x, const Input& input, float* out) {
+  const Strips strips(u);
+  const int64_t columns = u.columns(), step = padded(columns), size = input.channels * step;
+  const int64_t most = std::clamp(kPartialBytes / (size * int64_t{sizeof(float)}), int64_t{1}, kParts);
+  const Chunks parts{strips.count, ceil_div(strips.count, most)};
+  const std::unique_ptr<float[]> sums(new float[parts.count() * size]);
+  torch::stable::parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
+    const int64_t pixels = strips.pixels(u);
+    const std::unique_ptr<float[]> scratch(new float[strips.tiling.scratch(u)]), p(new float[pixels * step]()),
+        copy(new float[pixels * input.channels]);
+    for (int64_t part = begin; part < end; ++part) {
+      for (int64_t i = parts.begin(part); i < parts.end(part); ++i) {
+        add_strip(u, strips, i, dy, x, input, scratch.get(), p.get(), copy.get(), sums.get() + part * size,
+                  i > parts.begin(part));
+      }
+    }
+  });
+  torch::stable::parallel_for(0, input.channels, ceil_div(65536, parts.count() * step),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t c = begin; c < end; ++c) {
+                                  float* const target = out + c * columns;
+                                  memcpy(target, sums.get() + c * step, columns * sizeof(float));
+                                  for (int64_t part = 1; part < parts.count(); ++part) {
+                                    const float* const from = sums.get() + part * size + c * step;
+                                    for (int64_t j = 0; j < columns; ++j) target[j] += from[j];
+                                  }
+                                }
+                              });
+}
+
+// ---- ops -----------------------------------------------------------------------------------------------------------
+
+void check_float(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
+}
+
+void check_dense(const Tensor& tensor, const char* name, bool channels_last) {
+  const int64_t channels = tensor.size(1), width = tensor.size(3), pixels = tensor.size(2) * width;
+  const int64_t step = channels_last ? channels : 1;  // between pixels
+  const int64_t expected[] = {channels * pixels, channels_last ? 1 : pixels, step * width, step};
+  for (int i = 0; i < 4; ++i) {
+    STD_TORCH_CHECK(tensor.size(i) == 1 || tensor.stride(i) == expected[i], name, ": expected dense ",
+                    channels_last ? "channels_last" : "contiguous", " strides");
+  }
+}
+
+const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
+
+Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair dilation, bool channels_last) {
+  check_float(dy, "dy");
+  check_float(x, "x");
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == dy.size(0), "x: expected four dimensions and the batch of dy");
+  const Unfold u = unfold_of(dy, {x.size(2), x.size(3)}, kernel_size, padding, dilation);
+  const int64_t channels = x.size(1), pixels = u.pixels();
+  Tensor out = torch::stable::new_empty(dy, {channels, u.columns()});
+  if (dy.numel() == 0 || x.numel() == 0) return torch::stable::zero_(out);
+  const Input input = channels_last || pixels == 1 ? Input{channels, 1, channels, channels * pixels}
+                                                   : Input{channels, pixels, 1, channels * pixels};
+  check_dense(x, "x", channels_last);
+  wgrad(u, floats(dy), floats(x), input, static_cast<float*>(out.mutable_data_ptr()));
+  return out;
+}
+
+// weight: [channels, columns of P]; for channels_last [columns of P, channels rounded up to 16]; float32, contiguous.
+void direct_dgrad(Tensor dy, Tensor weight, Pair kernel_size, Pair padding, Pair dilation, bool channels_last,
+                  Tensor out) {
+  check_float(dy, "dy");
+  check_float(weight, "weight");
+  check_float(out, "out");
+  STD_TORCH_CHECK(out.dim() == 4 && out.size(0) == dy.size(0), "out: expected four dimensions and the batch of dy");
+  const Unfold u = unfold_of(dy, {out.size(2), out.size(3)}, kernel_size, padding, dilation);
+  const int64_t channels = out.size(1);
+  STD_TORCH_CHECK(weight.is_contiguous() && weight.dim() == 2 && weight.size(channels_last ? 0 : 1) == u.columns() &&
+                      weight.size(channels_last ? 1 : 0) == (channels_last ? padded(channels) : channels),
+                  "weight: expected a contiguous matrix of the taps and channels");
+  check_dense(out, "out", channels_last);
+  if (out.numel() == 0) return;
+  dgrad(u, floats(dy), floats(weight), channels, channels_last, static_cast<float*>(out.mutable_data_ptr()));
+}
+
+}  // namespace
+}  // namespace wuskern
+
+STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CPU, m) {
+  m.impl("direct_wgrad", TORCH_BOX(&wuskern::direct_wgrad));
+  m.impl("direct_dgrad", TORCH_BOX(&wuskern::direct_dgrad));
+}
