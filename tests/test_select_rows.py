@@ -11,7 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import obstacle_to
 from wuskern import backends, ops
 
-pytestmark = pytest.mark.op("select_rows")
+pytestmark = [
+    pytest.mark.op("select_rows"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered in add"),  # inf - inf, in the NumPy of Triton's interpreter
+]
 DTYPES = list(ops.DTYPES)
 NAN, INF = float("nan"), float("inf")
 
@@ -52,7 +55,6 @@ def sorted_choice(scores: list[float], k: int, block: int = 1, groups: int = 1) 
         ([9, -INF, INF, -INF, 3, 3], 2, 2, 1, [2, 3]),  # inf - inf is a NaN
     ],
 )
-@pytest.mark.filterwarnings("ignore:invalid value encountered in add")  # NumPy's, under Triton's interpreter
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hand_worked(scores, k, block, groups, expected, dtype, backend):
     assert sorted_choice(scores, k, block, groups) == expected
