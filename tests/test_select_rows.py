@@ -11,7 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.conftest import obstacle_to
 from wuskern import backends, ops
 
-pytestmark = pytest.mark.op("select_rows")
+pytestmark = [
+    pytest.mark.op("select_rows"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered in add"),  # inf - inf, in the NumPy of Triton's interpreter
+]
 DTYPES = list(ops.DTYPES)
 NAN, INF = float("nan"), float("inf")
 

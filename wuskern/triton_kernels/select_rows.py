@@ -18,7 +18,7 @@ def keys_of(scores, i, n, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, B
     total = tl.zeros(i.shape, ACC)
     for j in range(0, block):
         total += tl.load(scores + (i.to(tl.int64) * block + j) * stride, mask=i < n, other=0.0).to(ACC)
-    bits = tl.where(total == 0, 0.0, total).to(KEY, bitcast=True)  # one zero, not two
+    bits = total.to(KEY, bitcast=True)  # of a sum that began with +0: never of -0
     sign = tl.full(i.shape, 1, KEY) << (BITS - 1)
     key = tl.where((bits & sign) == 0, bits | sign, ~bits)
     return tl.where(total == total, key, ~tl.zeros(i.shape, KEY))
