@@ -290,7 +290,8 @@ def _are_slow_groups(problem: ConvProblem, whole: int) -> bool:
 def conv2d_wgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
     """Those that can compute dW."""
     if not _is_product(problem):
-        return ("library", "channels_last") if problem.memory_format is CONTIGUOUS else ("library",)
+        images = problem.memory_format is CONTIGUOUS and problem.dtype is torch.bfloat16
+        return ("library", "channels_last") if images else ("library",)
     return ("library", "direct" if problem.dtype is torch.float32 else "unfold")
 
 
@@ -309,7 +310,8 @@ def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
     pays while that is little, for longer where the library has few pixels to work with."""
     columns, channels, one_tap = problem.columns, problem.channels, problem.kernel_size == (1, 1)
     if not _is_product(problem):
-        return "channels_last" if _are_slow_groups(problem, 16) else "library"
+        slow = problem.dtype is torch.bfloat16 and _are_slow_groups(problem, 16)  # in float32 it would lose digits
+        return "channels_last" if slow else "library"
     if problem.dtype is torch.float32:
         return "direct" if capability == "avx512" and columns <= (128 if one_tap else 512) else "library"
     if one_tap and problem.memory_format is torch.channels_last:
