@@ -169,7 +169,8 @@ def test_every_path(path, layout, dtype):
                 assert_exact(dw, stock_wgrad(t.double()))
                 took += 1
     never = {("direct", torch.bfloat16), ("unfold", torch.float32), ("channels_last", "NHWC"), ("channels_last", torch.float32)}
-    assert took > 10 or {(path, dtype), (path, layout)} & never
+    never |= {("groups", torch.bfloat16), ("groups", "NHWC")}
+    assert took > (2 if path == "groups" else 10) or {(path, dtype), (path, layout)} & never
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

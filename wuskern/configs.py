@@ -210,6 +210,7 @@ WHY = {  # of each path, for `wuskern doctor --explain`
     "mm": "torch's product: oneDNN in bfloat16; in float32 MKL, where oneDNN's calls or the faults of its memory cost more",
     "onednn": "oneDNN's product: about twice MKL's rate in float32 on this processor",
     "channels_last": "torch's convolution on copies in channels_last: it is slow on contiguous images in groups",
+    "groups": "our own product for each group: torch's convolution is slow on contiguous images in groups",
     "library": "torch's convolution on the gathered dY: nothing else takes strides, groups and this dtype, or is faster here",
     "unfold": "one product with dY unfolded by the kernel's taps, which is small beside x",
     "images": "a product for each contiguous image, which torch's convolution would reorder first",
@@ -290,8 +291,11 @@ def _are_slow_groups(problem: ConvProblem, whole: int) -> bool:
 def conv2d_wgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
     """Those that can compute dW."""
     if not _is_product(problem):
-        images = problem.memory_format is CONTIGUOUS and problem.dtype is torch.bfloat16
-        return ("library", "channels_last") if images else ("library",)
+        if problem.memory_format is not CONTIGUOUS or problem.dtype not in (torch.float32, torch.bfloat16):
+            return ("library",)
+        if problem.dtype is torch.bfloat16:
+            return ("library", "channels_last")
+        return ("library", "groups") if problem.stride == (1, 1) else ("library",)
     return ("library", "direct" if problem.dtype is torch.float32 else "unfold")
 
 
@@ -310,8 +314,11 @@ def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
     pays while that is little, for longer where the library has few pixels to work with."""
     columns, channels, one_tap = problem.columns, problem.channels, problem.kernel_size == (1, 1)
     if not _is_product(problem):
-        slow = problem.dtype is torch.bfloat16 and _are_slow_groups(problem, 16)  # in float32 it would lose digits
-        return "channels_last" if slow else "library"
+        if not _are_slow_groups(problem, 16):
+            return "library"
+        if problem.dtype is torch.bfloat16:
+            return "channels_last"  # which in float32 would lose digits
+        return "groups" if problem.stride == (1, 1) and capability == "avx512" else "library"
     if problem.dtype is torch.float32:
         return "direct" if capability == "avx512" and columns <= (128 if one_tap else 512) else "library"
     if one_tap and problem.memory_format is torch.channels_last:

@@ -9,7 +9,7 @@ and chosen row, so that dW = P^T X and dX = P W (stride 1, one group; P is small
 
 - "library": torch's convolution on the gathered dy. "channels_last": the same on copies in that memory format.
 - "unfold": P in memory and one product. "images": a product for each image, where images are contiguous.
-- "direct": our own products in float32, that make P bit by bit in a cache.
+- "direct": our own products in float32, that make P bit by bit in a cache. "groups": the same, group by group.
 
 In float32 only dX in channels_last may take "unfold": elsewhere the long chains of a library's product lose more digits than
 its convolution does.
@@ -195,12 +195,25 @@ def _wgrad_direct(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
     return _fold_weight(torch.ops.wuskern_native.direct_wgrad(dy, x, *geometry, channels_last).t(), problem)
 
 
+def _wgrad_groups(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
+    k, channels = problem.k // problem.groups, problem.channels // problem.groups
+    one = dataclasses.replace(problem, k=k, channels=channels, groups=1)
+    parts = zip(dy.contiguous().split(k, 1), x.split(channels, 1), strict=True)
+    return torch.cat([_wgrad_direct(d.contiguous(), c.contiguous(), one) for d, c in parts])
+
+
 def _wgrad_channels_last(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
     return _wgrad_library(dy, x.contiguous(memory_format=torch.channels_last), _in_channels_last(problem))
 
 
 WGRAD: dict[str, Callable[[Tensor, Tensor, ConvProblem], Tensor]]
-WGRAD = {"library": _wgrad_library, "channels_last": _wgrad_channels_last, "unfold": _wgrad_unfold, "direct": _wgrad_direct}
+WGRAD = {
+    "library": _wgrad_library,
+    "channels_last": _wgrad_channels_last,
+    "groups": _wgrad_groups,
+    "unfold": _wgrad_unfold,
+    "direct": _wgrad_direct,
+}
 
 
 # ---- Conv2d: dX -------------------------------------------------------------------------------------------------------
