@@ -2,7 +2,7 @@
 
 python -m bench.regret [PATH.json]
 
-The problems are none of those that the rules of wuskern/configs.py were made from, which are the convolutions of networks in
+The problems are none of those that the rules of wuskern/paths.py were made from, which are the convolutions of networks in
 tests/cases.py. All paths of a problem are verified against the first, then timed in turn within one run, each called once
 before it is timed; the regret compares their medians.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.clocks import settle_allocator
 from bench.results import provenance
 from tests.cases import MEMORY_FORMATS, Conv
-from wuskern import backends, configs, native
+from wuskern import backends, native, paths
 from wuskern.train.results import replace
 
 RATIOS = (0.02, 0.1, 0.3)
@@ -63,13 +63,13 @@ def _conv_problem(case: Conv, dtype: torch.dtype, layout: str, like: torch.memor
         dy = torch.randn_like(layer(x)).contiguous(memory_format=like)
     weight = layer.weight.detach()
     geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    problem = configs.ConvProblem(dtype, *x.shape[:2], tuple(x.shape[2:]), like, k, *geometry, layer.groups)
+    problem = paths.ConvProblem(dtype, *x.shape[:2], tuple(x.shape[2:]), like, k, *geometry, layer.groups)
     capability = torch.ops.wuskern_native.cpu_capability()
     name = f"{case.name} {layout} {str(dtype)[6:]} k={k}"
-    wgrad = {p: lambda p=p: native.WGRAD[p](dy, x, problem) for p in configs.conv2d_wgrad_paths(problem)}
-    yield Problem(f"{name} dW", configs.conv2d_wgrad_path(problem, capability), wgrad)
-    dgrad = {p: lambda p=p: native.DGRAD[p](dy, weight, problem) for p in configs.conv2d_dgrad_paths(problem)}
-    yield Problem(f"{name} dX", configs.conv2d_dgrad_path(problem, capability), dgrad)
+    wgrad = {p: lambda p=p: native.WGRAD[p](dy, x, problem) for p in paths.conv2d_wgrad_paths(problem)}
+    yield Problem(f"{name} dW", paths.conv2d_wgrad_path(problem, capability), wgrad)
+    dgrad = {p: lambda p=p: native.DGRAD[p](dy, weight, problem) for p in paths.conv2d_dgrad_paths(problem)}
+    yield Problem(f"{name} dX", paths.conv2d_dgrad_path(problem, capability), dgrad)
 
 
 def linear_problems() -> Iterator[Problem]:
@@ -78,10 +78,10 @@ def linear_problems() -> Iterator[Problem]:
             k = max(1, int(n * ratio))
             x, dy, weight = torch.randn(tokens, inputs), torch.randn(tokens, k), torch.randn(k, inputs)
             for kind, a, b in (("dW", dy.t(), x.t()), ("dX", dy, weight.t())):
-                path = configs.product_path(dy.dtype, a.shape[0], b.shape[0], a.shape[1])
+                path = paths.product_path(dy.dtype, a.shape[0], b.shape[0], a.shape[1])
                 chosen = path if native.onednn_obstacle() is None else "mm"
-                paths = {p: lambda p=p, a=a, b=b: native.PRODUCTS[p](a, b) for p in native.PRODUCTS}
-                yield Problem(f"Linear {tokens}x{n}x{inputs} k={k} {kind}", chosen, paths)
+                ways = {p: lambda p=p, a=a, b=b: native.PRODUCTS[p](a, b) for p in native.PRODUCTS}
+                yield Problem(f"Linear {tokens}x{n}x{inputs} k={k} {kind}", chosen, ways)
 
 
 def measure(problem: Problem) -> dict[str, float]:

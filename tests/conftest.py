@@ -1,6 +1,7 @@
 """What all tests share. Where there is no GPU, Triton's kernels run through its interpreter."""
 
 import os
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -81,6 +82,22 @@ def obstacle_to(op: str, backend: str, device: str = "cpu") -> str | None:
     except RuntimeError as error:
         return str(error)
     return None
+
+
+def backends_that_run(op: str) -> list[str]:
+    """On the CPU."""
+    return [name for name in backends.NAMES if obstacle_to(op, name) is None]
+
+
+def run_with_capability(capability: str, program: str) -> None:
+    """A program that asserts, with the kernels of one instruction set; skips where the processor lacks it."""
+    program = f"import torch\ntorch.manual_seed(0)\n{program}\nprint(torch.ops.wuskern_native.cpu_capability())"
+    env = os.environ | {"WUSKERN_CPU_CAPABILITY": capability}
+    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    if "expected baseline or a wider set up to this processor's" in result.stderr:
+        pytest.skip(f"this processor has no {capability}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [capability]
 
 
 @pytest.fixture(params=backends.NAMES)

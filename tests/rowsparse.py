@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from tests.cases import CONVS, MEMORY_FORMATS, Conv
-from wuskern import backends, configs
+from wuskern import backends, paths
 from wuskern.shapes import memory_format
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -52,9 +52,9 @@ class ConvTensors:
     def gathered(self) -> Tensor:
         return self.dy.index_select(1, self.rows).contiguous(memory_format=memory_format(self.dy))
 
-    def problem(self, like: Tensor) -> configs.ConvProblem:
-        """As ``configs`` asks for it; the memory format is that of ``like``."""
-        return configs.ConvProblem(
+    def problem(self, like: Tensor) -> paths.ConvProblem:
+        """As ``paths`` asks for it; the memory format is that of ``like``."""
+        return paths.ConvProblem(
             self.x.dtype, *self.x.shape[:2], tuple(self.x.shape[2:]), memory_format(like), len(self.rows),
             tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation, self.groups,
         )  # fmt: skip

@@ -1,18 +1,14 @@
 """The op bias_grad, on every backend that runs here."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
 from tests.cases import GRADIENTS, Gradient
-from tests.conftest import OBSTACLES
+from tests.conftest import backends_that_run, run_with_capability
+from tests.strategies import strided_gradients
 from wuskern import backends, ops, reference
 
 DTYPES = list(ops.DTYPES)
@@ -64,45 +60,24 @@ def test_same_bits_whatever_the_number_of_threads(backend):
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_any_shape_and_strides(data):
-    """A random tensor, its dimensions in a random order in memory, some of them sliced."""
-    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
-    dim = data.draw(st.integers(-len(sizes), len(sizes) - 1))
-    sizes[dim] = data.draw(st.integers(1, 70))
-    order = data.draw(st.permutations(range(len(sizes))))
-    steps = data.draw(st.lists(st.integers(1, 2), min_size=len(sizes), max_size=len(sizes)))
-    dtype = data.draw(st.sampled_from(DTYPES))
-    torch.manual_seed(data.draw(st.integers(0, 99)))
-    gradients = []
-    for _ in range(-(-OUTPUTS // sizes[dim])):
-        base = torch.randn([sizes[d] * steps[d] for d in order], dtype=torch.float64).to(dtype)
-        dy = base.permute([order.index(d) for d in range(len(sizes))])[tuple(slice(None, None, s) for s in steps)]
-        assert list(dy.shape) == sizes
-        gradients.append(dy)
-    for name, obstacle in OBSTACLES.items():
-        if obstacle("cpu") is None:
-            with backends.backend(name):
-                check(gradients, dim)
+@given(strided_gradients(DTYPES, OUTPUTS))
+def test_any_shape_and_strides(drawn):
+    for name in backends_that_run("bias_grad"):
+        with backends.backend(name):
+            check(*drawn)
 
 
 @pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(capability):
     """The narrower kernels of the same library give results as good as the widest."""
-    program = (
-        "import torch\ntorch.manual_seed(0)\nfrom tests.test_bias_grad import *\n"
+    run_with_capability(
+        capability,
+        "from tests.test_bias_grad import *\n"
         "with backends.backend('native'):\n"
         "    for case in GRADIENTS:\n"
         "        for dtype in DTYPES:\n"
-        "            check_case(case, dtype)\n"
-        "print(torch.ops.wuskern_native.cpu_capability())"
+        "            check_case(case, dtype)",
     )
-    env = os.environ | {"WUSKERN_CPU_CAPABILITY": capability}
-    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
-    if "expected baseline or a wider set up to this processor's" in result.stderr:
-        pytest.skip(f"this processor has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
 
 
 # ---- what PyTorch asks of an op --------------------------------------------------------------------------------------

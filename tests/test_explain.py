@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wuskern import backends, cli, configs, explain
+from wuskern import backends, cli, explain, paths
 from wuskern.rows import TopK
 
 pytestmark = pytest.mark.skipif(
@@ -22,7 +22,7 @@ def test_a_linear(capsys):
     assert said["problem"].startswith("Linear 80 x 64, 96 tokens, float32, ")
     assert said["choice"] == "8 of 80 rows (10.0%) by l1, scope both"
     assert said["reads of dY"] == "1 for scores and bias gradient (native), 0.10 for the chosen rows"
-    assert said["dW"] == said["dX"] == f"mm: {configs.WHY['mm']}"
+    assert said["dW"] == said["dX"] == f"mm: {paths.WHY['mm']}"
     assert said["floor"].startswith("0.00")
     assert said["measured"].endswith("x the floor")
     assert said["dense"].endswith("x of that")
@@ -33,7 +33,7 @@ def test_a_conv2d(capsys):
     said = answers(capsys, "conv2d", "2x8x16x10x3", *arguments)
     assert said["problem"].startswith("Conv2d 8 -> 16, 3x3, 2 images of 10x10, bfloat16, ")
     assert said["choice"] == "4 of 16 rows (25.0%) by l1, scope weight"
-    assert said["dW"] == f"library: {configs.WHY['library']}"
+    assert said["dW"] == f"library: {paths.WHY['library']}"
     assert said["dX"] == "dense: scope is weight"
 
 

@@ -1,9 +1,5 @@
 """What native.py composes on the CPU, beyond the ops that use it: products, choices, and the compiled parts by themselves."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +7,9 @@ from hypothesis import strategies as st
 
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import MEMORY_FORMATS
+from tests.conftest import run_with_capability
 from tests.rowsparse import DTYPES, LARGER, conv_tensors, need_library
-from wuskern import configs, native
+from wuskern import native, paths
 
 
 @pytest.mark.parametrize("path", native.PRODUCTS)
@@ -27,7 +24,7 @@ def test_every_product(path):
 
 def test_large_results_are_written_into_memory_of_ours(monkeypatch):
     need_library()
-    monkeypatch.setattr(configs, "MAPPED_BYTES", 64)
+    monkeypatch.setattr(paths, "MAPPED_BYTES", 64)
     a, b = torch.randn(9, 70, requires_grad=True), torch.randn(5, 70)
     torch.testing.assert_close(native.PRODUCTS["mm"](a, b), (a @ b.t()).detach())
 
@@ -48,20 +45,14 @@ def test_same_bits_whatever_the_number_of_threads(number):
 
 @pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(capability):
-    program = (
-        "import torch\ntorch.manual_seed(0)\ntorch.set_num_threads(1)\n"
+    run_with_capability(
+        capability,
+        "torch.set_num_threads(1)\n"
         "from tests import test_rowsparse_dgrad as d, test_rowsparse_wgrad as w\n"
         "for layout in w.MEMORY_FORMATS:\n"
         "    w.test_every_path('direct', layout, torch.float32)\n"
-        "    d.test_every_path('direct', layout, torch.float32)\n"
-        "print(torch.ops.wuskern_native.cpu_capability())"
+        "    d.test_every_path('direct', layout, torch.float32)",
     )
-    env = os.environ | {"WUSKERN_CPU_CAPABILITY": capability}
-    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
-    if "expected baseline or a wider set up to this processor's" in result.stderr:
-        pytest.skip(f"this processor has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
 
 
 @settings(max_examples=300, deadline=None)
@@ -70,14 +61,14 @@ def test_only_a_path_that_can_do_it_is_chosen(data):
     def pair(least, most):
         return data.draw(st.tuples(st.integers(least, most), st.integers(least, most)))
 
-    problem = configs.ConvProblem(
+    problem = paths.ConvProblem(
         data.draw(st.sampled_from(DTYPES)), data.draw(st.integers(1, 200)), data.draw(st.integers(1, 2048)), pair(1, 300),
         data.draw(st.sampled_from(list(MEMORY_FORMATS.values()))), data.draw(st.integers(1, 2048)), pair(1, 7), pair(1, 2),
         pair(0, 3), pair(1, 2), data.draw(st.integers(1, 2)),
     )  # fmt: skip
     for capability in ("baseline", "avx2", "avx512"):
-        assert configs.conv2d_wgrad_path(problem, capability) in configs.conv2d_wgrad_paths(problem)
-        assert configs.conv2d_dgrad_path(problem, capability) in configs.conv2d_dgrad_paths(problem)
+        assert paths.conv2d_wgrad_path(problem, capability) in paths.conv2d_wgrad_paths(problem)
+        assert paths.conv2d_dgrad_path(problem, capability) in paths.conv2d_dgrad_paths(problem)
 
 
 def test_the_compiled_ops_guard_their_memory():
@@ -134,4 +125,4 @@ def test_torchs_switches_are_obeyed(monkeypatch):
 
 @pytest.mark.parametrize(("depth", "parts"), [(1, 1), (448, 1), (449, 2), (512, 2), (4096, 8), (65536, 32)])
 def test_parts_of_a_deep_product(depth, parts):
-    assert configs.onednn_parts(depth) == parts
+    assert paths.onednn_parts(depth) == parts

@@ -25,7 +25,7 @@ from tests.rowsparse import (
     some_rows,
     stock_dgrad,
 )
-from wuskern import backends, configs, native, ops
+from wuskern import backends, native, ops, paths
 from wuskern.shapes import memory_format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,7 +166,7 @@ def test_every_path(path, layout, dtype):
         for k in {case.groups, case.out}:
             t = conv_tensors(case, dtype, layout, k)
             problem = t.problem(t.dy)
-            if path in configs.conv2d_dgrad_paths(problem):
+            if path in paths.conv2d_dgrad_paths(problem):
                 dx = native.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
                 assert dx.is_contiguous(memory_format=problem.memory_format)
                 assert_exact(dx, stock_dgrad(t.double()))
@@ -183,7 +183,7 @@ def test_every_path_is_as_exact_as_stock(case, layout, dtype):
     need_library()
     t = conv_tensors(case, dtype, layout, make=torch.randn)
     problem = t.problem(t.dy)
-    for path in configs.conv2d_dgrad_paths(problem):
+    for path in paths.conv2d_dgrad_paths(problem):
         dx = native.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
         assert torch.equal(native.DGRAD[path](t.gathered(), t.weight[t.rows], problem), dx), path
         assert_as_right_as_stock(dx, *dgrad_answers(t))

@@ -25,7 +25,7 @@ from tests.rowsparse import (
     stock_wgrad,
     wgrad_answers,
 )
-from wuskern import backends, configs, native, ops
+from wuskern import backends, native, ops, paths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,7 +164,7 @@ def test_every_path(path, layout, dtype):
         for k in {case.groups, case.out}:
             t = conv_tensors(case, dtype, layout, k)
             problem = t.problem(t.x)
-            if path in configs.conv2d_wgrad_paths(problem):
+            if path in paths.conv2d_wgrad_paths(problem):
                 dw = native.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem)
                 assert_exact(dw, stock_wgrad(t.double()))
                 took += 1
@@ -180,7 +180,7 @@ def test_every_path_is_as_exact_as_stock(case, layout, dtype):
     need_library()
     t = conv_tensors(case, dtype, layout, make=torch.randn)
     problem = t.problem(t.x)
-    for path in configs.conv2d_wgrad_paths(problem):
+    for path in paths.conv2d_wgrad_paths(problem):
         dw = native.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem)
         assert torch.equal(
             native.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem), dw

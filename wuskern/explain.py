@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from wuskern import backends, configs, gradients, native
+from wuskern import backends, gradients, native
 from wuskern.doctor import Line, Report
+from wuskern.paths import WHY
 from wuskern.rows import TopK
 
 REPEATS = 9
@@ -39,7 +40,7 @@ def linear(shape: str, choice: TopK, dtype: torch.dtype) -> Problem:
     k = choice.count(out)
     dy, x, weight = (torch.randn(size).to(dtype) for size in ((tokens, out), (tokens, inputs), (out, inputs)))
     products = [("dW", (k, inputs, tokens))] + ([("dX", (tokens, inputs, k))] if choice.scope == "both" else [])
-    paths = [(name, _say(native.product_path(dtype, *sides), configs.WHY)) for name, sides in products]
+    paths = [(name, _say(native.product_path(dtype, *sides), WHY)) for name, sides in products]
     if choice.scope == "weight":
         paths.append(("dX", "dense: scope is weight"))
     return Problem(
@@ -68,8 +69,8 @@ def conv2d(
     geometry = (stride,) * 2, (padding,) * 2, (1, 1), groups
     dy = torch.randn_like(F.conv2d(x, weight, None, *geometry))
     wgrad, dgrad = native.conv2d_paths(x, weight, k, *geometry)
-    paths = [("dW", _say(wgrad, configs.WHY))]
-    paths.append(("dX", _say(dgrad, configs.WHY) if choice.scope == "both" else "dense: scope is weight"))
+    paths = [("dW", _say(wgrad, WHY))]
+    paths.append(("dX", _say(dgrad, WHY) if choice.scope == "both" else "dense: scope is weight"))
     of_unit = 2 * dy.numel() // out * weight[0].numel()
     return Problem(
         title=f"Conv2d {channels} -> {out}, {kernel}x{kernel}, {batch} images of {side}x{side}",

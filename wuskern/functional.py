@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from wuskern import ops
 from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
 from wuskern.gradients import conv2d_backward, linear_backward
-from wuskern.rows import PerExample, RowChoice
+from wuskern.rows import RowChoice, refuse_per_example
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
@@ -71,8 +71,8 @@ def conv2d(
         What ``F.conv2d`` raises; ``ValueError``, ``TypeError`` where ``rows`` do not fit; ``RuntimeError`` for a second or
         forward-mode derivative through a skipped or row-sparse call.
     """
-    if isinstance(rows, PerExample) and not skip:
-        raise TypeError("rows: expected TopK or Rows for a Conv2d, got PerExample, which its paper defines for Linear")
+    if not skip:
+        refuse_per_example(rows)
     rows = None if skip else _restricting(rows, weight, groups)
     if not (skip or rows) or stock_reason(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wuskern import configs, ops
-from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, TopK
-from wuskern.shapes import as_matrix
+from wuskern import configs, ops, paths
+from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, TopK, refuse_per_example
+from wuskern.shapes import as_matrix, is_channels_last, is_contiguous, output_padding
 
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
@@ -172,8 +172,7 @@ def conv2d_gradients(
     needs: Needs,
 ) -> Gradients:
     """:func:`conv2d_backward`; x may be None where the weight's gradient is not wanted."""
-    if isinstance(rows, PerExample):
-        raise TypeError("rows: expected TopK or Rows for a Conv2d, got PerExample: its paper defines it for Linear")
+    refuse_per_example(rows)
     needs_x, needs_weight, needs_bias = needs
     if like_x.format is not None:
         dy = dy.contiguous(memory_format=like_x.format)
@@ -202,13 +201,10 @@ def conv2d_dgrad(dy: Tensor, weight: Tensor, like_x: LikeX, geometry: Geometry) 
     stride, padding, dilation, groups = geometry
     if wanted is not None and dy.is_cpu:
         dy = dy.contiguous(memory_format=wanted)
-        if configs.conv2d_dgrad_is_matmul(dy.dtype, dy.shape, weight.shape, wanted, stride, padding, groups):
+        if paths.conv2d_dgrad_is_matmul(dy.dtype, dy.shape, weight.shape, wanted, stride, padding, groups):
             return torch.matmul(weight.flatten(1).t(), dy.flatten(2)).view(size)
         if _only_format(dy) is wanted:
-            rest = [
-                n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
-                for n, m, s, p, d, k in zip(size[2:], dy.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True)
-            ]
+            rest = output_padding(size[2:], dy.shape[2:], weight.shape[2:], stride, padding, dilation)
             return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, rest, groups)
     unread = dy.new_empty_strided(size, x_stride)
     forward = (stride, padding, dilation, False, (0, 0), groups)
@@ -218,12 +214,9 @@ def conv2d_dgrad(dy: Tensor, weight: Tensor, like_x: LikeX, geometry: Geometry) 
 def _only_format(t: Tensor) -> torch.memory_format | None:
     """The one format that t has; None where it has neither, or both (one channel, one pixel), or strides in disguise."""
     contiguous, channels_last = t.is_contiguous(), t.is_contiguous(memory_format=torch.channels_last)
-    if contiguous == channels_last:
-        return None
-    _, c, h, w = t.shape
-    if t.stride() != ((c * h * w, h * w, w, 1) if contiguous else (c * h * w, 1, w * c, c)):
-        return None
-    return torch.contiguous_format if contiguous else torch.channels_last
+    if contiguous and not channels_last and is_contiguous(t):
+        return torch.contiguous_format
+    return torch.channels_last if channels_last and not contiguous and is_channels_last(t) else None
 
 
 def _dense_stride(x: Tensor) -> tuple[int, ...]:

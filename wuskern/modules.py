@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wuskern import functional
-from wuskern.rows import PerExample, RowChoice
+from wuskern.rows import RowChoice, refuse_per_example
 
 
 class SkippableLinear(nn.Linear):
@@ -128,8 +128,8 @@ def check_rows(layer: SkippableLayer, rows: RowChoice | None, where: str = "") -
     """Raises ``ValueError`` or ``TypeError``, its text behind ``where``, if ``layer`` cannot have ``rows``."""
     if rows is None:
         return
-    if isinstance(rows, PerExample) and isinstance(layer, nn.Conv2d):
-        raise TypeError(f"{where}rows: expected TopK or Rows for a Conv2d, got PerExample, which its paper defines for Linear")
+    if isinstance(layer, nn.Conv2d):
+        refuse_per_example(rows, where)
     units = (layer.out_features, 1) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.groups)
     try:
         rows.count(*units)

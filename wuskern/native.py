@@ -1,6 +1,6 @@
 """The CPU's half of backend ``native`` that is Python: operands made small by our kernels, multiplied by PyTorch's libraries.
 
-Each op gathers the chosen rows where dy is whole, asks ``configs`` for a path, and takes it. Of a Linear:
+Each op gathers the chosen rows where dy is whole, asks ``paths`` for a path, and takes it. Of a Linear:
 
 - "mm": torch's own product, MKL in float32 and oneDNN in bfloat16. "onednn": oneDNN in float32 too.
 
@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from wuskern import configs
-from wuskern.configs import CONTIGUOUS, ConvProblem
-from wuskern.shapes import memory_format
+from wuskern import paths
+from wuskern.paths import CONTIGUOUS, ConvProblem
+from wuskern.shapes import memory_format, output_padding
 
 _library = torch.library.Library("wuskern_native", "FRAGMENT")
 _GEOMETRY = "int[2] kernel_size, int[2] padding, int[2] dilation"
@@ -52,7 +52,7 @@ def _gathered(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T``"""
-    if a.shape[0] * b.shape[0] * a.itemsize < configs.MAPPED_BYTES:
+    if a.shape[0] * b.shape[0] * a.itemsize < paths.MAPPED_BYTES:
         return torch.mm(a, b.t())
     with torch.no_grad():
         return torch.mm(a, b.t(), out=_new(a, a.shape[0], b.shape[0]))
@@ -61,7 +61,7 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.T`` by the calls that torch.compile makes of a Linear, in parts along the depth that join one by one."""
     linear, depth = torch.ops.mkldnn._linear_pointwise, a.shape[1]
-    parts = configs.onednn_parts(depth)
+    parts = paths.onednn_parts(depth)
     if parts == 1:
         return linear(_dense(a), _dense(b), None, "none", [], "")
     step = -(-depth // parts)
@@ -96,7 +96,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def product_path(dtype: torch.dtype, m: int, n: int, depth: int) -> str:
     """The path of ``[m, depth] @ [depth, n]`` on this processor, with the user's settings."""
-    path = configs.product_path(dtype, m, n, depth)
+    path = paths.product_path(dtype, m, n, depth)
     return path if path == "mm" or onednn_obstacle() is None else "mm"
 
 
@@ -166,7 +166,7 @@ def rowsparse_wgrad_conv2d(
         return x.new_zeros(rows.shape[0], x.shape[1] // groups, *kernel_size)
     x = x.contiguous(memory_format=memory_format(x))
     problem = _problem(x.dtype, x.shape, memory_format(x), rows.shape[0], kernel_size, stride, padding, dilation, groups)
-    return WGRAD[configs.conv2d_wgrad_path(problem, _vectors())](_gathered(dy, rows, 1), x, problem)
+    return WGRAD[paths.conv2d_wgrad_path(problem, _vectors())](_gathered(dy, rows, 1), x, problem)
 
 
 def _wgrad_library(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
@@ -178,9 +178,7 @@ def _wgrad_library(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
 
 def _wgrad_unfold(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
     rows = problem.memory_format is not CONTIGUOUS
-    pixels = (
-        x.permute(0, 2, 3, 1).flatten(0, 2).t() if rows else x.transpose(0, 1).flatten(1)
-    )  # the second is a copy, of planes
+    pixels = x.permute(0, 2, 3, 1).flatten(0, 2).t() if rows else x.transpose(0, 1).flatten(1)  # of planes: a copy
     return _fold_weight(product(_unfold(dy, problem, _PIXELS_LAST), pixels), problem)
 
 
@@ -226,17 +224,17 @@ def rowsparse_dgrad_conv2d(
     if dy.numel() == 0 or weight.numel() == 0:
         return torch.empty(size, dtype=dy.dtype, memory_format=like).zero_()
     problem = _problem(dy.dtype, size, like, rows.shape[0], weight.shape[2:], stride, padding, dilation, groups)
-    run = DGRAD[configs.conv2d_dgrad_path(problem, _vectors())]
+    run = DGRAD[paths.conv2d_dgrad_path(problem, _vectors())]
     return run(_gathered(dy, rows, 1), weight.index_select(0, rows), problem)
 
 
 def _dgrad_library(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
     """As a transposed convolution, which unlike ``convolution_backward`` wants no tensor of the input's shape."""
-    pads = zip(problem.size, dy.shape[2:], problem.stride, problem.padding, problem.dilation, problem.kernel_size, strict=True)
-    rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in pads]
+    geometry = problem.stride, problem.padding, problem.dilation
+    rest = output_padding(problem.size, dy.shape[2:], problem.kernel_size, *geometry)
     dy, weight = (t.contiguous(memory_format=problem.memory_format) for t in (dy, weight))
-    geometry = (problem.stride, problem.padding, problem.dilation, True, rest, problem.groups)
-    return torch.ops.aten.convolution(dy, weight, None, *geometry).contiguous(memory_format=problem.memory_format)
+    dx = torch.ops.aten.convolution(dy, weight, None, *geometry, True, rest, problem.groups)
+    return dx.contiguous(memory_format=problem.memory_format)
 
 
 def _dgrad_unfold(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
@@ -314,7 +312,7 @@ def conv2d_paths(
     """The paths of dW and dX for k rows of weight, with dy in the memory format of x."""
     geometry = weight.shape[2:], stride, padding, dilation, groups
     problem = _problem(x.dtype, x.shape, memory_format(x), k, *geometry)
-    return configs.conv2d_wgrad_path(problem, _vectors()), configs.conv2d_dgrad_path(problem, _vectors())
+    return paths.conv2d_wgrad_path(problem, _vectors()), paths.conv2d_dgrad_path(problem, _vectors())
 
 
 @functools.cache

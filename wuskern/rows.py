@@ -165,6 +165,12 @@ class Rows:
 RowChoice = TopK | Rows | PerExample
 
 
+def refuse_per_example(rows: RowChoice | None, where: str = "") -> None:
+    """Raises ``TypeError``, its text behind ``where``: of a Conv2d."""
+    if isinstance(rows, PerExample):
+        raise TypeError(f"{where}rows: expected TopK or Rows for a Conv2d, got PerExample, which its paper defines for Linear")
+
+
 @dataclass(frozen=True)
 class RowGrad:
     """A gradient that is zero outside of ``rows``: row ``rows[i]`` is ``values[i]``.

@@ -12,8 +12,16 @@ def memory_format(dy: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def is_contiguous(t: Tensor) -> bool:
+    """Whether ``t`` lies in memory as ``[B, C, H, W]`` without gaps, every stride of it, those of single elements too."""
+    if t.ndim != 4:
+        return False
+    _, c, h, w = t.shape
+    return t.stride() == (c * h * w, h * w, w, 1)
+
+
 def is_channels_last(t: Tensor) -> bool:
-    """Whether ``t`` lies in memory as ``[B, H, W, C]`` without gaps, every stride of it."""
+    """Whether ``t`` lies in memory as ``[B, H, W, C]`` without gaps, every stride of it, those of single elements too."""
     if t.ndim != 4:
         return False
     _, c, h, w = t.shape
@@ -36,4 +44,19 @@ def output_size(
     return [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, kernel_size, stride, padding, dilation, strict=True)
+    ]
+
+
+def output_padding(
+    size: Sequence[int],
+    output: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Of the transposed convolution that leads from a convolution's ``output`` back to the ``size`` of its input."""
+    return [
+        n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
+        for n, m, k, s, p, d in zip(size, output, kernel_size, stride, padding, dilation, strict=True)
     ]
