@@ -65,7 +65,8 @@ def test_conv2d_of_any_geometry(data):
     flag = data.draw(flags(layer))
     expected = gradients(set_flags(plain(copy.deepcopy(layer)), flag), x)
     strides = {name: value.stride() for name, value in gradients(layer, x).items() if value is not None}
-    strides["weight"] = layer.weight.stride()  # stock's differ where a dimension has the size 1
+    if isinstance(flag, wk.Rows) and len(flag.index) < layer.out_channels:
+        strides["weight"] = layer.weight.stride()  # stock's differ where a dimension has the size 1
     ours = gradients(set_flags(wk.convert(layer), flag), x)
     assert ours.keys() == expected.keys()
     for name, value in expected.items():

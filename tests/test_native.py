@@ -55,6 +55,18 @@ def test_every_instruction_set(capability):
     )
 
 
+@pytest.mark.parametrize("like", MEMORY_FORMATS.values(), ids=str)
+def test_taps_that_meet_padding_alone_have_no_gradient(like):
+    """torch's convolution leaves them unwritten in bfloat16, with strides."""
+    need_library()
+    x, dy = (torch.ones(2, 32, 2, 1, dtype=torch.bfloat16).contiguous(memory_format=like) for _ in range(2))
+    problem = paths.ConvProblem(x.dtype, 2, 32, (2, 1), like, 32, (1, 3), (1, 3), (0, 2), (1, 1), 2)
+    for path in paths.conv2d_wgrad_paths(problem):
+        for _ in range(20):
+            torch.full((32, 16, 1, 3), 7.5, dtype=x.dtype)  # what fresh memory may then hold
+            assert native.WGRAD[path](dy, x, problem).sum((0, 1, 2)).tolist() == [0, 0, 32 * 16 * 4], path
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_only_a_path_that_can_do_it_is_chosen(data):

@@ -128,7 +128,7 @@ class LikeX(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, weight: Tensor) -> "LikeX":
         found = _only_format(x)
-        doubtful = found is torch.contiguous_format and not weight.is_contiguous()
+        doubtful = found is torch.contiguous_format and not is_contiguous(weight)
         return cls(x.size(), _dense_stride(x), None if doubtful else found)
 
 

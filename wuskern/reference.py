@@ -50,7 +50,28 @@ def rowsparse_wgrad_conv2d(
     weight = x.new_empty(rows.shape[0], x.shape[1] // groups, *kernel_size)
     geometry = (stride, padding, dilation, False, (0, 0), groups)
     dy = _chosen(dy, rows, 1)
-    return torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, (False, True, False))[1].contiguous()
+    dw = torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, (False, True, False))[1].contiguous()
+    return clear_padded_taps(dw, x.shape[2:], dy.shape[2:], stride, padding, dilation)
+
+
+def clear_padded_taps(
+    dw: Tensor,
+    size: Sequence[int],
+    output: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """dw ``[out, C, kh, kw]``, zero at the taps that meet padding alone: with strides, oneDNN leaves them unwritten in
+    bfloat16."""
+    if not dw.is_cpu or dw.dtype is not torch.bfloat16:
+        return dw
+    sides = zip(size, output, dw.shape[2:], stride, padding, dilation, strict=True)
+    for dim, (n, m, k, s, p, d) in enumerate(sides, start=2):
+        padded = [tap for tap in range(k) if not any(0 <= tap * d - p + i * s < n for i in range(m))]
+        if padded:
+            dw.index_fill_(dim, torch.tensor(padded), 0)
+    return dw
 
 
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
