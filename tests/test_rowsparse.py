@@ -14,7 +14,7 @@ from tests.accuracy import assert_as_right_as_stock
 from tests.cases import CONVS, MEMORY_FORMATS
 from tests.oracle import PlainLinear, check, gradients, plain, set_flags
 from wuskern import configs, ops
-from wuskern.rows import request_row_grad
+from wuskern.compact import request_row_grad
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wuskern import gradients, ops
+from wuskern.compact import hand_over, wants_row_grad
 from wuskern.dense import dense_grad
-from wuskern.rows import RowChoice, RowGrad, wants_row_grad
+from wuskern.rows import RowChoice, RowGrad
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
@@ -65,8 +66,7 @@ def _handed_over(weight: Tensor, grad: RowGrad | Tensor | None) -> Tensor | None
         return grad
     if not wants_row_grad(weight):
         return dense_grad(weight, grad)
-    grad = RowGrad(grad.rows, grad.values.to(weight.dtype))
-    weight.row_grad = grad if weight.row_grad is None else weight.row_grad + grad  # type: ignore[attr-defined]
+    hand_over(weight, grad)
     return None
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from wuskern import ops
 
@@ -195,22 +194,6 @@ class RowGrad:
     def dense(self, out: int) -> Tensor:
         """``[out, ...]``, zero in the other rows."""
         return self.values.new_zeros(out, *self.values.shape[1:]).index_copy_(0, self.rows, self.values)
-
-
-# ---- the compact form of a gradient, for consumers that asked for it -------------------------------------------------
-
-
-def request_row_grad(weight: Parameter) -> None:
-    """From now on row-sparse layers leave ``weight.grad`` as it is and add to ``weight.row_grad``, a :class:`RowGrad`.
-
-    For whoever consumes it, such as an optimizer, which sets ``weight.row_grad = None`` where it would clear ``grad``.
-    """
-    if not hasattr(weight, "row_grad"):
-        weight.row_grad = None  # type: ignore[attr-defined]
-
-
-def wants_row_grad(weight: Tensor) -> bool:
-    return hasattr(weight, "row_grad")
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
