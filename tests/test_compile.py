@@ -1,0 +1,234 @@
+"""Compiled models: eager's results, and as many graphs as there are kinds of steps."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+
+import wuskern as wk
+from wuskern.compact import request_row_grad
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # of torch's own compiler
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
+FLAGS = {
+    "dense": {},
+    "skip": {"skip": True},
+    "top-k": {"rows": wk.TopK(ratio=0.3)},
+    "top-k of both": {"rows": wk.TopK(ratio=0.3, score="l2", scope="both", bias="rows")},
+    "rows": {"rows": wk.Rows([0, 2, 3])},
+}
+MODELS = {
+    "linear": (lambda: nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 8)), (6, 24)),
+    "conv2d": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, bias=False), nn.Flatten()
+        ),
+        (6, 3, 8, 8),
+    ),
+}
+
+
+class Residual(nn.Module):
+    """Blocks of two layers each, and a head."""
+
+    def __init__(self, width: int = 16, depth: int = 4) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(depth)
+        )
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # it would go on in eager, without a word
+        yield
+    torch._dynamo.reset()
+
+
+def graphs():
+    return counters["stats"]["unique_graphs"]
+
+
+def set_flags(model, flag):
+    wk.set_skip(model, flag.get("skip", False))
+    wk.set_rows(model, flag.get("rows"))
+
+
+def compact(model):
+    for layer in wk.modules.skippable_layers(model).values():
+        request_row_grad(layer.weight)
+    return model
+
+
+def results(model, call, x):
+    """The output, and what one backward leaves of gradients; those of compact rows as two tensors."""
+    x = x.clone().requires_grad_()
+    y = call(x)
+    y.square().sum().backward()
+    found = {"y": y.detach(), "x": x.grad}
+    for name, parameter in model.named_parameters():
+        found[name], parameter.grad = parameter.grad, None
+        if getattr(parameter, "row_grad", None) is not None:
+            found[f"{name} rows"], found[f"{name} values"] = parameter.row_grad.rows, parameter.row_grad.values
+            parameter.row_grad = None
+    return found
+
+
+def assert_same(model, compiled, x):
+    torch.testing.assert_close(results(model, compiled, x), results(model, model, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_graph_gives_eagers_results(kind, flag, dynamic):
+    make, shape = MODELS[kind]
+    model = wk.convert(make())
+    set_flags(model, FLAGS[flag])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for batch in (6, 6, 11):
+        assert_same(model, compiled, torch.randn(batch, *shape[1:]))
+    assert graphs() == (1 if dynamic else 2)
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_inductor_gives_eagers_results(kind, flag):
+    make, shape = MODELS[kind]
+    model = compact(wk.convert(make())) if "top-k" in flag else wk.convert(make())
+    set_flags(model, FLAGS[flag])
+    compiled = torch.compile(model, fullgraph=True)
+    for _ in range(2):
+        assert_same(model, compiled, torch.randn(shape))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compact_rows_of_several_backwards_add_up(backend):
+    model = compact(wk.convert(MODELS["linear"][0]()))
+    wk.set_rows(model, wk.TopK(k=3))
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    batches = [torch.randn(6, 24) for _ in range(4)]
+
+    def accumulated(call):
+        for x in batches:
+            call(x).square().sum().backward()
+        held = [layer.weight.row_grad.dense(layer.out_features) for layer in (model[0], model[2])]
+        for parameter in model.parameters():
+            parameter.grad = parameter.row_grad = None
+        return held
+
+    torch.testing.assert_close(accumulated(compiled), accumulated(model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_of_a_weight_that_wants_compact_rows_wants_none():
+    """torch's copy of a parameter has none of its attributes: nothing of the copy may reach the original."""
+    model = compact(wk.convert(MODELS["linear"][0]()))
+    twin = copy.deepcopy(model)
+    wk.set_rows(twin, wk.TopK(k=3))
+    torch.compile(twin, fullgraph=True, backend="aot_eager")(torch.randn(6, 24)).sum().backward()
+    assert model[0].weight.row_grad is None
+    assert twin[0].weight.grad is not None
+
+
+# ---- how many graphs ------------------------------------------------------------------------------------------------
+
+
+def count_graphs(model, steps, x):
+    """Of a compiled model that takes these steps, each a function that sets flags, several times over."""
+    compiled, counts = torch.compile(model, fullgraph=True, backend="aot_eager"), []
+    for _ in range(3):
+        for step in steps:
+            step()
+            assert_same(model, compiled, x)
+            counts.append(graphs())
+    return counts
+
+
+def test_a_skip_and_a_choice_of_rows_make_one_more_graph_each():
+    model = wk.convert(Residual())
+    steps = [lambda flag=flag: set_flags(model, flag) for flag in (FLAGS["dense"], FLAGS["skip"], FLAGS["top-k"])]
+    assert count_graphs(model, steps, torch.randn(3, 16)) == [1, 2, 3, 3, 3, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("compact_rows", [False, True], ids=["dense form", "compact"])
+def test_changing_rows_of_one_length_make_no_more_graphs(compact_rows):
+    model = wk.convert(Residual())
+    if compact_rows:
+        compact(model)
+
+    def change():
+        for layer in wk.modules.skippable_layers(model).values():
+            layer.rows = wk.Rows(torch.randperm(layer.out_features)[:4])
+
+    assert set(count_graphs(model, [change] * 4, torch.randn(3, 16))) == {1}
+
+
+def test_policies_of_single_layers_cost_the_kinds_of_steps_of_a_region():
+    """Each layer has a flag of its own: a compiled model of n layers would make 2^n graphs, and regions of two layers, which
+    share their graphs, make four; and the head two."""
+    model = wk.convert(Residual())
+    eager = copy.deepcopy(model)
+    for region in (*model.blocks, model.head):
+        region.compile(fullgraph=True, backend="aot_eager")
+    x, counts = torch.randn(3, 16), []
+    flags = torch.randint(2, (60, 9), generator=torch.Generator().manual_seed(3)).bool().tolist()
+    for step in flags:
+        for twin in (model, eager):
+            for layer, skip in zip(wk.modules.skippable_layers(twin).values(), step, strict=True):
+                layer.skip = skip
+        torch.testing.assert_close(results(model, model, x), results(eager, eager, x), rtol=1e-4, atol=1e-5)
+        counts.append(graphs())
+    assert counts[-1] == counts[30] == 6
+
+
+# ---- beside other transformations -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_checkpointed_regions_compile(flag):
+    model = wk.convert(Residual(depth=2))
+    set_flags(model, FLAGS[flag])
+
+    def forward(x):
+        for block in model.blocks:
+            x = x + checkpoint(block, x, use_reentrant=False)
+        return model.head(x)
+
+    assert_same(model, torch.compile(forward, fullgraph=True, backend="aot_eager"), torch.randn(3, 16))
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_compiles(flag, dtype):
+    model = wk.convert(Residual(depth=1))
+    set_flags(model, FLAGS[flag])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+
+    def under_autocast(call):
+        def run(x):
+            with torch.autocast("cpu", dtype):
+                return call(x).float()
+
+        return run
+
+    x = torch.randn(3, 16)
+    ours, eager = (results(model, under_autocast(call), x) for call in (compiled, model))
+    torch.testing.assert_close(ours, eager, rtol=2e-2, atol=2e-2)
