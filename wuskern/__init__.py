@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from wuskern import functional, ops, policies
 from wuskern.backends import backend
 from wuskern.convert import convert, revert, survey
+from wuskern.cuda_graphs import GraphedStep
 from wuskern.doctor import doctor
 from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
 from wuskern.rows import PerExample, RowGrad, Rows, TopK
@@ -15,6 +16,7 @@ except PackageNotFoundError:  # a bare checkout
     __version__ = "0+checkout"
 
 __all__ = [
+    "GraphedStep",
     "PerExample",
     "RowGrad",
     "Rows",

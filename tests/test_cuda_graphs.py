@@ -1,0 +1,98 @@
+"""One graph for each kind of step: which is replayed, and what it reads. Without a GPU, a replay is the step run again."""
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import wuskern as wk
+
+
+class Again(wk.GraphedStep):
+    """On the CPU: what a graph would do, by running the step on the tensors that it was captured with."""
+
+    def _capture(self, inputs):
+        self.captures = getattr(self, "captures", 0) + 1
+        rows = {name: layer.rows for name, layer in self.layers.items()}
+        skip = {name: layer.skip for name, layer in self.layers.items()}
+
+        def replay():
+            now = {name: (layer.skip, layer.rows) for name, layer in self.layers.items()}
+            for name, layer in self.layers.items():
+                layer.skip, layer.rows = skip[name], rows[name]
+            result = self._step(*inputs)
+            for name, layer in self.layers.items():
+                layer.skip, layer.rows = now[name]
+            return result
+
+        return replay
+
+
+FLAGS = [
+    {},
+    {"skip": True},
+    {"rows": wk.TopK(k=3)},
+    {"rows": wk.Rows([0, 2, 3])},
+    {"rows": wk.Rows([1, 2, 4])},
+    {"rows": wk.Rows([1, 4])},
+]
+
+
+def set_flags(model, flag):
+    wk.set_skip(model, flag.get("skip", False))
+    wk.set_rows(model, flag.get("rows"))
+
+
+def trained(device, graphed, steps=30):
+    torch.manual_seed(0)
+    model = wk.convert(nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5))).to(device)
+    options = dict(lr=0.05, capturable=True) if device == "cuda" else dict(lr=0.05)
+    optimizer = torch.optim.Adam(model.parameters(), **options)
+
+    def step(x, y):
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    run = graphed(model, step) if graphed else step
+    losses = []
+    for i in range(steps):
+        x, y = torch.randn(6, 12).to(device), torch.randn(6, 5).to(device)
+        set_flags(model, FLAGS[i % len(FLAGS)])
+        losses.append(float(run(x, y)))
+    return losses, run
+
+
+def test_every_kind_of_step_is_captured_once_and_reads_what_is_set_now():
+    expected, _ = trained("cpu", None)
+    losses, run = trained("cpu", Again)
+    assert losses == expected
+    assert run.captures == 5  # the two Rows of three share one
+
+
+def test_users_rows_are_left_alone():
+    model = wk.convert(nn.Sequential(nn.Linear(12, 8)))
+    first, second = wk.Rows([0, 1]), wk.Rows([3, 4])
+    step = Again(model, lambda x: model(x).sum().backward())
+    for rows in (first, second):
+        model[0].rows = rows
+        step(torch.randn(2, 12))
+        assert model[0].rows is rows
+    assert (first.index.tolist(), second.index.tolist()) == ([0, 1], [3, 4])
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="converted"):
+        wk.GraphedStep(nn.Linear(3, 3), lambda: None)
+    model = wk.convert(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises(ValueError, match=r"inputs\[0\]: expected a tensor on cpu, got one on meta"):
+        wk.GraphedStep(model, model)(torch.empty(2, 3, device="meta"))
+
+
+@pytest.mark.gpu
+def test_graphs_train_as_eager_does():
+    losses, run = trained("cuda", wk.GraphedStep)
+    assert len(run._captured) == 5
+    assert losses[-1] < losses[0]

@@ -1,0 +1,109 @@
+"""One CUDA graph for each kind of step: a captured graph cannot read a flag, so that each setting of the flags has its own."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern.modules import SkippableLayer, skippable_layers
+from wuskern.rows import Rows
+
+WARM_UP = 3  # steps before a capture, as PyTorch asks for
+
+Key = tuple[Any, ...]
+
+
+class _Captured(NamedTuple):
+    replay: Callable[[], Any]
+    inputs: tuple[Tensor, ...]
+    rows: dict[str, Rows]  # by layer; the graph reads their index
+
+
+class GraphedStep:
+    """A training step on a GPU that is captured once for each setting of the model's flags, and replayed from then on.
+
+    ``skip``, ``TopK`` and the shapes of the inputs choose the graph. A changed ``Rows`` of the same length, scope and bias
+    does not need another one: its index is copied into the one that the graph reads. Graphs share their memory: what a step
+    returned is valid until the next one.
+
+    Args:
+        model: with converted layers, all of its parameters on one GPU.
+        step: takes the inputs and does all the work, ``zero_grad(set_to_none=True)``, forward, backward and the step of a
+            ``capturable`` optimizer, without asking the GPU for a value. What it returns, tensors, is what a call returns.
+
+    A call with a new kind of step runs ``step`` a few times before it captures it. Those steps train on the same inputs;
+    :meth:`prepare` does so for inputs and at a time of your choice.
+
+    Raises:
+        ValueError: the model has no converted layer, or an input is not on its GPU.
+    """
+
+    def __init__(self, model: nn.Module, step: Callable[..., Any]) -> None:
+        self.layers = skippable_layers(model)
+        self.device = next(iter(self.layers.values())).weight.device
+        self._step = step
+        self._captured: dict[Key, _Captured] = {}
+        self._pool: Any = None
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        found = self._captured.get(self._key(inputs)) or self.prepare(*inputs)
+        for static, given in zip(found.inputs, inputs, strict=True):
+            static.copy_(given, non_blocking=True)
+        for name, static_rows in found.rows.items():
+            rows = self.layers[name].rows
+            assert isinstance(rows, Rows)
+            static_rows.index.copy_(rows.index, non_blocking=True)
+        return found.replay()
+
+    def prepare(self, *inputs: Tensor) -> _Captured:
+        """Captures the step for the flags as they are, and replaces the graph that there was."""
+        for i, given in enumerate(inputs):
+            if given.device != self.device:
+                raise ValueError(f"inputs[{i}]: expected a tensor on {self.device}, got one on {given.device}")
+        before = {name: layer.rows for name, layer in self.layers.items()}
+        static = {name: self._static(rows) for name, rows in before.items() if isinstance(rows, Rows)}
+        copies = tuple(given.clone() for given in inputs)
+        try:
+            for name, rows in static.items():
+                self.layers[name].rows = rows
+            found = _Captured(self._capture(copies), copies, static)
+        finally:
+            for name, choice in before.items():
+                self.layers[name].rows = choice
+        self._captured[self._key(inputs)] = found
+        return found
+
+    def _static(self, rows: Rows) -> Rows:
+        return Rows(rows.index.to(self.device, copy=True), rows.scope, rows.bias)
+
+    def _key(self, inputs: tuple[Tensor, ...]) -> Key:
+        shapes = tuple((given.shape, given.dtype) for given in inputs)
+        return shapes, tuple(_kind(layer) for layer in self.layers.values())
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._step(*inputs)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            results = self._step(*inputs)
+        self._pool = graph.pool()
+
+        def replay() -> Any:
+            graph.replay()
+            return results
+
+        return replay
+
+
+def _kind(layer: SkippableLayer) -> Key:
+    """What a graph of this layer depends on."""
+    rows = layer.rows
+    if layer.skip:
+        return ("skip",)
+    return ("rows", len(rows.index), rows.scope, rows.bias) if isinstance(rows, Rows) else (rows,)
