@@ -18,7 +18,7 @@ from wuskern.distributed.flags import check_flags, check_names
 from wuskern.distributed.rowchoice import LaggedRows, restricts, units
 from wuskern.distributed.shares import Share
 from wuskern.modules import SkippableLayer, skippable_layers, weight_owners
-from wuskern.rows import PerExample, RowChoice, Rows, TopK
+from wuskern.rows import PerExample, RowChoice, Rows, TopK, wants_row_grad
 
 CommHook = tuple[Any, Callable[[Any, Any], "Future[Tensor]"]]  # state and hook, as for DDP.register_comm_hook
 
@@ -39,8 +39,8 @@ def prepare(
     are back in place after each forward.
 
     Works with ``find_unused_parameters`` (of a compact weight that no process used, the chosen rows are zeros),
-    ``gradient_as_bucket_view``, ``static_graph`` if the first iteration skips no weight, and ``no_sync``; a checkpointed part
-    of the model needs ``use_reentrant=False``. ``join`` raises in forward.
+    ``gradient_as_bucket_view``, ``no_sync``, and ``static_graph`` if each weight gets a dense gradient in the first
+    iteration; a checkpointed part of the model needs ``use_reentrant=False``. ``join`` raises in forward.
 
     Args:
         ddp_model: a ``DistributedDataParallel`` around a model with converted layers.
@@ -108,8 +108,8 @@ class Prepared:
 
     def _install(self, ddp_model: Any) -> None:
         active = {name: None if layer.skip or not restricts(layer) else layer.rows for name, layer in self.layers.items()}
-        if ddp_model.static_graph and not ddp_model._static_graph_delay_allreduce_enqueued and any_skips(self.layers):
-            raise RuntimeError("static_graph: expected a first iteration that skips no weight, got one that does")
+        if ddp_model.static_graph and not ddp_model._static_graph_delay_allreduce_enqueued:
+            self._refuse_missing(active)
         self.own = {name: rows for name, rows in active.items() if isinstance(rows, TopK)}
         if self.exact_group is None:
             active |= self.lagged.choose(self.own)
@@ -121,6 +121,15 @@ class Prepared:
                 layer.rows = rows
             if share is not None and not layer.skip:
                 _add(share, rows)
+
+    def _refuse_missing(self, active: dict[str, RowChoice | None]) -> None:
+        """DDP counts in the first iteration which gradients there are, and would never send the others."""
+        for name, layer in self.layers.items():
+            if layer.skip or (active[name] is not None and wants_row_grad(layer.weight)):
+                raise RuntimeError(
+                    "static_graph: expected a first iteration in which each weight gets a dense gradient, got "
+                    f"{'skip' if layer.skip else 'compact rows'} of {name or 'the model itself'}"
+                )
 
     def _agreement(self, name: str, of: TopK, share: Share | None) -> Callable[[Tensor], Tensor]:
         out, groups = units(self.layers[name])
@@ -175,10 +184,6 @@ class Prepared:
 
 def _on_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP compares annotations
     return state.on_bucket(bucket)
-
-
-def any_skips(layers: dict[str, SkippableLayer]) -> bool:
-    return any(layer.skip for layer in layers.values())
 
 
 def _add(share: Share, rows: RowChoice | None) -> None:
