@@ -92,7 +92,6 @@ def share_weights(rank):
     """One weight of two layers, and one of a layer and of an embedding."""
     model = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 6, bias=False))
     model[2].weight, model[3].weight = model[1].weight, model[0].weight
-    stock = nn.Sequential(*(type(m)(*m.weight.shape[:: -1 if isinstance(m, nn.Linear) else 1]) for m in model)).double()
     model, _ = wrapped(model)
     tokens = torch.arange(8).view(2, 4)[rank]
     grads = {}
