@@ -7,7 +7,6 @@ from tests.distributed.training import assert_equal
 
 SKIPS = [(None,) * 3, (True,) * 3, (True,) * 3, (None,) * 3, (None, True, None), (True, None, True)]
 ROWS = [([0, 3], [1, 2, 9], None), ([3], [4], [0, 5]), (True, [0, 1], [2]), (None, None, None), ([1, 2], True, [3])]
-HALF = (wk.TopK(ratio=0.5), wk.TopK(k=3), wk.TopK(k=2, score="l2", scope="both"))
 TOPK = [(wk.TopK(k=2), wk.TopK(k=3), wk.TopK(k=2, score="l2"))] * 3 + [
     (True, wk.TopK(k=3), None),
     (wk.TopK(k=3), wk.TopK(k=3), wk.TopK(k=1)),
