@@ -1,5 +1,7 @@
 """What ``prepare`` refuses by name, and what it says of processes that diverge."""
 
+import copy
+
 import torch
 import torch.nn as nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
@@ -36,6 +38,7 @@ def refusals(rank):
     plain(draw(rank, 5, 3)).sum().backward()  # the dense form, each rank with rows of its own
     request_row_grad(plain.module.weight)
     found.append(raises(RuntimeError, plain, draw(rank, 5, 3)))
+    found.append(raises(TypeError, copy.deepcopy, model))
     return found
 
 
@@ -51,6 +54,7 @@ def test_refusals_by_name(ranks):
         "static_graph: expected a first iteration in which each weight gets a dense gradient, got skip of the model itself",
         "static_graph: expected a first iteration in which each weight gets a dense gradient, got compact rows of",
         "weight: row_grad was requested, but DistributedDataParallel would not send it: call wuskern.distributed.prepare",
+        "ddp_model: a prepared one cannot be copied or pickled",
     ]
     for found in ranks.run(refusals):
         assert len(found) == len(expected)
@@ -68,8 +72,9 @@ def diverge(rank):
     model.module[3].rows = wk.Rows([1, 2], bias="rows" if rank else "dense")
     found.append(raises(RuntimeError, model, x))
     wk.set_rows(model.module, wk.TopK(k=1 + rank))
-    found.append(raises(RuntimeError, model, x))
+    found.append(raises(RuntimeError, wk.distributed.check_flags, model))
     wk.set_rows(model.module, wk.TopK(k=2))
+    wk.distributed.check_flags(model)
     model(x).sum().backward()  # the group is in step
     other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4))
     wk.convert(other, lambda layer, name: name == "0" or rank == 0)

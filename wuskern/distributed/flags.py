@@ -5,8 +5,9 @@ from array import array
 
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 
-from wuskern.modules import SkippableLayer
+from wuskern.modules import SkippableLayer, skippable_layers
 from wuskern.rows import Rows
 
 NAMED = 3  # layers in the message
@@ -22,8 +23,18 @@ def check_names(names: list[str], group: "dist.ProcessGroup") -> None:
             raise RuntimeError(f"ddp_model: expected the same converted layers in all processes, got {odd} in rank {rank} only")
 
 
-def check_flags(layers: dict[str, SkippableLayer], group: "dist.ProcessGroup", device: torch.device) -> None:
-    """Compares a hash of ``skip`` and ``rows`` of each layer. Raises ``RuntimeError`` in all processes if one differs."""
+def check_flags(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> None:
+    """Compares ``skip`` and ``rows`` of each converted layer over the processes, which all call it: a small all_gather.
+
+    ``prepare`` does so before each forward. For FSDP2, which hangs or fails where they differ, call it where they change.
+    Raises ``RuntimeError`` in all processes, with the layer and what each process has, if one differs.
+    """
+    layers = skippable_layers(model)
+    compare(layers, group, next(iter(layers.values())).weight.device)
+
+
+def compare(layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None", device: torch.device) -> None:
+    """:func:`check_flags` of these layers."""
     mine = torch.tensor([_code(layer) for layer in layers.values()], device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group)
@@ -43,7 +54,7 @@ def _code(layer: SkippableLayer) -> int:
     return zlib.crc32(repr(layer.rows).encode())
 
 
-def _report(names: list[str], layers: dict[str, SkippableLayer], group: "dist.ProcessGroup") -> None:
+def _report(names: list[str], layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None") -> None:
     mine = [_said(layers[name]) for name in names[:NAMED]]
     everyone: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(everyone, mine, group)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
-from wuskern.distributed import hook
-from wuskern.distributed.flags import check_flags, check_names
+from wuskern.distributed import flags, hook
 from wuskern.distributed.rowchoice import LaggedRows, restricts, units
 from wuskern.distributed.shares import Share
 from wuskern.modules import SkippableLayer, skippable_layers, weight_owners
@@ -70,7 +69,7 @@ class Prepared:
     ) -> None:
         self.layers = skippable_layers(ddp_model.module)
         self.group, self.device = ddp_model.process_group, ddp_model.device
-        check_names(list(self.layers), self.group)
+        flags.check_names(list(self.layers), self.group)
         self.checks = check_flags
         self.lagged = LaggedRows(self.layers, self.group, self.device)
         ranks = dist.get_process_group_ranks(self.group)
@@ -94,7 +93,7 @@ class Prepared:
         if ddp_model._join_config.enable:
             raise RuntimeError("join: expected none around a model of wuskern.distributed.prepare, whose processes go in step")
         if self.checks:
-            check_flags(self.layers, self.group, self.device)
+            flags.compare(self.layers, self.group, self.device)
         with torch.no_grad():
             self._next_rows()
             self._install(ddp_model)
@@ -180,6 +179,9 @@ class Prepared:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken. Raises ``ValueError`` for one of other layers."""
         self.lagged.load_state_dict(state)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("ddp_model: a prepared one cannot be copied or pickled; copy ddp_model.module")
 
 
 def _on_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP compares annotations
