@@ -84,6 +84,11 @@ bench-again: build
 	$(PY) -m pytest -q bench --benchmark-quiet --results $(OUT)/cpu-again.json
 	-$(PY) -m bench.compare $(OUT)/cpu.json $(OUT)/cpu-again.json
 
+# Needs root, ip and tc: the two processes live in network namespaces.
+.PHONY: bench-ddp
+bench-ddp: build
+	$(PY) -m bench.ddp --out $(OUT)/ddp.json
+
 # Time to accuracy over ten seeds: about half an hour.
 accuracy: build
 	$(VGG11) --policy dense,wus,wus+lr,frozen --seeds 10 --out runs/vgg11

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wuskern as wk
+from wuskern.rows import Scores
 
 # ---- how many -------------------------------------------------------------------------------------------------------
 
@@ -168,3 +169,44 @@ def test_row_gradients_add_up_over_the_union_of_their_rows(parts):
         total = grad if total is None else total + grad
     assert total.rows.tolist() == sorted(set().union(*parts))
     assert torch.equal(total.dense(10), expected)
+
+
+# ---- scores on the way ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("needs_bias", [True, False])
+@pytest.mark.parametrize("score", ["l1", "l2"])
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_rows_that_collect_scores_add_those_of_all_rows(kind, score, needs_bias):
+    layer = wk.SkippableLinear(3, 5) if kind == "linear" else wk.SkippableConv2d(3, 5, 2)
+    layer.bias.requires_grad_(needs_bias)
+    scores, expected = Scores(score), torch.zeros(5)
+    layer.rows = wk.Rows([0, 4], scores=scores)
+    for _ in range(2):
+        layer.bias.grad = None
+        y = layer(torch.randn(6, 3) if kind == "linear" else torch.randn(6, 3, 4, 4))
+        dy = torch.randn_like(y)
+        y.backward(dy)
+        by_row = dy.transpose(0, 1).flatten(1)
+        expected += by_row.abs().sum(1) if score == "l1" else by_row.square().sum(1)
+        if needs_bias:
+            torch.testing.assert_close(layer.bias.grad, by_row.sum(1))
+    torch.testing.assert_close(scores.total, expected)
+    scores.clear()
+    assert scores.total is None
+
+
+def test_scores_are_no_part_of_what_rows_are():
+    assert wk.Rows([1], scores=Scores()) == wk.Rows([1])
+    with pytest.raises(TypeError, match="scores: expected a Scores or None, got str"):
+        wk.Rows([1], scores="l1")
+    with pytest.raises(ValueError, match="score: expected one of l1, l2, got 'random'"):
+        Scores("random")
+
+
+def test_top_rows_by_scores_that_are_agreed_upon():
+    layer = wk.SkippableLinear(3, 4)
+    layer.rows = wk.TopK(k=2, agree=lambda scores: -scores)
+    y = layer(torch.randn(2, 3))
+    y.backward(torch.tensor([[1.0, 2.0, 3.0, 4.0]]).expand(2, 4))
+    assert layer.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [0, 1]

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from wuskern import functional, ops, policies
+from wuskern import distributed, functional, ops, policies
 from wuskern.backends import backend
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
@@ -25,6 +25,7 @@ __all__ = [
     "TopK",
     "backend",
     "convert",
+    "distributed",
     "doctor",
     "functional",
     "ops",

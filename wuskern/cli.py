@@ -33,8 +33,8 @@ TOPK_ARGUMENTS = {
     "bias": f"{' or '.join(BIASES)}: all of the bias gradient, or that of the chosen rows",
     "per": f"{' or '.join(PER)}: the same rows for a batch, or, of linear layers alone and saving no time, each its own",
 }
-NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "state"}  # about files, and not about the training
-INTERRUPTED = 130  # the shell's exit code of a program ended by Ctrl-C
+NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "state", "dist_timeout"}  # not about the training
+BROKEN, INTERRUPTED = 1, 130  # the latter is the shell's exit code of a program ended by Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     how = train.add_argument_group("how to train")
     how.add_argument("--epochs", type=int, default=20, help="of each run")
     how.add_argument("--seeds", type=int, default=1, help="runs per policy, with seeds 0, 1, ...")
-    how.add_argument("--batch", type=int, default=64, help="images of a step")
+    how.add_argument("--batch", type=int, default=64, help="images of a step, of all processes together")
     how.add_argument("--optimizer", default="sgd", help="sgd or adamw")
     how.add_argument("--lr", type=float, default=0.05, help="learning rate at the start")
     how.add_argument(
@@ -107,6 +107,9 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     how.add_argument("--weight-decay", type=float, default=5e-4)
     how.add_argument("--channels-last", action="store_true", help="keep images and weights in channels_last")
     how.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
+    how.add_argument(
+        "--dist-timeout", type=float, default=600, metavar="SECONDS", help="under torchrun: how long to wait for a process"
+    )
     wus = train.add_argument_group("wus, wus+lr and frozen", "in accuracy on the training batches, from 0 to 1")
     _add_arguments_of(WUS, WUS_ARGUMENTS, wus)
     wus.add_argument(
@@ -193,8 +196,23 @@ def _train(arguments: argparse.Namespace) -> int:
     with _input("train needs the extra 'train' (pip install 'wuskern[train]'): "):
         import matplotlib  # noqa: F401  (the picture would miss it at the very end)
         import tqdm  # noqa: F401
+    from wuskern.train import processes
+
     with _input():
-        prepared = _prepare(arguments)
+        device = processes.usable_device(arguments.device)
+        if not 0 < arguments.dist_timeout < math.inf:
+            raise ValueError(f"--dist-timeout: expected a positive number, got {arguments.dist_timeout}")
+    try:
+        with processes.group(device, arguments.dist_timeout):
+            return _train_on(device, arguments)
+    except processes.GroupBroken as error:
+        print(f"wuskern: {error}", file=sys.stderr)
+        return BROKEN
+
+
+def _train_on(device: str, arguments: argparse.Namespace) -> int:
+    with _input():
+        prepared = _prepare(arguments, device)
         prepared.warm_up()
     with _input("--out: "):
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -206,10 +224,13 @@ def _train(arguments: argparse.Namespace) -> int:
 def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the interrupted experiment. One that is given anew must agree with them."""
     from wuskern.train import checkpoint
+    from wuskern.train.processes import planned
 
     with _input():
         state = checkpoint.load(given.resume)
         recorded = state["arguments"]
+        if (there := recorded.get("processes", 1)) != planned():
+            raise ValueError(f"--resume: expected {there} processes as in {given.resume}, got {planned()}")
         arguments = _parser(**recorded).parse_args(argv)
         for name, there in recorded.items():
             if (here := _plain(getattr(arguments, name, None))) != there:
@@ -219,16 +240,19 @@ def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.
     return arguments
 
 
-def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
+def _prepare(a: argparse.Namespace, device: str) -> "experiment.Experiment":
     """Checks every argument and loads the data; writes nothing."""
-    from wuskern.train import data, experiment, loop, models
+    from wuskern.train import data, experiment, loop, models, processes
 
     policies = tuple(dict.fromkeys(a.policy.split(",")))
     for policy in policies:
         _one_of("--policy", policy, loop.POLICIES)
+    world = processes.world()
+    if world > 1 and "frozen" in policies:
+        raise ValueError("--policy: expected others than frozen under torchrun: DDP cannot train what requires_grad toggles")
     _one_of("--model", a.model, models.MODELS)
     _one_of("--optimizer", a.optimizer, loop.OPTIMIZERS)
-    for name, least in (("epochs", 1), ("seeds", 1), ("batch", 2), ("image_size", 1)):
+    for name, least in (("epochs", 1), ("seeds", 1), ("batch", 2 * world), ("image_size", 1)):
         if (value := getattr(a, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     _one_of("--schedule", a.schedule, loop.SCHEDULES)
@@ -248,7 +272,6 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
 
     if a.k is not None:
         a.ratio = None
-    device = _device(experiment.default_device() if a.device == "auto" else a.device)
     settings = loop.Settings(
         model=a.model,
         width=a.width,
@@ -270,6 +293,8 @@ def _prepare(a: argparse.Namespace) -> "experiment.Experiment":
         images = images.resized(a.image_size)
     images = images.to(device, settings.memory_format)
     recorded = {name: _plain(value) for name, value in vars(a).items() if name not in NOT_RECORDED}
+    if world > 1:
+        recorded["processes"] = world
     prepared = experiment.Experiment(settings, policies, a.seeds, images, a.out, recorded, a.checkpoint)
     if a.resume is not None:
         with _input("--resume: "):
@@ -285,14 +310,3 @@ def _plain(value: Any) -> Any:
 def _one_of(name: str, value: str, allowed: Any) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device: expected one that this PyTorch can use, got {name!r} ({reason})") from error
-    return name

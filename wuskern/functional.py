@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
 from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
 from wuskern.gradients import conv2d_backward, linear_backward
-from wuskern.rows import RowChoice, refuse_per_example
+from wuskern.rows import PerExample, RowChoice, refuse_per_example, wants_row_grad
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
@@ -37,7 +38,7 @@ def linear(
         forward-mode derivative through a skipped or row-sparse call.
     """
     rows = None if skip else _restricting(rows, weight, 1)
-    if not (skip or rows) or stock_reason(x, weight, bias):
+    if not (skip or rows) or _takes_stock_path(x, weight, bias):
         return F.linear(x, weight, bias)
     _refuse_forward_mode(x, weight, bias)
     x, operand, bias = _autocast(x, weight, bias)
@@ -74,7 +75,7 @@ def conv2d(
     if not skip:
         refuse_per_example(rows)
     rows = None if skip else _restricting(rows, weight, groups)
-    if not (skip or rows) or stock_reason(x, weight, bias):
+    if not (skip or rows) or _takes_stock_path(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     _refuse_forward_mode(x, weight, bias)
     stock = x, weight, bias
@@ -117,6 +118,19 @@ def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return None
 
 
+def _takes_stock_path(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Not under a prepared DDP, which would take the flags for what backward computes."""
+    reason = stock_reason(x, weight, bias)
+    if reason and torch.is_grad_enabled() and hasattr(_active_ddp(), "_wuskern_prepared"):
+        raise RuntimeError(f"under wuskern.distributed.prepare a layer with skip or rows cannot take PyTorch's path: {reason}")
+    return reason is not None
+
+
+def _active_ddp() -> DistributedDataParallel | None:
+    """The DDP in whose forward this is; None also while a compiler traces."""
+    return None if torch.compiler.is_compiling() else DistributedDataParallel._active_ddp_module
+
+
 def _refuse_forward_mode(*tensors: Tensor | None) -> None:
     """By name, and here: a Function with a ``jvp`` that raises could not be compiled."""
     if forward_ad._current_level < 0:
@@ -132,6 +146,13 @@ def _graph_weight(weight: Tensor, rows: RowChoice | None) -> Tensor:
     """A skipped weight stays out of the graph, and its hooks are not called, unless processes work together: DDP waits for
     every parameter, and gets None."""
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if together and rows and not isinstance(rows, PerExample) and wants_row_grad(weight):
+        ddp = _active_ddp()
+        if ddp is not None and not hasattr(ddp, "_wuskern_prepared"):
+            raise RuntimeError(
+                "weight: row_grad was requested, but DistributedDataParallel would not send it: call "
+                "wuskern.distributed.prepare(ddp_model) after wrapping"
+            )
     return weight if rows or together else weight.detach()
 
 

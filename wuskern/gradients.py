@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wuskern import configs, ops, paths
-from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, TopK, refuse_per_example
+from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, Scores, TopK, refuse_per_example
 from wuskern.shapes import as_matrix, is_channels_last, is_contiguous, output_padding
 
 Pair = tuple[int, int]
@@ -36,10 +36,15 @@ def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: 
     if isinstance(choice, Rows):
         choice.count(out, groups)
         rows = choice.index.to(dy.device)
-    elif choice.score == "random":
-        rows = ops.select_rows(torch.rand(out, device=dy.device), choice.count(out, groups), choice.block, groups)
+        if choice.scores is not None:
+            db = _observe(choice.scores, dy, dim)
     else:
-        db, scores = ops.row_stats(dy, dim, choice.score)
+        if choice.score == "random":
+            scores = torch.rand(out, device=dy.device)
+        else:
+            db, scores = ops.row_stats(dy, dim, choice.score)
+        if choice.agree is not None:
+            scores = choice.agree(scores)
         rows = ops.select_rows(scores, choice.count(out, groups), choice.block, groups)
     if not needs_bias:
         db = None
@@ -49,6 +54,13 @@ def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: 
         db = db.new_zeros(out).index_copy_(0, rows, db.index_select(0, rows))
     pays = choice.scope == "both" or configs.gathers(features, rows.shape[0], out)
     return _Chosen(rows, ops.gather_rows(dy, rows, dim) if pays else dy, db)
+
+
+def _observe(scores: Scores, dy: Tensor, dim: int) -> Tensor:
+    """Adds the scores of dy to ``scores``; the bias gradient, which the same pass gives."""
+    db, found = ops.row_stats(dy, dim, scores.score)
+    scores.add(found)
+    return db
 
 
 def _row_grad(wgrad: Callable[[Tensor, Tensor], Tensor], chosen: _Chosen, dim: int) -> RowGrad:

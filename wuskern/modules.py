@@ -8,6 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from wuskern import functional
 from wuskern.rows import RowChoice, refuse_per_example
@@ -87,6 +89,19 @@ def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
     if not layers:
         raise ValueError("model: expected at least one converted layer (see wuskern.convert), got none")
     return layers
+
+
+def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
+    """Weights, or what a parametrization computes them from, whose every owner in the model is a converted layer."""
+    holders: dict[nn.Module, SkippableLayer] = {}  # module that holds the parameters of a weight -> its layer
+    for layer in layers.values():
+        holders[layer.parametrizations["weight"] if is_parametrized(layer, "weight") else layer] = layer  # type: ignore[index]
+    owners: dict[Parameter, list[SkippableLayer | None]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            weight = module in holders and (name == "weight" or module is not holders[module])
+            owners.setdefault(parameter, []).append(holders[module] if weight else None)
+    return [(p, [o for o in own if o is not None]) for p, own in owners.items() if None not in own]
 
 
 def set_skip(model: nn.Module, skip: bool) -> None:

@@ -4,6 +4,7 @@ A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output ch
 ``[out, in / groups, kh, kw]``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ class TopK:
         block: rows are chosen in aligned blocks of so many. With it, or with a convolution's ``groups``, from each of
             which as many are taken, ``ratio`` rounds down to whole blocks, at least one of each group.
         bias: "dense": the whole bias gradient. "rows": zero outside of the chosen rows.
+        agree: called in backward with this process's scores, ``[out]``, before rows are chosen; answers with those to choose
+            by, the same in all processes. For ``wuskern.distributed``, which sets it for the length of a forward.
 
     Raises:
         TypeError, ValueError: an argument out of its range. Whether it fits a layer shows in :meth:`count`.
@@ -41,6 +44,7 @@ class TopK:
     score: str = "l1"
     block: int = 1
     bias: str = "dense"
+    agree: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_amount(self.ratio, self.k)
@@ -82,13 +86,38 @@ class PerExample:
         return _count(self.ratio, self.k, out, 1)
 
 
+@dataclass(eq=False)
+class Scores:
+    """The sum of the scores of all rows over backward passes, for whoever chooses the next ``Rows`` by them.
+
+    Args:
+        score: "l1" or "l2", as for :class:`TopK`.
+
+    Attributes:
+        total: ``[out]``, float32 (float64 of float64 gradients), of this process alone; None before the first backward.
+    """
+
+    score: str = "l1"
+    total: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("score", self.score, ops.SCORES)
+
+    def add(self, scores: Tensor) -> None:
+        self.total = scores if self.total is None else self.total + scores
+
+    def clear(self) -> None:
+        self.total = None
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A fixed set of rows, as a policy chooses it. No pass over dY is spent on scores.
+    """A fixed set of rows, as a policy chooses it. No pass over dY is spent on scores, unless ``scores`` asks for them.
 
     Args:
         index: whole numbers from 0, each once, in any order: a list or a one-dimensional integer tensor.
         scope, bias: as for :class:`TopK`.
+        scores: every backward adds the scores of all rows, chosen or not, in the pass that sums the bias gradient.
 
     Attributes:
         index: ``[k]``, int64, ascending. On a GPU if the given tensor was there.
@@ -100,12 +129,15 @@ class Rows:
     index: Tensor
     scope: str = "weight"
     bias: str = "dense"
+    scores: Scores | None = field(default=None, kw_only=True, repr=False)
     _sorted: tuple[int, ...] = field(init=False, repr=False)
     _fits: set[tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _one_of("scope", self.scope, SCOPES)
         _one_of("bias", self.bias, BIASES)
+        if not isinstance(self.scores, Scores | None):
+            raise TypeError(f"scores: expected a Scores or None, got {type(self.scores).__name__}")
         index = torch.as_tensor(self.index)
         if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool or index.ndim != 1:
             raise TypeError(f"index: expected a list of integers, got {index.ndim}-d {index.dtype}")

@@ -4,12 +4,10 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch.nn as nn
-from torch.nn import Parameter
-from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from wuskern.modules import SkippableLayer, skippable_layers
+from wuskern.modules import skippable_layers, weight_owners
 
 
 class Policy(ABC):
@@ -50,7 +48,7 @@ class Policy(ABC):
         """
         if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
             raise ValueError("optimizer: expected one that keeps each parameter, got ZeroRedundancyOptimizer, which flattens")
-        owners = _owners(self.model, self.layers)
+        owners = weight_owners(self.model, self.layers)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         watched = [(p, layers) for p, layers in owners if id(p) in held]
         if not watched:
@@ -65,16 +63,3 @@ class Policy(ABC):
                     parameter.grad = None
 
         return optimizer.register_step_pre_hook(drop_skipped)
-
-
-def _owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
-    """Weights, or what a parametrization computes them from, whose every owner in the model is a converted layer."""
-    holders: dict[nn.Module, SkippableLayer] = {}  # module that holds the parameters of a weight -> its layer
-    for layer in layers.values():
-        holders[layer.parametrizations["weight"] if is_parametrized(layer, "weight") else layer] = layer  # type: ignore[index]
-    owners: dict[Parameter, list[SkippableLayer | None]] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            weight = module in holders and (name == "weight" or module is not holders[module])
-            owners.setdefault(parameter, []).append(holders[module] if weight else None)
-    return [(p, [o for o in own if o is not None]) for p, own in owners.items() if None not in own]

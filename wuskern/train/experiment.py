@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from wuskern.policies import WUS
-from wuskern.train import checkpoint, results, summary
+from wuskern.train import checkpoint, processes, results, summary
 from wuskern.train.controls import epochs_in_the_time_of
 from wuskern.train.data import Data
 from wuskern.train.loop import POLICIES, Run, Settings
@@ -38,7 +37,8 @@ class Group:
 class Experiment:
     """``warm_up``, then ``run``, which trains everything and keeps ``out/results.json`` valid after every round of epochs.
 
-    ``checkpoint``: a file that ``resume`` can continue from, replaced after every round as well.
+    ``checkpoint``: a file that ``resume`` can continue from, replaced after every round as well. Of several processes the first
+    one writes and speaks.
     """
 
     settings: Settings
@@ -53,6 +53,9 @@ class Experiment:
     runs: list[Run] = field(default_factory=list)  # of the group that is not
 
     def __post_init__(self) -> None:
+        self.first = processes.rank() == 0
+        if not self.first:
+            self.say = lambda _: None
         self.policies = tuple(sorted(self.policies, key=POLICIES.index))  # a frozen run follows the wus run before it
 
     @functools.cached_property
@@ -69,7 +72,7 @@ class Experiment:
         controls = sum(record.planned for record in self.finished if record.planned < self.settings.epochs)
         total = self.seeds * len(self.policies) * self.settings.epochs + controls
         try:
-            with tqdm(total=total, initial=done, unit="epoch", disable=None) as bar:
+            with tqdm(total=total, initial=done, unit="epoch", disable=None if self.first else True) as bar:
                 for group in self._groups():
                     self._train(group, bar)
             complete = True
@@ -150,13 +153,16 @@ class Experiment:
 
     def save_checkpoint(self) -> None:
         """Does nothing without a ``checkpoint``."""
-        if self.checkpoint is not None:
+        if self.checkpoint is None:
+            return
+        runs = [run.state_dict() for run in self.runs]
+        if self.first:
             checkpoint.save(
                 self.checkpoint,
                 arguments=self.arguments,
                 data=self.data_checksum,
                 finished=[record.state_dict() for record in self.finished],
-                runs=[run.state_dict() for run in self.runs],
+                runs=runs,
             )
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -182,7 +188,8 @@ class Experiment:
             return
         self._save(complete)
         picture = self.out / PICTURE
-        draw(picture, f"{self.settings.model} on {self.data.name}", self.records)
+        if self.first:
+            draw(picture, f"{self.settings.model} on {self.data.name}", self.records)
         self.say("\n" + summary.table(rows))
         self.say(summary.LEGEND)
         if verdict := summary.verdict(rows, test_images):
@@ -191,7 +198,8 @@ class Experiment:
 
     def _save(self, complete: bool) -> None:
         path, device = self.out / RESULTS, self.settings.device
-        results.save(path, self.arguments, device, len(self.data.x_test), self.records, complete)
+        if self.first:
+            results.save(path, self.arguments, device, len(self.data.x_test), self.records, complete)
 
 
 def _line(run: Run, epoch: Epoch) -> str:
@@ -201,7 +209,3 @@ def _line(run: Run, epoch: Epoch) -> str:
         f"loss {epoch.loss:.4f}  train {100 * epoch.train_accuracy:6.2f} %  test {100 * epoch.test_accuracy:6.2f} %  "
         f"{epoch.seconds:6.2f} s"
     )
-
-
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

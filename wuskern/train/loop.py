@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from wuskern.convert import convert
+from wuskern.distributed import Prepared, prepare
 from wuskern.policies import WUS, WUSLR, MeProp, Policy
+from wuskern.train import processes
 from wuskern.train.controls import Frozen
 from wuskern.train.data import Data
 from wuskern.train.flops import computed_share
@@ -59,6 +62,8 @@ class Run:
     the CPU and the CUDA device), so that its numbers do not depend on what else runs in between. The metric that WUS watches
     is the accuracy on the training batches: it costs nothing and leaks nothing from the test set.
 
+    Of several processes, each computes a part of every batch, as long as everybody's; all have the record of the first.
+
     Args:
         policy: one of POLICIES. leader: for "frozen", a WUS run of the same seed whose windows it repeats.
     """
@@ -72,6 +77,8 @@ class Run:
             torch.manual_seed(seed)
             channels, *size = data.x_train.shape[1:]
             model = MODELS[settings.model](channels, size, data.classes, settings.width)
+            if processes.rank() > 0:  # dropout of its own
+                torch.manual_seed(seed + 1_000_003 * processes.rank())
             self.random = self._random_state()
         self.model = model.to(device, memory_format=settings.memory_format)  # type: ignore[call-overload]
         self.optimizer = self._optimizer()
@@ -81,6 +88,7 @@ class Run:
         if isinstance(self.policy, MeProp):
             some = slice(settings.batch)
             self.record.computed = computed_share(self.policy, data.x_train[some], data.y_train[some])
+        self.trained, self.prepared = self._distributed()
 
     @property
     def epochs(self) -> list[Epoch]:
@@ -110,6 +118,13 @@ class Run:
         policy.attach(self.optimizer)
         return policy
 
+    def _distributed(self) -> tuple[nn.Module, Prepared | None]:
+        """What is called in training: the model, or DDP around it, and what carries DDP's choice of rows."""
+        if processes.world() == 1:
+            return self.model, None
+        ddp = DistributedDataParallel(self.model, device_ids=self.cuda or None)
+        return ddp, prepare(ddp) if self.policy is not None else None
+
     def _optimizer(self) -> torch.optim.Optimizer:
         s, parameters = self.settings, self.model.parameters()
         if s.optimizer == "adamw":
@@ -120,6 +135,7 @@ class Run:
         """Trains one epoch, evaluates, lets the policy decide about the next one."""
         mode = self.mode
         lr = float(self.optimizer.param_groups[0]["lr"])
+        self.trained.train()
         with self._own_random_state():
             loss, train_accuracy, steps, seconds = self._train()
         record = Epoch(
@@ -133,21 +149,22 @@ class Run:
             total_seconds=seconds + (self.epochs[-1].total_seconds if self.epochs else 0.0),
             lr=lr,
         )
+        record = processes.of_first(record)
         self.epochs.append(record)
         if self.policy is not None:
-            self.policy.step(train_accuracy)
+            self.policy.step(record.train_accuracy)
         self.schedule.step()
         return record
 
     def _train(self) -> tuple[float, float, int, float]:
         """Loss and accuracy over the epoch's images, steps, seconds."""
         batches = torch.randperm(len(self.data.x_train), generator=self.order).split(self.settings.batch)
-        batches = batches[:-1] if len(batches[-1]) == 1 < len(batches) else batches  # batch norm needs two images
-        self.model.train()
+        few = len(batches[-1]) < 2 * processes.world() and len(batches) > 1  # batch norm needs two images
+        batches = batches[:-1] if few else batches
         device = self.data.x_train.device
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
         start = self._clock()
-        for batch in batches:
+        for batch in map(processes.share, batches):
             x, y = self.data.x_train[batch], self.data.y_train[batch]
             if self.settings.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
@@ -155,11 +172,12 @@ class Run:
             loss_sum += loss.detach() * len(batch)
             correct += (logits.detach().argmax(1) == y).sum()
         seconds = self._clock() - start
-        images = sum(map(len, batches))
-        return loss_sum.item() / images, correct.item() / images, len(batches), seconds
+        images = processes.world() * sum(len(processes.share(batch)) for batch in batches)
+        mean_loss, accuracy = (processes.total(of_mine).item() / images for of_mine in (loss_sum, correct))
+        return mean_loss, accuracy, len(batches), seconds
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model(x)
+        logits = self.trained(x)
         loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
@@ -182,7 +200,8 @@ class Run:
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on but settings and data; safe for ``torch.load(weights_only=True)``."""
+        """All that the next epoch depends on but settings and data; safe for ``torch.load(weights_only=True)``. All processes
+        call it at the same time."""
         return {
             "record": self.record.state_dict(),
             "model": self.model.state_dict(),
@@ -190,7 +209,8 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "policy": self.policy.state_dict() if self.policy is not None else None,
             "order": self.order.get_state(),
-            "random": self.random,
+            "random": processes.of_all(self.random),
+            "rows": self.prepared.state_dict() if self.prepared is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,7 +225,10 @@ class Run:
         if self.policy is not None:
             self.policy.load_state_dict(state["policy"])
         self.order.set_state(state["order"])
-        self.random = list(state["random"])
+        mine = processes.rank() * len(self.random)
+        self.random = list(state["random"])[mine : mine + len(self.random)]
+        if self.prepared is not None:
+            self.prepared.load_state_dict(state["rows"])
 
     def _random_state(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.cuda)]

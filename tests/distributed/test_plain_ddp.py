@@ -1,12 +1,7 @@
 """Skipped and row-sparse weights under plain DDP, two processes on the CPU: nothing hangs, what is skipped does not move, ranks
 agree."""
 
-import socket
-
-import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,14 +11,13 @@ from tests.oracle import Flag, set_flags
 STEPS: list[Flag] = [False, True, True, wk.Rows([0, 2]), False, wk.Rows([1], scope="both"), wk.Rows([0, 1])]
 
 
-def train(rank: int, world: int, port: int, results) -> None:
+def train(rank: int, world: int) -> dict:
     """Two ranks see one half of each batch; one process sees the whole."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 3))
     wk.convert(model)
     trained: nn.Module = model
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
         trained = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
     wk.policies.WUS(model).attach(optimizer)
@@ -38,22 +32,11 @@ def train(rank: int, world: int, port: int, results) -> None:
         optimizer.step()
         moved = [not torch.equal(m.weight, b) for m, b in zip((model[0], model[2]), before, strict=True)]
         assert moved == [flag is not True] * 2
-    results[rank] = {name: p.detach().clone() for name, p in model.named_parameters()}
-    if world > 1:
-        dist.destroy_process_group()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this PyTorch has no gloo")
-def test_two_ranks_equal_one_process_on_the_joint_batch():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with mp.Manager() as manager:
-        shared = manager.dict()
-        mp.spawn(train, (2, port, shared), nprocs=2)
-        ranks = dict(shared)
-    alone: dict = {}
-    train(0, 1, 0, alone)
-    for name, value in alone[0].items():
-        assert torch.equal(ranks[0][name], ranks[1][name])
-        torch.testing.assert_close(ranks[0][name], value)
+def test_two_ranks_equal_one_process_on_the_joint_batch(ranks):
+    first, second = ranks.run(train, 2)
+    for name, value in train(0, 1).items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value)

@@ -1,0 +1,109 @@
+"""The same ``TopK`` rows in all processes: those of this step by the scores of the last one, added up once in between."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern import ops
+from wuskern.modules import SkippableLayer
+from wuskern.rows import Rows, Scores, TopK
+
+
+def units(layer: SkippableLayer) -> tuple[int, int]:
+    """Rows of the layer's weight, and its groups."""
+    return (layer.out_features, 1) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.groups)
+
+
+def restricts(layer: SkippableLayer) -> bool:
+    """Whether ``layer.rows`` leave out any row."""
+    out, groups = units(layer)
+    return layer.rows is not None and layer.rows.count(out, groups) < out
+
+
+@dataclass
+class Choice:
+    """What a layer trains until gradients are reduced. ``rows.scores`` then has the scores of that time."""
+
+    of: TopK
+    rows: Rows
+
+
+class LaggedRows:
+    """Chooses the rows of each layer with a ``TopK``. All processes call the methods at the same time.
+
+    Args:
+        layers: by name. group, device: where to reduce.
+    """
+
+    def __init__(self, layers: dict[str, SkippableLayer], group: "dist.ProcessGroup", device: torch.device) -> None:
+        self.layers, self.group, self.device = layers, group, device
+        self.known: dict[str, Tensor] = {}  # scores of all processes, on the CPU
+        self.choices: dict[str, Choice] = {}
+        seed = torch.randint(2**62, (1,)).to(device)
+        dist.broadcast(seed, dist.get_global_rank(group, 0), group)
+        self.generator = torch.Generator().manual_seed(int(seed.item()))
+
+    def close(self) -> None:
+        """Gradients have been reduced: the next choice is by the scores up to here, added up over the processes."""
+        observed = {name: self._total(name, choice.rows.scores) for name, choice in self.choices.items()}
+        self._reduce({name: total for name, total in observed.items() if total is not None})
+        self.choices.clear()
+
+    def choose(self, wanted: dict[str, TopK]) -> dict[str, Rows]:
+        """The rows of each layer, the same until :meth:`close` unless its ``TopK`` is another one."""
+        self._reduce(
+            {name: self._norms(name) for name, of in wanted.items() if of.score != "random" and name not in self.known}
+        )
+        for name, of in wanted.items():
+            if name not in self.choices or self.choices[name].of != of:
+                self.choices[name] = Choice(of, self._rows(name, of))
+        return {name: self.choices[name].rows for name in wanted}
+
+    def _rows(self, name: str, of: TopK) -> Rows:
+        out, groups = units(self.layers[name])
+        random = of.score == "random"
+        scores = torch.rand(out, generator=self.generator) if random else self.known[name]
+        index = ops.select_rows(scores, of.count(out, groups), of.block, groups)
+        observer = None if random else Scores(of.score)
+        return Rows(index.to(self.layers[name].weight.device), of.scope, of.bias, scores=observer)
+
+    def _total(self, name: str, scores: Scores | None) -> Tensor | None:
+        """What this process has observed: nothing is zeros, since others may have."""
+        if scores is None:
+            return None
+        return torch.zeros(units(self.layers[name])[0]) if scores.total is None else scores.total
+
+    def _norms(self, name: str) -> Tensor:
+        return self.layers[name].weight.detach().flatten(1).abs().sum(1)
+
+    def _reduce(self, mine: dict[str, Tensor]) -> None:
+        """Adds up over the processes, all layers in one tensor. Scores that are all zero say nothing."""
+        if not mine:
+            return
+        dtypes = [torch.promote_types(self.layers[name].weight.dtype, torch.float32) for name in mine]
+        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        flat = torch.cat([scores.to(self.device, dtype) for scores in mine.values()])
+        dist.all_reduce(flat, group=self.group)
+        parts = flat.cpu().split([len(scores) for scores in mine.values()])
+        for name, scores in zip(mine, parts, strict=True):
+            if name not in self.known or scores.any():
+                self.known[name] = scores.clone()
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scores": dict(self.known), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, scores in state["scores"].items():
+            if name not in self.layers or scores.shape != units(self.layers[name])[:1]:
+                raise ValueError(
+                    f"state: expected scores of the rows of converted layers, got {list(scores.shape)} of {name!r}"
+                )
+        self.known = dict(state["scores"])
+        self.choices.clear()
+        self.generator.set_state(state["generator"])

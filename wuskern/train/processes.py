@@ -1,0 +1,111 @@
+"""Several processes of one training, as torchrun starts them: each has its share of every batch, the first one writes.
+
+In a single process all of this does nothing.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class GroupBroken(Exception):
+    """Another process ended, or did not answer in time."""
+
+
+def planned() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world() > 1 else 0
+
+
+@contextlib.contextmanager
+def group(device: str, timeout: float) -> Iterator[None]:
+    """The processes that torchrun started, joined: by NCCL on CUDA devices, by gloo elsewhere.
+
+    Args:
+        device: as for torch. timeout: seconds that one process waits for another.
+
+    Raises:
+        GroupBroken: instead of torch's own error, where a process is lost.
+    """
+    if planned() == 1:
+        yield
+        return
+    try:
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:  # torch.distributed's own errors are such, and gloo's have no class
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise GroupBroken(
+            f"rank {os.environ.get('RANK')}: another process ended, or did not answer within {timeout:g} s "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def usable_device(name: str) -> str:
+    """``name``; "auto" is cuda where there is one. Of several processes, each takes a GPU of its own.
+
+    Raises ``ValueError`` if this PyTorch cannot use it.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if chosen == "cuda" and planned() > 1:
+        chosen = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.zeros(1, device=chosen).item()
+        if planned() > 1 and chosen.startswith("cuda"):
+            torch.cuda.set_device(chosen)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device: expected one that this PyTorch can use, got {chosen!r} ({reason})") from error
+    return chosen
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's part of a batch, as long as everybody's: what is left over is dropped."""
+    length = len(batch) // world()
+    return batch[rank() * length : (rank() + 1) * length]
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over the processes, in place."""
+    if world() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def of_first(value: T) -> T:
+    """The first process's value, in all."""
+    if world() == 1:
+        return value
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def of_all(values: list[T]) -> list[T]:
+    """The lists of all processes, one after another."""
+    if world() == 1:
+        return values
+    held: list[list[T]] = [[] for _ in range(world())]
+    dist.all_gather_object(held, values)
+    return [value for each in held for value in each]
