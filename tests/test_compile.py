@@ -232,3 +232,20 @@ def test_autocast_compiles(flag, dtype):
     x = torch.randn(3, 16)
     ours, eager = (results(model, under_autocast(call), x) for call in (compiled, model))
     torch.testing.assert_close(ours, eager, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_scores_are_observed(backend):
+    model, changes = wk.convert(MODELS["linear"][0]()), 3
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for _ in range(changes):
+        observed, expected = ([wk.Scores("l2"), wk.Scores("l1")] for _ in range(2))
+        x = torch.randn(6, 24)
+        for call, scores in ((compiled, observed), (model, expected)):
+            for layer, of in zip((model[0], model[2]), scores, strict=True):
+                layer.rows = wk.Rows(torch.randperm(8)[:4], scores=of)
+            for _ in range(2):
+                call(x).square().sum().backward()
+        for ours, eager in zip(observed, expected, strict=True):
+            torch.testing.assert_close(ours.total, eager.total, rtol=1e-4, atol=1e-5)
+    assert graphs() == 1

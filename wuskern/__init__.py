@@ -8,7 +8,7 @@ from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.doctor import doctor
 from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
-from wuskern.rows import PerExample, RowGrad, Rows, TopK
+from wuskern.rows import PerExample, RowGrad, Rows, Scores, TopK
 
 try:
     __version__ = version("wuskern")
@@ -20,6 +20,7 @@ __all__ = [
     "PerExample",
     "RowGrad",
     "Rows",
+    "Scores",
     "SkippableConv2d",
     "SkippableLinear",
     "TopK",

@@ -10,8 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
 from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
+from wuskern.compact import wants_row_grad
 from wuskern.gradients import conv2d_backward, linear_backward
-from wuskern.rows import PerExample, RowChoice, refuse_per_example, wants_row_grad
+from wuskern.rows import PerExample, RowChoice, refuse_per_example
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wuskern import ops
+from wuskern import deliver, ops
 
 SCOPES = ("weight", "both")
 BIASES = ("dense", "rows")
@@ -99,11 +99,26 @@ class Scores:
 
     score: str = "l1"
     total: Tensor | None = None
+    _key: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _one_of("score", self.score, ops.SCORES)
+        self._key = deliver.new_key(self, Scores._receive)
+
+    def __getstate__(self) -> tuple[str, Tensor | None]:
+        return self.score, self.total
+
+    def __setstate__(self, state: tuple[str, Tensor | None]) -> None:  # a copy has a key of its own
+        self.score, self.total = state
+        self._key = deliver.new_key(self, Scores._receive)
 
     def add(self, scores: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            deliver.from_compiled(self._key, scores)
+        else:
+            self._receive(scores)
+
+    def _receive(self, scores: Tensor) -> None:
         self.total = scores if self.total is None else self.total + scores
 
     def clear(self) -> None:

@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
 from tests.distributed.models import draw, wrapped
-from wuskern.rows import RowGrad, request_row_grad
+from wuskern.compact import request_row_grad
+from wuskern.rows import RowGrad
 
 
 class Sent:

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
 from tests.distributed.models import draw, raises, wrapped
-from wuskern.rows import request_row_grad
+from wuskern.compact import request_row_grad
 
 
 def refusals(rank):

@@ -6,7 +6,7 @@ import torch.nn as nn
 
 import wuskern as wk
 from tests.distributed.models import draw, wrapped
-from wuskern.rows import request_row_grad
+from wuskern.compact import request_row_grad
 
 
 def exact_rows(rank, compact, micro):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from wuskern.rows import RowGrad, wants_row_grad
+from wuskern.compact import wants_row_grad
+from wuskern.rows import RowGrad
 
 
 class Share:
