@@ -118,7 +118,7 @@ def _reference(op: str, device: str) -> Callable[..., Any] | str:
 _BACKENDS = {"native": _native, "triton": _triton, "reference": _reference}
 
 
-# ---- the choice ------------------------------------------------------------------------------------------------------
+# ---- the choice -----------------------------------------------------------------------------------------------------
 
 _wish: str | None = None  # of `with backend(...)`; process-wide, since backward runs in threads of its own
 

@@ -164,7 +164,7 @@ def _chunk(total: int, unit: int, blocks: int, programs: int = PROGRAMS) -> int:
     return _ceil_div(_ceil_div(total, chunks), unit) * unit
 
 
-# ---- which rows a weight's gradient is computed of -------------------------------------------------------------------
+# ---- which rows a weight's gradient is computed of --------------------------------------------------------------------
 
 GATHER = 25  # products for which the time suffices that gathering an element takes: element bytes * FLOP/s / (2 * bytes/s)
 

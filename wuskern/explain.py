@@ -162,7 +162,7 @@ def _times(function: Callable[[], object], count: int = REPEATS) -> list[float]:
     return seconds
 
 
-# ---- the command line ------------------------------------------------------------------------------------------------
+# ---- the command line -----------------------------------------------------------------------------------------------
 
 
 def add_arguments(doctor: argparse.ArgumentParser) -> None:

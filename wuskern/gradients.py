@@ -71,7 +71,7 @@ def _row_grad(wgrad: Callable[[Tensor, Tensor], Tensor], chosen: _Chosen, dim: i
     return RowGrad(chosen.rows, wgrad(chosen.dy, everything).index_select(0, chosen.rows))
 
 
-# ---- Linear ----------------------------------------------------------------------------------------------------------
+# ---- Linear ---------------------------------------------------------------------------------------------------------
 
 
 def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, rows: RowChoice, needs: Needs = (True, True, True)) -> Gradients:
@@ -127,7 +127,7 @@ def _largest_of_each(dy: Tensor, k: int) -> Tensor:
     return torch.zeros_like(dy).scatter_(-1, chosen := order[..., :k], dy.gather(-1, chosen))
 
 
-# ---- Conv2d ----------------------------------------------------------------------------------------------------------
+# ---- Conv2d ---------------------------------------------------------------------------------------------------------
 
 
 class LikeX(NamedTuple):

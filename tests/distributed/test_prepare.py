@@ -29,7 +29,7 @@ class Sent:
         dist.all_reduce = self.original
 
 
-# ---- what is sent ----------------------------------------------------------------------------------------------------
+# ---- what is sent ---------------------------------------------------------------------------------------------------
 
 
 def count_sent(rank):
@@ -184,7 +184,7 @@ def test_micro_batches_that_train_different_rows(ranks, compact):
         assert not compact or torch.allclose(row_grad, sparse["dense"])
 
 
-# ---- checkpointed layers, hooks of the user's own --------------------------------------------------------------------
+# ---- checkpointed layers, hooks of the user's own -------------------------------------------------------------------
 
 
 class Checkpointed(nn.Module):

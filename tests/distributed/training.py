@@ -39,7 +39,7 @@ def loss_of(model, x, y):
     return (model(x) - y).pow(2).mean()
 
 
-# ---- stock, one process ----------------------------------------------------------------------------------------------
+# ---- stock, one process ---------------------------------------------------------------------------------------------
 
 
 def alone(plan, optimizer="sgd", micro=1, compact=False):
@@ -100,7 +100,7 @@ def restrict(layers, flags, rows, compact):
     return lazily
 
 
-# ---- ours, one of two processes --------------------------------------------------------------------------------------
+# ---- ours, one of two processes -------------------------------------------------------------------------------------
 
 
 def under_ddp(rank, plan, optimizer="sgd", micro=1, compact=False, ddp=None, prepare=None, attach=False):
