@@ -34,9 +34,10 @@ from wuskern.train.files import replacing
 from wuskern.train.models import MODELS
 
 FORMAT, PORT, RATE = 1, 29477, "1gbit"
-VARIANTS = ("dense", "skip", "rows")
+VARIANTS = ("dense", "prepared", "skip", "rows")
 RATIO, BATCH, SIZE = 0.05, 16, 32  # images of each process
 LR, MOMENTUM = 0.01, 0.9
+LABELS = {"prepared": "dense, prepared", "rows": f"{RATIO:.0%} of the rows"}
 WARM_UP, ROUNDS = 3, 15
 MOST = {"skip": 1.05, "rows": 1.2}  # of what is trained
 
@@ -113,7 +114,8 @@ class Variant:
         weights = {id(layer.weight) for layer in self.layers}
         rest = sum(p.numel() * p.itemsize for p in self.model.parameters() if id(p) not in weights)
         if self.name != "rows":
-            return {"parameters": rest, "scores": 0}
+            dense = 0 if self.name == "skip" else sum(layer.weight.numel() * layer.weight.itemsize for layer in self.layers)
+            return {"parameters": rest + dense, "scores": 0}
         rows = sum(4 * layer.weight[0].numel() * wk.TopK(ratio=RATIO).count(len(layer.weight)) for layer in self.layers)
         return {"parameters": rest + rows, "scores": sum(4 * len(layer.weight) for layer in self.layers)}
 
@@ -210,7 +212,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         if row["most"] is not None and row["payload_share"] > row["most"]:
             share += f" **over {row['most']}**"
         payload = "-" if row["payload_bytes"] is None else f"{row['payload_bytes']:,.0f}"
-        name = f"{RATIO:.0%} of the rows" if row["step"] == "rows" else row["step"]
+        name = LABELS.get(row["step"], row["step"])
         trained = row["trained_bytes"] + row["score_bytes"]
         lines.append(
             f"| {name} | {1e3 * row['seconds']:.0f} | {row['faster']:.2f}x | {trained:,} | {payload} | {share} "

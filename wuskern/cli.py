@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wuskern import explain
 from wuskern.policies.meprop import PER, MeProp
 from wuskern.policies.wus import STATISTICS, WUS
 from wuskern.rows import BIASES, SCOPES, SCORES
@@ -72,7 +73,7 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="print what runs here, and why")
     doctor.set_defaults(command=_doctor)
-    _add_explain(doctor)
+    explain.add_arguments(doctor)
 
     train = commands.add_parser(
         "train",
@@ -141,29 +142,9 @@ def _add_arguments_of(policy: type, meanings: dict[str, str], group: argparse._A
         group.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
 
 
-def _add_explain(doctor: argparse.ArgumentParser) -> None:
-    doctor.add_argument(
-        "--explain",
-        nargs=2,
-        metavar=("KIND", "SHAPE"),
-        help="measure one row-sparse backward instead, and say how it is computed: linear TOKENSxOUTxIN, such as "
-        "4096x1024x1024, or conv2d BATCHxCHANNELSxOUTxSIDExKERNEL, such as 64x128x128x16x3",
-    )
-    of = doctor.add_argument_group("of --explain")
-    amount = of.add_mutually_exclusive_group()
-    amount.add_argument("--ratio", type=float, help="share of the rows (default: 0.05)")
-    amount.add_argument("--k", type=int, help="number of rows")
-    of.add_argument("--scope", default="both", help="weight, or both: the input gradient from those rows too (default: both)")
-    of.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
-    of.add_argument("--stride", type=int, default=1, help="of conv2d (default: 1)")
-    of.add_argument("--padding", type=int, help="of conv2d (default: half the kernel)")
-    of.add_argument("--groups", type=int, default=1, help="of conv2d (default: 1)")
-    of.add_argument("--channels-last", action="store_true", help="memory format of conv2d")
-
-
 def _doctor(arguments: argparse.Namespace) -> int:
     with _input():
-        report = _explain(arguments) if arguments.explain else _everything()
+        report = explain.of_arguments(arguments) if arguments.explain else _everything()
     print(report)
     return 0
 
@@ -172,24 +153,6 @@ def _everything() -> "Report":
     from wuskern.doctor import doctor
 
     return doctor()
-
-
-def _explain(a: argparse.Namespace) -> "Report":
-    import torch
-
-    from wuskern import explain
-    from wuskern.rows import TopK
-
-    kind, shape = a.explain
-    _one_of("--explain", kind, ("linear", "conv2d"))
-    _one_of("--dtype", a.dtype, ("float32", "bfloat16", "float16", "float64"))
-    dtype = getattr(torch, a.dtype)
-    choice = TopK(ratio=0.05 if a.k is None and a.ratio is None else a.ratio, k=a.k, scope=a.scope)
-    if kind == "linear":
-        problem = explain.linear(shape, choice, dtype)
-    else:
-        problem = explain.conv2d(shape, choice, dtype, a.stride, a.padding, a.groups, a.channels_last)
-    return explain.report(problem, choice, dtype)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """``wuskern doctor --explain``: how one row-sparse backward is computed on this CPU, why so, and how far from its floor."""
 
+import argparse
 import dataclasses
 import statistics
 import time
@@ -159,3 +160,46 @@ def _times(function: Callable[[], object], count: int = REPEATS) -> list[float]:
         function()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def add_arguments(doctor: argparse.ArgumentParser) -> None:
+    """``--explain`` and what goes with it."""
+    doctor.add_argument(
+        "--explain",
+        nargs=2,
+        metavar=("KIND", "SHAPE"),
+        help="measure one row-sparse backward instead, and say how it is computed: linear TOKENSxOUTxIN, such as "
+        "4096x1024x1024, or conv2d BATCHxCHANNELSxOUTxSIDExKERNEL, such as 64x128x128x16x3",
+    )
+    of = doctor.add_argument_group("of --explain")
+    amount = of.add_mutually_exclusive_group()
+    amount.add_argument("--ratio", type=float, help="share of the rows (default: 0.05)")
+    amount.add_argument("--k", type=int, help="number of rows")
+    of.add_argument("--scope", default="both", help="weight, or both: the input gradient from those rows too (default: both)")
+    of.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
+    of.add_argument("--stride", type=int, default=1, help="of conv2d (default: 1)")
+    of.add_argument("--padding", type=int, help="of conv2d (default: half the kernel)")
+    of.add_argument("--groups", type=int, default=1, help="of conv2d (default: 1)")
+    of.add_argument("--channels-last", action="store_true", help="memory format of conv2d")
+
+
+def of_arguments(a: argparse.Namespace) -> Report:
+    """What :func:`add_arguments` parsed. Raises ``ValueError`` for what is none of its values."""
+    kind, shape = a.explain
+    _one_of("--explain", kind, ("linear", "conv2d"))
+    _one_of("--dtype", a.dtype, ("float32", "bfloat16", "float16", "float64"))
+    dtype = getattr(torch, a.dtype)
+    choice = TopK(ratio=0.05 if a.k is None and a.ratio is None else a.ratio, k=a.k, scope=a.scope)
+    if kind == "linear":
+        problem = linear(shape, choice, dtype)
+    else:
+        problem = conv2d(shape, choice, dtype, a.stride, a.padding, a.groups, a.channels_last)
+    return report(problem, choice, dtype)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")

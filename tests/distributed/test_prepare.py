@@ -160,6 +160,31 @@ def test_gradients_accumulate_over_synchronised_steps(ranks):
         torch.testing.assert_close(dense, mean.expand(4, 3))
 
 
+def change_between_micro_batches(rank, compact, flags):
+    model, _ = wrapped(nn.Linear(3, 4, bias=False))
+    layer = model.module
+    if compact:
+        request_row_grad(layer.weight)
+    for number, flag in enumerate(flags):
+        layer.skip, layer.rows = flag is True, wk.Rows(flag) if isinstance(flag, list) else None
+        with model.no_sync() if number < len(flags) - 1 else torch.enable_grad():
+            model(draw(rank, 5, 3)).sum().backward()
+    return layer.weight.grad, layer.weight.row_grad.dense(4) if compact else None
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_micro_batches_that_train_different_rows(ranks, compact):
+    mean = (draw(0, 5, 3).sum(0) + draw(1, 5, 3).sum(0)) / 2
+    times = {"rows": torch.tensor([1.0, 2.0, 0.0, 1.0]), "dense": torch.tensor([0.0, 1.0, 0.0, 0.0])}
+    sparse = {name: count[:, None] * mean for name, count in times.items()}
+    for grad, row_grad in ranks.run(change_between_micro_batches, compact, [[0, 1], True, [1, 3]]):
+        assert (grad is None) == compact
+        torch.testing.assert_close(row_grad if compact else grad, sparse["rows"])
+    for grad, row_grad in ranks.run(change_between_micro_batches, compact, [None, [1]]):
+        torch.testing.assert_close(grad, mean.expand(4, 3) + (0 if compact else sparse["dense"]))
+        assert not compact or torch.allclose(row_grad, sparse["dense"])
+
+
 # ---- checkpointed layers, hooks of the user's own -------------------------------------------------------------------
 
 

@@ -192,7 +192,8 @@ def _on_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP compares a
 def _add(share: Share, rows: RowChoice | None) -> None:
     """What one forward adds to a weight's gradient. A ``TopK`` that all processes agree on adds its rows in backward."""
     if isinstance(rows, Rows):
-        share.rows.append(rows.index)
+        if not share.rows or share.rows[-1] is not rows.index:
+            share.rows.append(rows.index)
     elif rows is None or isinstance(rows, PerExample):
         share.dense = True
 
