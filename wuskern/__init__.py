@@ -2,11 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from wuskern import functional, ops, policies
+from wuskern import functional, ops, optim, policies
 from wuskern.backends import backend
 from wuskern.convert import convert, revert, survey
 from wuskern.doctor import doctor
 from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
+from wuskern.optim import clip_grad_norm_, unscale_
 from wuskern.rows import PerExample, RowGrad, Rows, TopK
 
 try:
@@ -22,14 +23,17 @@ __all__ = [
     "SkippableLinear",
     "TopK",
     "backend",
+    "clip_grad_norm_",
     "convert",
     "doctor",
     "functional",
     "ops",
+    "optim",
     "policies",
     "revert",
     "set_rows",
     "set_skip",
     "skipping",
     "survey",
+    "unscale_",
 ]

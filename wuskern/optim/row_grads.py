@@ -1,0 +1,41 @@
+"""What a parameter holds beside ``grad``: ``row_grad``, its gradient in some rows."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from wuskern import ops
+from wuskern.rows import RowGrad, request_row_grad
+
+
+def request(parameters: Iterable[Tensor]) -> None:
+    """Asks for compact rows of those that can have them: plain parameters of a Linear's or a convolution's rank. A DTensor
+    (FSDP2) or another subclass keeps its dense gradient."""
+    for parameter in parameters:
+        if type(parameter) is Parameter and parameter.ndim >= 2 and parameter.dtype in ops.DTYPES:
+            request_row_grad(parameter)
+
+
+def row_grad_of(parameter: Tensor) -> RowGrad | None:
+    return getattr(parameter, "row_grad", None)
+
+
+def drop(parameter: Tensor) -> None:
+    if row_grad_of(parameter) is not None:
+        parameter.row_grad = None  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def fold(parameter: Tensor) -> RowGrad | None:
+    """The ``row_grad``, if that is all the parameter holds. Where there is a ``grad`` too, the sum becomes ``grad``."""
+    grad, rows = parameter.grad, row_grad_of(parameter)
+    if grad is None or rows is None:
+        return rows
+    if grad.is_sparse:
+        parameter.grad = rows.dense(parameter.shape[0]) + grad
+    else:
+        grad.index_add_(0, rows.rows, rows.values.to(grad.dtype))
+    drop(parameter)
+    return None
