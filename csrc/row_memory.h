@@ -8,8 +8,8 @@
 
 namespace wuskern {
 
-// A row is one run of `elements`. In channels_last it holds [taps, channels], where values hold [channels, taps]; taps is
-// 1 where the two are the same.
+// A row is one run of `elements`. In channels_last it holds [taps, channels], where values hold [channels, taps]; taps
+// is 1 where the two are the same.
 struct RowMemory {
   int64_t elements, channels, taps;
 };

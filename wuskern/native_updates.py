@@ -10,31 +10,17 @@ from wuskern import reference
 from wuskern.shapes import is_channels_last
 
 
-def rowsparse_sgd_(param: Tensor, momentum_buffer: Tensor | None, rows: Tensor, values: Tensor, *numbers: float | bool) -> None:
-    if _rows_are_runs(param, momentum_buffer):
-        update = torch.ops.wuskern_native.rowsparse_sgd_.default
-        update(param, momentum_buffer, rows.contiguous(), values.contiguous(), *numbers)
-    else:
-        reference.rowsparse_sgd_(param, momentum_buffer, rows, values, *numbers)  # type: ignore[arg-type]
+def rowsparse_sgd_(param: Tensor, momentum_buffer: Tensor | None, *arguments: Any) -> None:
+    runs = _are_runs(param, param if momentum_buffer is None else momentum_buffer)
+    update = torch.ops.wuskern_native.rowsparse_sgd_.default if runs else reference.rowsparse_sgd_
+    update(param, momentum_buffer, *arguments)
 
 
-def rowsparse_adam_(
-    param: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None,
-    step: Tensor,
-    rows: Tensor,
-    values: Tensor,
-    *numbers: Any,
-) -> None:
-    state = exp_avg, exp_avg_sq, max_exp_avg_sq
-    if _rows_are_runs(param, *state):
-        torch.ops.wuskern_native.rowsparse_adam_.default(param, *state, step, rows.contiguous(), values.contiguous(), *numbers)
-    else:
-        reference.rowsparse_adam_(param, *state, step, rows, values, *numbers)
+def rowsparse_adam_(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, max_exp_avg_sq: Tensor | None, *arguments: Any) -> None:
+    runs = _are_runs(param, exp_avg, exp_avg_sq, param if max_exp_avg_sq is None else max_exp_avg_sq)
+    update = torch.ops.wuskern_native.rowsparse_adam_.default if runs else reference.rowsparse_adam_
+    update(param, exp_avg, exp_avg_sq, max_exp_avg_sq, *arguments)
 
 
-def _rows_are_runs(param: Tensor, *state: Tensor | None) -> bool:
-    tensors = [param, *(t for t in state if t is not None)]
-    return all(t.is_contiguous() for t in tensors) or all(is_channels_last(t) for t in tensors)
+def _are_runs(*tensors: Tensor) -> bool:
+    return all(map(Tensor.is_contiguous, tensors)) or all(map(is_channels_last, tensors))

@@ -122,7 +122,8 @@ def rowsparse_adam_(
     decoupled: bool,
     maximize: bool,
 ) -> None:
-    old, gradient, steps = _wide_rows(param, rows), _gradient(values, maximize), step.double()
+    old, gradient = _wide_rows(param, rows), _gradient(values, maximize)
+    steps = step.add_(1).double()
     if weight_decay and not decoupled:
         gradient = gradient + weight_decay * old
     if decoupled:

@@ -3,7 +3,7 @@
 Autograd does not see them; what they write to counts as changed in place, so that a graph that saved it says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,32 +12,25 @@ from torch import Tensor
 from wuskern import backends, ops
 
 
-def _state(name: str, state: Tensor | None, param: Tensor) -> None:
-    if state is None:
-        return
-    if state.dtype != param.dtype:
-        raise TypeError(f"{name}: expected {param.dtype} as param has, got {state.dtype}")
-    if state.shape != param.shape or state.device != param.device:
-        raise ValueError(
-            f"{name}: expected {list(param.shape)} on {param.device} as param is, got {list(state.shape)} on {state.device}"
-        )
-
-
-def _rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
+def _check_rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
     if param.dtype not in ops.DTYPES:
         raise TypeError(f"param: expected float64, float32, float16 or bfloat16, got {param.dtype}")
     if param.ndim < 1:
         raise ValueError("param: expected at least one dimension, got none")
     ops.check_rows(rows)
-    if rows.shape[0] > param.shape[0]:
-        raise ValueError(f"rows: expected at most {param.shape[0]}, as many as param has, got {rows.shape[0]}")
-    if values.dtype != param.dtype:
-        raise TypeError(f"values: expected {param.dtype} as param has, got {values.dtype}")
-    if values.shape != (expected := (rows.shape[0], *param.shape[1:])):
-        raise ValueError(f"values: expected {list(expected)}, got {list(values.shape)}")
-    for name, tensor in (("rows", rows), ("values", values)):
-        if tensor.device != param.device:
-            raise ValueError(f"{name}: expected {param.device} as param is on, got {tensor.device}")
+    if rows.device != param.device:
+        raise ValueError(f"rows: expected them on {param.device} as param is, got {rows.device}")
+    k, out = rows.shape[0], param.shape[0]
+    if k > out:
+        raise ValueError(f"rows: expected at most {out}, as many as param has, got {k}")
+    _check_like(param, "values", values, (k, *param.shape[1:]))
+
+
+def _check_like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:
+    if other.dtype != param.dtype:
+        raise TypeError(f"{name}: expected {param.dtype} as param has, got {other.dtype}")
+    if other.shape != shape or other.device != param.device:
+        raise ValueError(f"{name}: expected {list(shape)} on {param.device}, got {list(other.shape)} on {other.device}")
 
 
 def _declare(name: str, signature: str, check: Callable[..., None], written: int, flops: Callable[..., int]) -> None:
@@ -89,9 +82,10 @@ def rowsparse_sgd_(
 def _check_sgd(
     param: Tensor, momentum_buffer: Tensor | None, rows: Tensor, values: Tensor, lr: float, momentum: float, *_: Any
 ) -> None:
-    _rows_of(param, rows, values)
-    _state("momentum_buffer", momentum_buffer, param)
-    if momentum and momentum_buffer is None:
+    _check_rows_of(param, rows, values)
+    if momentum_buffer is not None:
+        _check_like(param, "momentum_buffer", momentum_buffer, param.shape)
+    elif momentum:
         raise ValueError(f"momentum: expected 0 without a momentum_buffer, got {momentum}")
 
 
@@ -137,7 +131,7 @@ def rowsparse_adam_(
     Args:
         param: ``[N, ...]``; float64, float32, float16 or bfloat16. Written to.
         exp_avg, exp_avg_sq: as ``param``. Written to. max_exp_avg_sq: the same for AMSGrad, else None.
-        step: one number, float32 or float64, on the CPU or where ``param`` is: the steps so far, this one among them.
+        step: one number, float32 or float64, on the CPU or where ``param`` is: the steps before this one. Counted up.
         rows: ``[k]``, see the top of :mod:`wuskern.ops`.
         values: ``[k, ...]``, their gradient, in the dtype of ``param``.
         lr, beta1, beta2, eps, weight_decay, maximize: torch's. decoupled: AdamW's decay of the weights themselves.
@@ -162,9 +156,11 @@ def _check_adam(
     values: Tensor,
     *_: Any,
 ) -> None:
-    _rows_of(param, rows, values)
-    for name, state in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq), ("max_exp_avg_sq", max_exp_avg_sq)):
-        _state(name, state, param)
+    _check_rows_of(param, rows, values)
+    _check_like(param, "exp_avg", exp_avg, param.shape)
+    _check_like(param, "exp_avg_sq", exp_avg_sq, param.shape)
+    if max_exp_avg_sq is not None:
+        _check_like(param, "max_exp_avg_sq", max_exp_avg_sq, param.shape)
     if step.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"step: expected float32 or float64, got {step.dtype}")
     if step.numel() != 1:
@@ -181,9 +177,9 @@ def _adam_flops(param_shape, first, second, most, step, rows_shape, values_shape
 
 _declare(
     "rowsparse_adam_",
-    "(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? max_exp_avg_sq, Tensor step, Tensor rows, "
+    "(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? max_exp_avg_sq, Tensor(e!) step, Tensor rows, "
     "Tensor values, float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize)",
     _check_adam,
-    4,
+    5,
     _adam_flops,
 )

@@ -1,5 +1,5 @@
-// One step of SGD and of Adam for one element, or a vector of them, as torch.optim takes it. The loops around it are the
-// CPU's and the GPU's own.
+// One step of SGD and of Adam for one element, or a vector of them, as torch.optim takes it. The loops around it are
+// the CPU's and the GPU's own.
 #pragma once
 
 #include <math.h>

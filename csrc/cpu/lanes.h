@@ -1,5 +1,5 @@
-// Neighbours in vectors of 64 bytes that the compiler lowers to what it compiles for, and the loads and stores of 16-bit
-// formats that it does not find by itself.
+// Neighbours in vectors of 64 bytes that the compiler lowers to what it compiles for, and the loads and stores of
+// 16-bit formats that it does not find by itself.
 #pragma once
 
 #include <cstdint>
@@ -88,7 +88,8 @@ WUSKERN_INLINE auto load_part(const T* p, int64_t count) {
 
 #endif
 
-// ---- the other way: each rounded to nearest, ties to even ------------------------------------------------------------
+// ---- the other way: each rounded to nearest, ties to even
+// ------------------------------------------------------------
 
 WUSKERN_INLINE void store(double* p, Doubles x) { memcpy(p, &x, sizeof(x)); }
 WUSKERN_INLINE void store(float* p, Floats x) { memcpy(p, &x, sizeof(x)); }

@@ -12,7 +12,7 @@
 
 namespace wuskern {
 
-constexpr int64_t kRun = 2048;   // elements that are updated at once: of a transposed row, in a scratch on the stack
+constexpr int64_t kRun = 1024;   // elements that are updated at once; the next run's are prefetched meanwhile
 constexpr int64_t kTask = 8192;  // fewer are not worth another thread
 
 template <typename T>
@@ -37,7 +37,8 @@ void transpose_run(const T* row, const RowMemory& memory, int64_t first, int64_t
   }
 }
 
-// Calls body(offset in the parameter, values, count) for runs that make up the chosen rows.
+// Calls body(offset in the parameter, values, count, offset of the next run from this one) for runs that make up the
+// chosen rows.
 template <typename T, typename Body>
 void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values, Body&& body) {
   if (memory.elements == 0) return;
@@ -47,11 +48,13 @@ void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values,
   torch::stable::parallel_for(0, rows.numel() * per_row, std::max(int64_t{1}, least), [&](int64_t begin, int64_t end) {
     T scratch[kRun];
     for (int64_t run = begin; run < end; ++run) {
-      const int64_t i = run / per_row, first = run % per_row * kRun;
+      const int64_t i = run / per_row, first = run % per_row * kRun, offset = row[i] * memory.elements + first;
       const int64_t count = std::min(kRun, memory.elements - first);
       const T* const its = from + i * memory.elements;
       if (memory.taps > 1) transpose_run(its, memory, first, count, scratch);
-      body(row[i] * memory.elements + first, memory.taps > 1 ? scratch : its + first, count);
+      const bool same_row = first + kRun < memory.elements || run + 1 == end;
+      const int64_t ahead = same_row ? kRun : row[i + 1] * memory.elements - offset;
+      body(offset, memory.taps > 1 ? scratch : its + first, count, ahead);
     }
   });
 }

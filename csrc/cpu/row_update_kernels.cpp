@@ -22,6 +22,12 @@ struct Padded {
   }
 };
 
+// To be written to, too.
+template <typename... T>
+WUSKERN_INLINE void prefetch(const T*... p) {
+  (__builtin_prefetch(p, 1), ...);
+}
+
 // ---- SGD -----------------------------------------------------------------------------------------------------------
 
 template <bool has_buffer, typename T>
@@ -34,9 +40,11 @@ WUSKERN_INLINE void sgd_vector(const SgdNumbers<Arithmetic<T>>& n, T* param, T* 
 }
 
 template <bool has_buffer, typename T>
-WUSKERN_INLINE void sgd_run(const SgdNumbers<Arithmetic<T>> n, T* param, T* buffer, const T* values, int64_t count) {
+WUSKERN_INLINE void sgd_run(const SgdNumbers<Arithmetic<T>> n, T* param, T* buffer, const T* values, int64_t count,
+                            int64_t ahead) {
   int64_t i = 0;
   for (; i + kLanesOf<T> <= count; i += kLanesOf<T>) {
+    prefetch(param + i + ahead, has_buffer ? buffer + i + ahead : nullptr);
     sgd_vector<has_buffer>(n, param + i, has_buffer ? buffer + i : nullptr, values + i);
   }
   if (i == count) return;
@@ -48,8 +56,9 @@ WUSKERN_INLINE void sgd_run(const SgdNumbers<Arithmetic<T>> n, T* param, T* buff
 }
 
 template <typename T>
-void sgd_of(const SgdNumbers<Arithmetic<T>>& n, T* param, T* buffer, const T* values, int64_t count) {
-  return buffer ? sgd_run<true>(n, param, buffer, values, count) : sgd_run<false>(n, param, buffer, values, count);
+void sgd_of(const SgdNumbers<Arithmetic<T>>& n, T* param, T* buffer, const T* values, int64_t count, int64_t ahead) {
+  return buffer ? sgd_run<true>(n, param, buffer, values, count, ahead)
+                : sgd_run<false>(n, param, buffer, values, count, ahead);
 }
 
 // ---- Adam ----------------------------------------------------------------------------------------------------------
@@ -75,9 +84,10 @@ WUSKERN_INLINE void adam_vector(const AdamNumbers<Arithmetic<T>>& n, T* param, T
 
 template <bool amsgrad, typename T>
 WUSKERN_INLINE void adam_run(const AdamNumbers<Arithmetic<T>> n, T* param, T* first, T* second, T* most,
-                             const T* values, int64_t count) {
+                             const T* values, int64_t count, int64_t ahead) {
   int64_t i = 0;
   for (; i + kLanesOf<T> <= count; i += kLanesOf<T>) {
+    prefetch(param + i + ahead, first + i + ahead, second + i + ahead, amsgrad ? most + i + ahead : nullptr);
     adam_vector<amsgrad>(n, param + i, first + i, second + i, amsgrad ? most + i : nullptr, values + i);
   }
   if (i == count) return;
@@ -93,9 +103,9 @@ WUSKERN_INLINE void adam_run(const AdamNumbers<Arithmetic<T>> n, T* param, T* fi
 
 template <typename T>
 void adam_of(const AdamNumbers<Arithmetic<T>>& n, T* param, T* first, T* second, T* most, const T* values,
-             int64_t count) {
-  return most ? adam_run<true>(n, param, first, second, most, values, count)
-              : adam_run<false>(n, param, first, second, most, values, count);
+             int64_t count, int64_t ahead) {
+  return most ? adam_run<true>(n, param, first, second, most, values, count, ahead)
+              : adam_run<false>(n, param, first, second, most, values, count, ahead);
 }
 
 }  // namespace

@@ -6,17 +6,19 @@ namespace {
 
 void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Tensor values, double lr, double momentum,
                     double dampening, double weight_decay, bool nesterov, bool maximize) {
+  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
+  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
   check_rows(rows, param.size(0));
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     using Acc = Arithmetic<T>;
-    const SgdNumbers<Acc> numbers{static_cast<Acc>(lr),           static_cast<Acc>(momentum),
-                                  static_cast<Acc>(1 - dampening), static_cast<Acc>(weight_decay),
-                                  static_cast<Acc>(maximize ? -1 : 1), nesterov};
+    const SgdNumbers<Acc> numbers{
+        static_cast<Acc>(lr),           static_cast<Acc>(momentum),          static_cast<Acc>(1 - dampening),
+        static_cast<Acc>(weight_decay), static_cast<Acc>(maximize ? -1 : 1), nesterov};
     const auto update = row_update_kernels<T>().sgd;
     T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
-    for_runs<T>(memory, rows, values, [&](int64_t offset, const T* gradient, int64_t count) {
-      update(numbers, p + offset, b ? b + offset : nullptr, gradient, count);
+    for_runs<T>(memory, rows, values, [&](int64_t offset, const T* gradient, int64_t count, int64_t ahead) {
+      update(numbers, p + offset, b ? b + offset : nullptr, gradient, count, ahead);
     });
   });
 }

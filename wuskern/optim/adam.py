@@ -15,7 +15,6 @@ class _RowSparseAdam(RowSparse):
         state = self.state[parameter]
         if not state:
             state.update(_new_state(group, parameter))
-        state["step"] += 1
         most = state["max_exp_avg_sq"] if group["amsgrad"] else None
         beta1, beta2 = map(float, group["betas"])
         numbers = float(group["lr"]), beta1, beta2, group["eps"], group["weight_decay"]

@@ -60,7 +60,6 @@ class RowSparse(Optimizer):
 
     # ---- the step -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One step. See the class for what moves.
 
@@ -75,26 +74,38 @@ class RowSparse(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_scaled()
-        updates = [(g, p, grad) for g, p in self._parameters() if (grad := fold(p)) is not None]
-        for group, _, _ in updates:
-            _refuse(group)
-        self._warn_of_spent(updates)
-        if not updates or any(p.grad is not None for _, p in self._parameters()):
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            self._refuse_scaled()
+        in_rows: list[tuple[Group, Tensor, RowGrad]] = []
+        dense = False
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if (grad := fold(parameter)) is not None:
+                    in_rows.append((group, parameter, grad))
+                elif parameter.grad is not None:
+                    dense = True
+        self._look_at(in_rows)
+        if dense or not in_rows:
             self._stock_step()
-        if not _holds_inf(getattr(self, "found_inf", None)):
-            for update in updates:
-                self._update(*update)
-        self._unscaled, self._spent = None, {p: grad for _, p, grad in updates}
+        if found_inf is None or not found_inf:
+            for group, parameter, grad in in_rows:
+                self._update(group, parameter, grad)
+        self._unscaled = None
         return loss
 
-    def _warn_of_spent(self, updates: list[tuple[Group, Tensor, RowGrad]]) -> None:
-        if any((self._spent or {}).get(p, grad) is not grad for _, p, grad in updates):
-            warnings.warn(
-                "row gradients of the last step were not cleared, and new ones may have been added to them: call "
-                "optimizer.zero_grad(); Module.zero_grad does not know of row_grad",
-                stacklevel=5,
-            )
+    def _look_at(self, in_rows: list[tuple[Group, Tensor, RowGrad]]) -> None:
+        """Before anything moves."""
+        last, self._spent = self._spent, {}
+        for group, parameter, grad in in_rows:
+            _refuse(group)
+            self._spent[parameter] = grad
+            if last and last.get(parameter, grad) is not grad:
+                warnings.warn(
+                    "row gradients of the last step were not cleared, and new ones may have been added to them: call "
+                    "optimizer.zero_grad(); Module.zero_grad does not know of row_grad",
+                    stacklevel=4,
+                )
 
     def _stock_step(self) -> None:
         """torch's, without the hooks that torch wraps around it: they run once, around :meth:`step`."""
@@ -122,8 +133,6 @@ class RowSparse(Optimizer):
         self._unscaled = {p: grad for _, p in self._parameters() if (grad := row_grad_of(p)) is not None}
 
     def _refuse_scaled(self) -> None:
-        if getattr(self, "found_inf", None) is None and getattr(self, "grad_scale", None) is None:
-            return
         if self._holds_scaled():
             for name in ("found_inf", "grad_scale"):  # the scaler removes them only after a step that went well
                 self.__dict__.pop(name, None)
@@ -140,7 +149,3 @@ def _refuse(group: Group) -> None:
                 f"{name}: expected False, got {group[name]!r}: rows are updated outside of captured graphs and of autograd; "
                 "torch.optim has optimizers for both"
             )
-
-
-def _holds_inf(found: Any) -> bool:
-    return found is not None and bool(found)

@@ -27,15 +27,15 @@ def drop(parameter: Tensor) -> None:
         parameter.row_grad = None  # type: ignore[attr-defined]
 
 
-@torch.no_grad()
 def fold(parameter: Tensor) -> RowGrad | None:
     """The ``row_grad``, if that is all the parameter holds. Where there is a ``grad`` too, the sum becomes ``grad``."""
-    grad, rows = parameter.grad, row_grad_of(parameter)
-    if grad is None or rows is None:
+    rows = row_grad_of(parameter)
+    if rows is None or parameter.grad is None:
         return rows
-    if grad.is_sparse:
-        parameter.grad = rows.dense(parameter.shape[0]) + grad
-    else:
-        grad.index_add_(0, rows.rows, rows.values.to(grad.dtype))
+    with torch.no_grad():
+        if parameter.grad.is_sparse:
+            parameter.grad = rows.dense(parameter.shape[0]) + parameter.grad
+        else:
+            parameter.grad.index_add_(0, rows.rows, rows.values.to(parameter.grad.dtype))
     drop(parameter)
     return None
