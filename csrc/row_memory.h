@@ -42,4 +42,14 @@ inline RowMemory row_memory(const Tensor& param, std::initializer_list<const Ten
 
 inline const Tensor* pointer(const std::optional<Tensor>& tensor) { return tensor ? &*tensor : nullptr; }
 
+template <typename T>
+T* data_of(Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <typename T>
+T* data_of(std::optional<Tensor>& tensor) {
+  return tensor ? data_of<T>(*tensor) : nullptr;
+}
+
 }  // namespace wuskern

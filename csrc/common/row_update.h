@@ -15,6 +15,19 @@ struct SgdNumbers {
   bool nesterov;
 };
 
+template <typename Acc>
+WUSKERN_INLINE SgdNumbers<Acc> sgd_numbers(double lr, double momentum, double dampening, double weight_decay,
+                                           bool nesterov, bool maximize) {
+  SgdNumbers<Acc> n;
+  n.lr = static_cast<Acc>(lr);
+  n.momentum = static_cast<Acc>(momentum);
+  n.gradient_share = static_cast<Acc>(1 - dampening);
+  n.weight_decay = static_cast<Acc>(weight_decay);
+  n.sign = maximize ? -1 : 1;
+  n.nesterov = nesterov;
+  return n;
+}
+
 template <bool has_buffer, typename Acc, typename X>
 WUSKERN_INLINE void sgd(const SgdNumbers<Acc>& n, X& param, X& buffer, X gradient) {
   gradient *= n.sign;

@@ -59,14 +59,4 @@ void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values,
   });
 }
 
-template <typename T>
-T* data_of(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-template <typename T>
-T* data_of(std::optional<Tensor>& tensor) {
-  return tensor ? data_of<T>(*tensor) : nullptr;
-}
-
 }  // namespace wuskern

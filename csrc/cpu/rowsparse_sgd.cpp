@@ -11,10 +11,7 @@ void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Ten
   const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
   check_rows(rows, param.size(0));
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    using Acc = Arithmetic<T>;
-    const SgdNumbers<Acc> numbers{
-        static_cast<Acc>(lr),           static_cast<Acc>(momentum),          static_cast<Acc>(1 - dampening),
-        static_cast<Acc>(weight_decay), static_cast<Acc>(maximize ? -1 : 1), nesterov};
+    const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
     const auto update = row_update_kernels<T>().sgd;
     T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
     for_runs<T>(memory, rows, values, [&](int64_t offset, const T* gradient, int64_t count, int64_t ahead) {
