@@ -20,7 +20,8 @@ def clip_grad_norm_(
     foreach: bool | None = None,
 ) -> Tensor:
     """``torch.nn.utils.clip_grad_norm_`` of ``grad`` and ``row_grad``: what it gives for the dense form of the rows, which is
-    not formed. A parameter that holds both is clipped by their sum, which becomes its ``grad``.
+    not formed. A parameter that holds both is clipped by their sum, which becomes its ``grad``. (One difference: where the norm
+    is a NaN, torch makes NaN of all gradients, zeros among them; rows without a gradient stay without.)
 
     Args:
         parameters, max_norm, norm_type, error_if_nonfinite, foreach: torch's.

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from wuskern.modules import SkippableLayer, skippable_layers
+from wuskern.rows import wants_row_grad
 
 
 class Policy(ABC):
@@ -63,6 +64,8 @@ class Policy(ABC):
             for parameter, layers in watched:
                 if all(getattr(layer, "skip", False) for layer in layers):  # a reverted layer has none
                     parameter.grad = None
+                    if wants_row_grad(parameter):
+                        parameter.row_grad = None  # type: ignore[attr-defined]
 
         return optimizer.register_step_pre_hook(drop_skipped)
 
