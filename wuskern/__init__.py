@@ -2,12 +2,13 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from wuskern import distributed, functional, ops, policies
+from wuskern import distributed, functional, ops, optim, policies
 from wuskern.backends import backend
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.doctor import doctor
 from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
+from wuskern.optim import clip_grad_norm_, unscale_
 from wuskern.rows import PerExample, RowGrad, Rows, Scores, TopK
 
 try:
@@ -25,15 +26,18 @@ __all__ = [
     "SkippableLinear",
     "TopK",
     "backend",
+    "clip_grad_norm_",
     "convert",
     "distributed",
     "doctor",
     "functional",
     "ops",
+    "optim",
     "policies",
     "revert",
     "set_rows",
     "set_skip",
     "skipping",
     "survey",
+    "unscale_",
 ]

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from wuskern import native, reference
+from wuskern import native, native_updates, reference
 
 NAMES = ("native", "triton", "reference")  # in order of preference
 LIBRARIES = {"cpu": "libwuskern_cpu.so", "cuda": "libwuskern_cuda.so"}
@@ -99,7 +99,7 @@ def _native(op: str, device: str) -> Callable[..., Any] | str:
         return getattr(native, op)
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"wuskern_native::{op}", device.upper()):
         return f"it has no kernel for {device} yet"
-    return getattr(torch.ops.wuskern_native, op).default
+    return getattr(native_updates, op, None) or getattr(torch.ops.wuskern_native, op).default
 
 
 def _triton(op: str, device: str) -> Callable[..., Any] | str:

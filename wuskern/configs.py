@@ -39,6 +39,14 @@ class SelectTile:
 
 
 @dataclass(frozen=True)
+class UpdateTile:
+    """One program of ``update_sgd`` or ``update_adam``: it updates ``block`` neighbours of one row."""
+
+    block: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
 class GemmTile:
     """One program of a product: ``block_m`` x ``block_n`` results, ``block_k`` terms of their sums at a time."""
 
@@ -55,6 +63,8 @@ LONG_PLANES = PlanesTile(block_channels=4, block_inner=1024, num_warps=4)
 SHORT_PLANES = PlanesTile(block_channels=32, block_inner=64, num_warps=8)
 FEW_SCORES = SelectTile(chunk=1024, num_warps=4)
 MANY_SCORES = SelectTile(chunk=2048, num_warps=16)
+LONG_ROWS = UpdateTile(block=1024, num_warps=4)
+SHORT_ROWS = UpdateTile(block=128, num_warps=1)
 
 # By the bytes of an element: two on tensor cores, four and eight where exact products may take ordinary arithmetic. The
 # chosen rows are block_n of a weight's gradient and summed over in an input's. An address for each element takes registers:
@@ -91,6 +101,8 @@ ALL = {
     "gather_columns": (WIDE_ROWS, NARROW_ROWS),
     "gather_planes": (LONG_PLANES, SHORT_PLANES),
     "select": (FEW_SCORES, MANY_SCORES),
+    "update_sgd": (LONG_ROWS, SHORT_ROWS),
+    "update_adam": (LONG_ROWS, SHORT_ROWS),
     "wgrad": {False: WGRAD},  # scattered or not; bytes of an element; tiles
     "wgrad_conv2d": {False: WGRAD, True: WGRAD_SCATTERED},
     "dgrad": {False: DGRAD},
@@ -128,6 +140,11 @@ def gather_planes(inner: int) -> PlanesTile:
 def select(scores: int) -> SelectTile:
     """For the scores of one group."""
     return FEW_SCORES if scores <= 4 * FEW_SCORES.chunk else MANY_SCORES
+
+
+def update_rows(elements: int) -> UpdateTile:
+    """For rows of so many elements."""
+    return SHORT_ROWS if elements <= 4 * SHORT_ROWS.block else LONG_ROWS
 
 
 def gathers_first(row_stride: int, reads: int) -> bool:

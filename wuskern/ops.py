@@ -8,6 +8,7 @@ do in eager mode what ``wuskern::<op>`` does, without a dispatch into Python.
 looked at here, which would wait for a GPU: one out of range raises on the CPU and is undefined elsewhere.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,11 +29,20 @@ _native = torch.library.Library("wuskern_native", "DEF")
 for _name in ("cpu_capability", "cuda_architectures"):  # what the two libraries say of themselves
     _native.define(f"{_name}() -> str")
 _checks: dict[str, Callable[..., None]] = {}
+_runs: dict[str, Callable[..., Any]] = {}
 
 
-def _declare(
-    name: str, signature: str, check: Callable[..., None], fake: Callable[..., Any], flops: Callable[..., int]
+def declare(
+    name: str,
+    signature: str,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    flops: Callable[..., int],
+    run: Callable[..., Any] | None = None,
 ) -> None:
+    """Both namespaces' op. ``run``: what it does, its checks among that, if not what its backend does."""
+    run = run or functools.partial(_checked_run, name)
+
     def checked_fake(*arguments: Any) -> Any:
         check(*arguments)
         return fake(*arguments)
@@ -41,20 +51,20 @@ def _declare(
         library.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
         torch.library.register_fake(f"{library.ns}::{name}", checked_fake, lib=library)
         register_flop_formula(getattr(getattr(torch.ops, library.ns), name))(flops)
-    _contract.impl(name, lambda *arguments: _run(name, *arguments), "CompositeExplicitAutograd")
-    _checks[name] = check
+    _contract.impl(name, run, "CompositeExplicitAutograd")
+    _checks[name], _runs[name] = check, run
     NAMES.append(name)
 
 
-def _run(name: str, *arguments: Any) -> Any:
+def _checked_run(name: str, *arguments: Any) -> Any:
     _checks[name](*arguments)
     return backends.choose(name, arguments[0].device.type).run(*arguments)
 
 
-def _call(name: str, *arguments: Any) -> Any:
+def call(name: str, *arguments: Any) -> Any:
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # a mode, such as FlopCounterMode, sees the op
         return getattr(torch.ops.wuskern, name).default(*arguments)
-    return _run(name, *arguments)
+    return _runs[name](*arguments)
 
 
 # ---- bias_grad ------------------------------------------------------------------------------------------------------
@@ -79,7 +89,7 @@ def bias_grad(dy: Tensor, dim: int) -> Tensor:
     Equivalent to ``dy.sum([d for d in range(dy.ndim) if d != dim])``. Reads ``dy`` once wherever its dimensions fold to
     [outer, channels, inner] with unit stride in one of the last two; any other layout is copied first.
     """
-    return _call("bias_grad", dy, dim)
+    return call("bias_grad", dy, dim)
 
 
 def _check_gradient(dy: Tensor, dim: int) -> None:
@@ -94,7 +104,7 @@ def _additions(dy_shape: torch.Size, dim: int, **_: Any) -> int:
     return max(0, dy_shape.numel() - dy_shape[dim])
 
 
-_declare(
+declare(
     "bias_grad", "(Tensor dy, int dim) -> Tensor", _check_gradient, lambda dy, dim: dy.new_empty((dy.shape[dim],)), _additions
 )
 
@@ -120,7 +130,7 @@ def row_stats(dy: Tensor, dim: int, score: str = "l1") -> tuple[Tensor, Tensor]:
     Reads ``dy`` once where :func:`bias_grad` does. The scores are those of meProp (arXiv 1706.06197, unified top-k) and
     ssProp (arXiv 2408.12561), which take "l1".
     """
-    return _call("row_stats", dy, dim, score)
+    return call("row_stats", dy, dim, score)
 
 
 def _check_row_stats(dy: Tensor, dim: int, score: str) -> None:
@@ -139,9 +149,7 @@ def _row_stats_flops(dy_shape: torch.Size, dim: int, score: str, **_: Any) -> in
     return 2 * _additions(dy_shape, dim) + (dy_shape.numel() if score == "l2" else 0)
 
 
-_declare(
-    "row_stats", "(Tensor dy, int dim, str score) -> (Tensor, Tensor)", _check_row_stats, _row_stats_fake, _row_stats_flops
-)
+declare("row_stats", "(Tensor dy, int dim, str score) -> (Tensor, Tensor)", _check_row_stats, _row_stats_fake, _row_stats_flops)
 
 
 # ---- select_rows ----------------------------------------------------------------------------------------------------
@@ -164,7 +172,7 @@ def select_rows(scores: Tensor, k: int, block: int = 1, groups: int = 1) -> Tens
         TypeError: another dtype.
         ValueError: ``scores`` is not 1-d, or ``k``, ``block`` or ``groups`` do not fit its length.
     """
-    return _call("select_rows", scores, k, block, groups)
+    return call("select_rows", scores, k, block, groups)
 
 
 def _check_select_rows(scores: Tensor, k: int, block: int, groups: int) -> None:
@@ -182,7 +190,7 @@ def _check_select_rows(scores: Tensor, k: int, block: int, groups: int) -> None:
         raise ValueError(f"k: expected a multiple of block * groups = {block * groups} from 1 to {n}, got {k}")
 
 
-_declare(
+declare(
     "select_rows",
     "(Tensor scores, int k, int block, int groups) -> Tensor",
     _check_select_rows,
@@ -211,10 +219,10 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 
     Reads the cache lines that hold chosen elements, where ``dy`` lies in the order of the result; else all of it, twice.
     """
-    return _call("gather_rows", dy, rows, dim)
+    return call("gather_rows", dy, rows, dim)
 
 
-def _check_rows(rows: Tensor) -> None:
+def check_rows(rows: Tensor) -> None:
     if rows.dtype != torch.int64:
         raise TypeError(f"rows: expected int64, got {rows.dtype}")
     if rows.ndim != 1:
@@ -223,7 +231,7 @@ def _check_rows(rows: Tensor) -> None:
 
 def _check_gather_rows(dy: Tensor, rows: Tensor, dim: int) -> None:
     _check_gradient(dy, dim)
-    _check_rows(rows)
+    check_rows(rows)
 
 
 def _gather_rows_fake(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -232,7 +240,7 @@ def _gather_rows_fake(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
 
 
-_declare(
+declare(
     "gather_rows",
     "(Tensor dy, Tensor rows, int dim) -> Tensor",
     _check_gather_rows,
@@ -260,11 +268,11 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
 
     Reads the chosen part of ``dy`` once, ``x`` once. Source: meProp (arXiv 1706.06197), unified top-k.
     """
-    return _call("rowsparse_wgrad", dy, x, rows)
+    return call("rowsparse_wgrad", dy, x, rows)
 
 
 def _check_operands(dy: Tensor, other: Tensor, name: str, rows: Tensor) -> None:
-    _check_rows(rows)
+    check_rows(rows)
     if dy.dtype not in DTYPES:
         raise TypeError(f"dy: expected float64, float32, float16 or bfloat16, got {dy.dtype}")
     if other.dtype != dy.dtype:
@@ -283,7 +291,7 @@ def _rowsparse_wgrad_flops(dy_shape: torch.Size, x_shape: torch.Size, rows_shape
     return 2 * x_shape.numel() * rows_shape[0]
 
 
-_declare(
+declare(
     "rowsparse_wgrad",
     "(Tensor dy, Tensor x, Tensor rows) -> Tensor",
     _check_rowsparse_wgrad,
@@ -318,7 +326,7 @@ def rowsparse_wgrad_conv2d(
 
     Source: ssProp (arXiv 2408.12561).
     """
-    return _call("rowsparse_wgrad_conv2d", dy, x, rows, kernel_size, stride, padding, dilation, groups)
+    return call("rowsparse_wgrad_conv2d", dy, x, rows, kernel_size, stride, padding, dilation, groups)
 
 
 def _check_conv(dy: Tensor, size: Sequence[int], rows: Tensor, geometry: Sequence[Sequence[int]], groups: int) -> None:
@@ -340,7 +348,7 @@ def _check_rowsparse_wgrad_conv2d(dy, x, rows, kernel_size, stride, padding, dil
 
 
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
-_declare(
+declare(
     "rowsparse_wgrad_conv2d",
     f"(Tensor dy, Tensor x, Tensor rows, int[2] kernel_size, {_GEOMETRY}) -> Tensor",
     _check_rowsparse_wgrad_conv2d,
@@ -374,7 +382,7 @@ def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
 
     Reads the chosen part of ``dy`` and of ``weight`` once. Source: meProp (arXiv 1706.06197), unified top-k.
     """
-    return _call("rowsparse_dgrad", dy, weight, rows)
+    return call("rowsparse_dgrad", dy, weight, rows)
 
 
 def _check_rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> None:
@@ -394,7 +402,7 @@ def _rowsparse_dgrad_flops(dy_shape: torch.Size, weight_shape: torch.Size, rows_
     return 2 * math.prod(dy_shape[:-1]) * rows_shape[0] * weight_shape[1]
 
 
-_declare(
+declare(
     "rowsparse_dgrad",
     "(Tensor dy, Tensor weight, Tensor rows) -> Tensor",
     _check_rowsparse_dgrad,
@@ -429,7 +437,7 @@ def rowsparse_dgrad_conv2d(
     Raises:
         TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
     """
-    return _call("rowsparse_dgrad_conv2d", dy, weight, rows, input_size, stride, padding, dilation, groups)
+    return call("rowsparse_dgrad_conv2d", dy, weight, rows, input_size, stride, padding, dilation, groups)
 
 
 def _check_rowsparse_dgrad_conv2d(dy, weight, rows, input_size, stride, padding, dilation, groups) -> None:  # type: ignore[no-untyped-def]
@@ -445,7 +453,7 @@ def _rowsparse_dgrad_conv2d_fake(dy: Tensor, weight: Tensor, rows: Tensor, input
     return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
 
 
-_declare(
+declare(
     "rowsparse_dgrad_conv2d",
     f"(Tensor dy, Tensor weight, Tensor rows, int[2] input_size, {_GEOMETRY}) -> Tensor",
     _check_rowsparse_dgrad_conv2d,

@@ -98,3 +98,76 @@ def rowsparse_dgrad_conv2d(
 def _chosen(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     """dy, or its chosen rows where it holds all of them."""
     return dy if dy.shape[dim] == rows.shape[0] else gather_rows(dy, rows, dim)
+
+
+# ---- what writes to its arguments -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def rowsparse_sgd_(
+    param: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    values: Tensor,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    old, gradient = _wide_rows(param, rows), _gradient(values, maximize)
+    if weight_decay:
+        gradient = gradient + weight_decay * old
+    if momentum_buffer is not None:
+        buffer = momentum * _wide_rows(momentum_buffer, rows) + (1 - dampening) * gradient
+        _put(momentum_buffer, rows, buffer)
+        gradient = gradient + momentum * buffer if nesterov else buffer
+    _put(param, rows, old - lr * gradient)
+
+
+@torch.no_grad()
+def rowsparse_adam_(
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    rows: Tensor,
+    values: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    old, gradient = _wide_rows(param, rows), _gradient(values, maximize)
+    steps = step.add_(1).double()
+    if weight_decay and not decoupled:
+        gradient = gradient + weight_decay * old
+    if decoupled:
+        old = old * (1 - lr * weight_decay)
+    first = beta1 * _wide_rows(exp_avg, rows) + (1 - beta1) * gradient
+    second = beta2 * _wide_rows(exp_avg_sq, rows) + (1 - beta2) * gradient.square()
+    _put(exp_avg, rows, first)
+    _put(exp_avg_sq, rows, second)
+    if max_exp_avg_sq is not None:
+        second = torch.maximum(_wide_rows(max_exp_avg_sq, rows), second)
+        _put(max_exp_avg_sq, rows, second)
+    size, root_factor = lr / (1 - beta1**steps), (1 - beta2**steps).rsqrt()
+    _put(param, rows, old - size * (first / (second.sqrt() * root_factor + eps)))
+
+
+def _wide_rows(t: Tensor, rows: Tensor) -> Tensor:
+    return t.index_select(0, rows).to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _gradient(values: Tensor, maximize: bool) -> Tensor:
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return -wide if maximize else wide
+
+
+def _put(t: Tensor, rows: Tensor, values: Tensor) -> None:
+    t.index_copy_(0, rows, values.to(t.dtype))

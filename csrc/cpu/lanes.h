@@ -1,5 +1,5 @@
-// Neighbours in vectors of 64 bytes that the compiler lowers to what it compiles for, and the loads of 16-bit formats
-// that it does not find by itself.
+// Neighbours in vectors of 64 bytes that the compiler lowers to what it compiles for, and the loads and stores of
+// 16-bit formats that it does not find by itself.
 #pragma once
 
 #include <cstdint>
@@ -86,6 +86,69 @@ WUSKERN_INLINE auto load_part(const T* p, int64_t count) {
   return load(part);
 }
 
+#endif
+
+// ---- the other way: each rounded to nearest, ties to even
+// ------------------------------------------------------------
+
+WUSKERN_INLINE void store(double* p, Doubles x) { memcpy(p, &x, sizeof(x)); }
+WUSKERN_INLINE void store(float* p, Floats x) { memcpy(p, &x, sizeof(x)); }
+
+typedef uint32_t FloatWords __attribute__((vector_size(64)));
+typedef uint16_t HalfWords __attribute__((vector_size(32)));
+
+WUSKERN_INLINE void store(BFloat16* p, Floats x) {
+  const FloatWords bits = (FloatWords)x, is_nan = (FloatWords)(x != x);
+  const FloatWords rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
+  const FloatWords upper = ((rounded & ~is_nan) | (quiet & is_nan)) >> 16;
+#if defined(__AVX512F__)
+  const __m256i words = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)upper);
+#else
+  const HalfWords words = __builtin_convertvector(upper, HalfWords);
+#endif
+  memcpy(p, &words, sizeof(words));
+}
+
+#if defined(__AVX512F__)
+WUSKERN_INLINE void store(Half* p, Floats x) {
+  const __m256i words = _mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  memcpy(p, &words, sizeof(words));
+}
+WUSKERN_INLINE Floats square_root(Floats x) { return (Floats)_mm512_maskz_sqrt_ps(0xffff, (__m512)x); }
+WUSKERN_INLINE Doubles square_root(Doubles x) { return (Doubles)_mm512_maskz_sqrt_pd(0xff, (__m512d)x); }
+#elif defined(__AVX2__)
+WUSKERN_INLINE void store(Half* p, Floats x) {
+  __m256 halves[2];
+  memcpy(halves, &x, sizeof(x));
+  for (int i = 0; i < 2; ++i) {
+    const __m128i words = _mm256_cvtps_ph(halves[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    memcpy(p + 8 * i, &words, sizeof(words));
+  }
+}
+WUSKERN_INLINE Floats square_root(Floats x) {
+  __m256 halves[2];
+  memcpy(halves, &x, sizeof(x));
+  for (__m256& half : halves) half = _mm256_sqrt_ps(half);
+  return load_as<Floats>(halves);
+}
+WUSKERN_INLINE Doubles square_root(Doubles x) {
+  __m256d halves[2];
+  memcpy(halves, &x, sizeof(x));
+  for (__m256d& half : halves) half = _mm256_sqrt_pd(half);
+  return load_as<Doubles>(halves);
+}
+#else
+WUSKERN_INLINE void store(Half* p, Floats x) {
+  for (int i = 0; i < 16; ++i) narrow(x[i], p + i);
+}
+WUSKERN_INLINE Floats square_root(Floats x) {
+  for (int i = 0; i < 16; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+WUSKERN_INLINE Doubles square_root(Doubles x) {
+  for (int i = 0; i < 8; ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+}
 #endif
 
 // |x|; a NaN stays one.

@@ -17,7 +17,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from wuskern import configs
-from wuskern.triton_kernels import bias_grad, gather_rows, rowsparse_dgrad, rowsparse_wgrad, select_rows
+from wuskern.triton_kernels import (
+    bias_grad,
+    gather_rows,
+    rowsparse_adam_,
+    rowsparse_dgrad,
+    rowsparse_sgd_,
+    rowsparse_wgrad,
+    select_rows,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -95,8 +103,26 @@ def selections():
             yield select_rows.select, tile, {"scores": src, "out": "i64"}, constants
 
 
+def updates():
+    for src, acc in WIDE.items():
+        tile, short = configs.ALL["update_adam"]
+        for one in (tile, short) if src == "fp32" else (tile,):
+            constants = {"ACC": TYPES[acc], "BLOCK": one.block}
+            pointers = dict.fromkeys(("param", "buffer", "first", "second", "most", "values"), src)
+            pointers |= {"rows": "i64", "numbers": "fp64", "corrections": "fp64"}
+            flags = {"HAS_BUFFER": True, "DECAY": True, "NESTEROV": True}
+            yield rowsparse_sgd_.update_sgd, one, only(rowsparse_sgd_.update_sgd, pointers), constants | flags
+            flags = {"AMSGRAD": True, "COUPLED": True}
+            yield rowsparse_adam_.update_adam, one, only(rowsparse_adam_.update_adam, pointers), constants | flags
+
+
+def only(kernel, pointers):
+    names = [p.name for p in kernel.params]
+    return {name: kind for name, kind in pointers.items() if name in names}
+
+
 def problems():
-    for kernel, tile, pointers, constants in (*sums(), *gathers(), *selections()):
+    for kernel, tile, pointers, constants in (*sums(), *gathers(), *selections(), *updates()):
         for way in ("aligned", "any"):
             yield kernel, tile, pointers, constants, way
     for kernel in GEMMS:

@@ -7,6 +7,7 @@ import torch.nn as nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from wuskern.compact import wants_row_grad
 from wuskern.modules import skippable_layers, weight_owners
 
 
@@ -61,5 +62,7 @@ class Policy(ABC):
             for parameter, layers in watched:
                 if all(getattr(layer, "skip", False) for layer in layers):  # a reverted layer has none
                     parameter.grad = None
+                    if wants_row_grad(parameter):
+                        parameter.row_grad = None  # type: ignore[attr-defined]
 
         return optimizer.register_step_pre_hook(drop_skipped)

@@ -1,0 +1,38 @@
+// rowsparse_adam_ on the CPU: one step of Adam or AdamW in the chosen rows of a parameter, in one pass over them.
+#include "row_update.h"
+
+namespace wuskern {
+namespace {
+
+// Counts the step, and tells the number.
+double count(Tensor& step) {
+  STD_TORCH_CHECK(step.is_cpu() && step.numel() == 1, "step: expected one number on the CPU");
+  if (step.scalar_type() == ScalarType::Double) return *step.mutable_data_ptr<double>() += 1;
+  STD_TORCH_CHECK(step.scalar_type() == ScalarType::Float, "step: expected float32 or float64");
+  return *step.mutable_data_ptr<float>() += 1;
+}
+
+void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Tensor> most, Tensor step, Tensor rows,
+                     Tensor values, double lr, double beta1, double beta2, double eps, double weight_decay,
+                     bool decoupled, bool maximize) {
+  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
+  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
+  const RowMemory memory = row_memory(param, {&first, &second, pointer(most)}, rows, values);
+  check_rows(rows, param.size(0));
+  const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
+  const double steps = count(step);
+  for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
+    const auto numbers = adam_numbers<Arithmetic<T>>(arguments, steps);
+    const auto update = row_update_kernels<T>().adam;
+    T *const p = data_of<T>(param), *const m = data_of<T>(first), *const v = data_of<T>(second),
+             *const w = data_of<T>(most);
+    for_runs<T>(memory, rows, values, [&](int64_t offset, const T* gradient, int64_t count, int64_t ahead) {
+      update(numbers, p + offset, m + offset, v + offset, w ? w + offset : nullptr, gradient, count, ahead);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace wuskern
+
+STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CPU, m) { m.impl("rowsparse_adam_", TORCH_BOX(&wuskern::rowsparse_adam_)); }

@@ -1,0 +1,26 @@
+// rowsparse_sgd_ on the CPU: one step of SGD in the chosen rows of a parameter, in one pass over them.
+#include "row_update.h"
+
+namespace wuskern {
+namespace {
+
+void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Tensor values, double lr, double momentum,
+                    double dampening, double weight_decay, bool nesterov, bool maximize) {
+  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
+  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
+  const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
+  check_rows(rows, param.size(0));
+  for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
+    const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
+    const auto update = row_update_kernels<T>().sgd;
+    T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
+    for_runs<T>(memory, rows, values, [&](int64_t offset, const T* gradient, int64_t count, int64_t ahead) {
+      update(numbers, p + offset, b ? b + offset : nullptr, gradient, count, ahead);
+    });
+  });
+}
+
+}  // namespace
+}  // namespace wuskern
+
+STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CPU, m) { m.impl("rowsparse_sgd_", TORCH_BOX(&wuskern::rowsparse_sgd_)); }

@@ -1,0 +1,94 @@
+// What rowsparse_sgd_ and rowsparse_adam_ share on NVIDIA GPUs: which thread updates what. A block takes one stretch of
+// one chosen row, a thread packs of 16 bytes of it where everything is aligned, else (and in double) single elements.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../common/half.h"
+#include "../common/reduction.h"
+#include "../common/row_update.h"
+#include "../row_memory.h"
+#include "launch.h"
+
+namespace wuskern {
+
+template <typename T>
+using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T, int vec>
+struct alignas(sizeof(T) * vec) Pack {
+  T at[vec];
+};
+
+// One load or store instruction.
+template <int vec, typename T>
+__device__ __forceinline__ Pack<T, vec> load_pack(const T* p) {
+  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
+    return bit_cast<Pack<T, vec>>(*reinterpret_cast<const uint4*>(p));
+  } else {
+    return {{*p}};
+  }
+}
+
+template <int vec, typename T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, vec>& pack) {
+  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
+    *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(pack);
+  } else {
+    *p = pack.at[0];
+  }
+}
+
+constexpr int kPacksPerThread = 2;
+
+// The chosen rows and their gradient.
+template <typename T>
+struct ChosenRows {
+  const int64_t* rows;
+  const T* values;
+  RowMemory memory;
+};
+
+// Calls body(place in the parameter, gradient) for each pack of this thread. vec > 1 wants taps == 1.
+template <int vec, typename T, typename Body>
+__device__ __forceinline__ void for_packs(const ChosenRows<T>& chosen, int64_t stretches, Body&& body) {
+  const int64_t i = blockIdx.x / stretches, stretch = blockIdx.x % stretches;
+  const RowMemory& memory = chosen.memory;
+  const int64_t start = chosen.rows[i] * memory.elements;
+  const T* const values = chosen.values + i * memory.elements;
+#pragma unroll
+  for (int u = 0; u < kPacksPerThread; ++u) {
+    const int64_t e = ((stretch * kPacksPerThread + u) * kThreads + threadIdx.x) * vec;
+    if (e >= memory.elements) return;
+    const int64_t its = memory.taps == 1 ? e : e % memory.channels * memory.taps + e / memory.channels;
+    body(start + e, load_pack<vec>(values + its));
+  }
+}
+
+inline bool aligned_to_16(std::initializer_list<const void*> pointers) {
+  for (const void* p : pointers) {
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
+  }
+  return true;
+}
+
+// Calls launch(vec, stretches of a row, blocks) with vec as a compile-time constant.
+template <typename T, typename Launch>
+void for_vector_width(const RowMemory& memory, int64_t k, std::initializer_list<const void*> pointers,
+                      Launch&& launch) {
+  constexpr int most = sizeof(T) == 8 ? 1 : 16 / sizeof(T);  // double takes registers
+  const auto with = [&](auto vec) {
+    const int64_t stretches = ceil_div(memory.elements, int64_t{vec} * kThreads * kPacksPerThread);
+    launch(vec, stretches, static_cast<unsigned>(k * stretches));
+  };
+  if (k == 0 || memory.elements == 0) return;
+  if (most > 1 && memory.taps == 1 && memory.elements % most == 0 && aligned_to_16(pointers)) {
+    with(std::integral_constant<int, most>{});
+  } else {
+    with(std::integral_constant<int, 1>{});
+  }
+}
+
+}  // namespace wuskern

@@ -1,0 +1,49 @@
+// rowsparse_sgd_ on NVIDIA GPUs: the twin of csrc/cpu/rowsparse_sgd.cpp. One pass over the chosen rows.
+#include "row_update.h"
+
+namespace wuskern {
+namespace {
+
+template <typename T, int vec, bool has_buffer>
+__global__ void __launch_bounds__(kThreads, 4)
+    update_sgd(SgdNumbers<Arithmetic<T>> numbers, T* __restrict__ param, T* __restrict__ buffer, ChosenRows<T> chosen,
+               int64_t stretches) {
+  using Acc = Arithmetic<T>;
+  for_packs<vec>(chosen, stretches, [&](int64_t place, const Pack<T, vec>& gradient) {
+    auto p = load_pack<vec>(param + place), b = p;
+    if constexpr (has_buffer) b = load_pack<vec>(buffer + place);
+#pragma unroll
+    for (int v = 0; v < vec; ++v) {
+      Acc x = static_cast<Acc>(p.at[v]), m = static_cast<Acc>(b.at[v]);
+      sgd<has_buffer>(numbers, x, m, static_cast<Acc>(gradient.at[v]));
+      p.at[v] = static_cast<T>(x);
+      b.at[v] = static_cast<T>(m);
+    }
+    store_pack<vec>(param + place, p);
+    if constexpr (has_buffer) store_pack<vec>(buffer + place, b);
+  });
+}
+
+void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Tensor values, double lr, double momentum,
+                    double dampening, double weight_decay, bool nesterov, bool maximize) {
+  const torch::stable::accelerator::DeviceGuard guard(param.get_device_index());
+  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
+  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
+  const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
+  const cudaStream_t stream = current_stream(param.get_device_index());
+  for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
+    const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
+    T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
+    const ChosenRows<T> chosen{rows.const_data_ptr<int64_t>(), static_cast<const T*>(values.const_data_ptr()), memory};
+    for_vector_width<T>(memory, rows.numel(), {p, b, chosen.values}, [&](auto vec, int64_t stretches, unsigned blocks) {
+      const auto update = b ? update_sgd<T, vec, true> : update_sgd<T, vec, false>;
+      update<<<blocks, kThreads, 0, stream>>>(numbers, p, b, chosen, stretches);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    });
+  });
+}
+
+}  // namespace
+}  // namespace wuskern
+
+STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CUDA, m) { m.impl("rowsparse_sgd_", TORCH_BOX(&wuskern::rowsparse_sgd_)); }

@@ -1,0 +1,37 @@
+"""What the tests of the optimizers share: a network with a row-sparse layer, and gradients put where a backward puts them."""
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import Parameter
+
+import wuskern as wk
+
+ROWS = [0, 3, 4]
+
+
+def network() -> nn.Sequential:
+    """A convolution and two Linears, converted; the second layer trains ROWS."""
+    torch.manual_seed(1)
+    layers = nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 3 * 3, 8), nn.Tanh(), nn.Linear(8, 3)
+    model = wk.convert(nn.Sequential(*layers))
+    model[2].rows = wk.Rows(ROWS)
+    return model
+
+
+def backward(model: nn.Module, seed: int = 0, scale: float = 1.0) -> Tensor:
+    x = torch.randn(5, 2, 5, 5, generator=torch.Generator().manual_seed(seed))
+    loss = model(x).square().mean() * scale
+    loss.backward()
+    return loss
+
+
+def row_grad(weight: Tensor, rows: list[int], seed: int = 0) -> wk.RowGrad:
+    """A gradient of those rows; also what the weight holds from now on."""
+    values = torch.randn(len(rows), *weight.shape[1:], generator=torch.Generator().manual_seed(seed)).to(weight.dtype)
+    weight.row_grad = wk.RowGrad(torch.tensor(rows), values)
+    return weight.row_grad
+
+
+def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Parameter:
+    return Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype))

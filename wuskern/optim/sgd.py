@@ -1,0 +1,44 @@
+"""SGD that moves only the rows that have a gradient."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wuskern.optim.base import RowSparse
+from wuskern.rows import RowGrad
+from wuskern.update_ops import rowsparse_sgd_
+
+
+class SGD(RowSparse, torch.optim.SGD):
+    """``torch.optim.SGD`` that asks row-sparse layers for the compact form of their gradient, and moves only those rows.
+
+    Arguments, defaults and ``state_dict`` are torch's, both ways; ``differentiable`` is refused. A parameter with a dense
+    gradient takes torch's own step, bit for bit, whatever ``foreach`` and ``fused`` say. One with rows alone takes the same
+    step in those rows, by a kernel of its own, and lazily:
+
+    - A row outside of them does not move: neither decay nor momentum touches it. Its momentum is not damped while it waits,
+      and goes on from there when the row is chosen again.
+    - The first step of a parameter makes its ``momentum_buffer``: the gradient in the chosen rows, undampened as torch's,
+      and zero elsewhere. A row that is chosen later starts from that zero, with dampening.
+
+    So it equals torch's SGD on the dense form, zero in the other rows, only while the rows stay the same or there is neither
+    momentum nor decay.
+
+    A ``grad`` and a ``row_grad`` at once (a dense micro-batch and a row-sparse one, a tied weight) are added up to a dense
+    gradient. Rows of several micro-batches add up in ``row_grad``. With a GradScaler, call ``wk.unscale_``; to clip,
+    ``wk.clip_grad_norm_``.
+
+    Raises:
+        ValueError, TypeError: as torch's; ``differentiable``.
+    """
+
+    def _update(self, group: dict[str, Any], parameter: Tensor, grad: RowGrad) -> None:
+        momentum, dampening, buffer = group["momentum"], group["dampening"], None
+        if momentum != 0:
+            buffer = self.state[parameter].get("momentum_buffer")
+            if buffer is None:
+                buffer = self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                dampening = 0
+        numbers = float(group["lr"]), momentum, dampening, float(group["weight_decay"])
+        rowsparse_sgd_(parameter, buffer, grad.rows, grad.values, *numbers, group["nesterov"], group["maximize"])
