@@ -47,6 +47,20 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """The table of tests/distributed/test_combinations.py, and how each of its rows ended."""
+    rows = {}
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            if "test_a_combination_trains_as_stock" in report.nodeid and (report.when == "call" or outcome != "passed"):
+                rows[report.nodeid.split("[")[1].rstrip("]")] = outcome
+    if rows:
+        terminalreporter.section("combinations: call, precision, gradients, micro-batches, processes")
+        for row, outcome in sorted(rows.items()):
+            cells = "".join(cell.ljust(16) for cell in row.split(", "))
+            terminalreporter.line(f"{cells}{outcome}")
+
+
 def testing_obstacle():
     try:
         import wuskern_testing  # noqa: F401
