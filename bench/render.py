@@ -24,6 +24,8 @@ WHAT = {
     "two on operands compact already, `gather`, the index_select of dY's rows, and one read of dY at the measured bandwidth.",
     "rowsparse conv2d": "The same of one Conv2d.",
     "rowsparse cost": "Backward against the share of rows, ours and stock; the ideal as above.",
+    "optim": "A whole `optimizer.step()`: `wk.optim` with the compact gradient of some rows, torch's with a "
+    "dense gradient. Over best: the faster of `foreach` and `fused` in each round, over ours.",
     "step": "A training step of VGG-16 on 64 images of 3x32x32: SGD with momentum and weight decay.",
 }
 

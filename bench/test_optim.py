@@ -1,4 +1,4 @@
-"""A whole ``optimizer.step()`` of one weight: ours with the compact gradient of some rows, torch's with a dense gradient.
+"""A whole ``optimizer.step()``: ours with the compact gradient of some rows of a weight, torch's with a dense gradient.
 
 ``over_best``: the faster of torch's ``foreach`` and ``fused`` in each round, over ours.
 """
@@ -24,83 +24,98 @@ class Kind:
     passes: int
 
 
-KINDS = {
-    "AdamW": Kind("AdamW", lambda module, params, **options: module.AdamW(params, lr=1e-3, **options), 7),
-    "SGD": Kind(
-        "SGD momentum",
-        lambda module, params, **options: module.SGD(params, lr=1e-3, momentum=0.9, weight_decay=1e-4, **options),
-        5,
-    ),
-}
+KINDS = (
+    Kind("AdamW", lambda module, params, **options: module.AdamW(params, lr=1e-3, **options), 7),
+    Kind("SGD momentum", lambda module, params, **options: module.SGD(params, lr=1e-3, momentum=0.9, **options), 5),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """So many weights of one shape, each with a gradient in a share of its rows."""
+
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    ratio: float
+    weights: int = 1
+
+    @property
+    def k(self) -> int:
+        return max(1, int(self.ratio * self.shape[0]))
+
+    def __str__(self) -> str:
+        many = f"{self.weights} x " if self.weights > 1 else ""
+        return f"{self.kind.name} {many}{'x'.join(map(str, self.shape))} {str(self.dtype)[6:]} {self.ratio:.0%}"
+
+
+ADAMW, SGD = KINDS
+LARGE = (4096, 4096)
 CASES = [
-    *(("AdamW", (4096, 4096), dtype, ratio) for dtype in (torch.float32, torch.bfloat16) for ratio in (0.01, 0.05, 0.2)),
-    *(("SGD", (4096, 4096), torch.float32, ratio) for ratio in (0.05, 0.2)),
-    ("AdamW", (512, 512, 3, 3), torch.float32, 0.05),
-    ("AdamW", (512, 512), torch.float32, 0.05),
-    ("AdamW", (64, 64), torch.float32, 0.2),
+    *(Case(ADAMW, LARGE, dtype, ratio) for dtype in (torch.float32, torch.bfloat16) for ratio in (0.01, 0.05, 0.2)),
+    *(Case(SGD, LARGE, torch.float32, ratio) for ratio in (0.05, 0.2)),
+    Case(ADAMW, LARGE, torch.float32, 0.05, weights=4),
+    Case(ADAMW, (512, 512, 3, 3), torch.float32, 0.05),
+    Case(ADAMW, (512, 512), torch.float32, 0.05),
+    Case(ADAMW, (64, 64), torch.float32, 0.2),
 ]
 PEERS = {"foreach": dict(foreach=True), "fused": dict(fused=True)}
 
 
-def name_of(case) -> str:
-    kind, shape, dtype, ratio = case
-    return f"{KINDS[kind].name} {'x'.join(map(str, shape))} {str(dtype)[6:]} {ratio:.0%}"
-
-
 @dataclass
 class Problem:
-    """The same weight and gradient for each variant, before its first step."""
+    """The same weights and gradients for each variant. The first step, which makes the state, is done."""
 
-    start: Tensor
+    start: list[Tensor]
     rows: Tensor
     optimizers: dict[str, torch.optim.Optimizer]
 
-    def weight(self, variant: str) -> Tensor:
-        return self.optimizers[variant].param_groups[0]["params"][0].detach()
+    def weights(self, variant: str) -> list[Parameter]:
+        return self.optimizers[variant].param_groups[0]["params"]
 
 
-def problem(kind: Kind, shape: tuple[int, ...], dtype: torch.dtype, k: int, device: str) -> Problem:
-    start, grad = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
-    rows = torch.randperm(shape[0])[:k].sort()[0].to(device)
+def problem(case: Case, device: str) -> Problem:
+    start, grads = ([torch.randn(case.shape, device=device).to(case.dtype) for _ in range(case.weights)] for _ in range(2))
+    rows = torch.randperm(case.shape[0])[: case.k].sort()[0].to(device)
     optimizers = {}
-    for name, options in PEERS.items():
-        weight = Parameter(start.clone())
-        weight.grad = grad.clone()
-        optimizers[name] = kind.make(torch.optim, [weight], **options)
-    weight = Parameter(start.clone())
-    optimizers["ours"] = kind.make(wk.optim, [weight])
-    weight.row_grad = wk.RowGrad(rows, grad.index_select(0, rows))
+    for name in ("ours", *PEERS):
+        weights = [Parameter(t.clone()) for t in start]
+        module, options = (wk.optim, {}) if name == "ours" else (torch.optim, PEERS[name])
+        optimizers[name] = case.kind.make(module, weights, **options)
+        for weight, grad in zip(weights, grads, strict=True):
+            if name == "ours":
+                weight.row_grad = wk.RowGrad(rows, grad.index_select(0, rows))
+            else:
+                weight.grad = grad.clone()
+        optimizers[name].step()
     return Problem(start, rows, optimizers)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: name_of(case).replace(" ", "-"))
+def verify(_: object, first: Problem, case: Case) -> None:
+    """Two steps in: the chosen rows as torch's, the others where they were."""
+    for start, ours, stock in zip(first.start, first.weights("ours"), first.weights("fused"), strict=True):
+        exact = Parameter(start[first.rows].double())
+        exact.grad = stock.grad[first.rows].double()
+        optimizer = case.kind.make(torch.optim, [exact])
+        optimizer.step()
+        optimizer.step()
+        chosen = ours.detach()[first.rows]
+        assert_as_right_as_stock(chosen, stock[first.rows], exact)
+        start[first.rows] = chosen
+        assert torch.equal(ours, start)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case).replace(" ", "-"))
 def test_optim(case, device, race):
-    kind, shape, dtype, ratio = KINDS[case[0]], *case[1:]
-    k = max(1, int(ratio * shape[0]))
-
-    def inputs():
-        return (problem(kind, shape, dtype, k, device),)
-
-    def verify(_, first) -> None:
-        """The chosen rows as torch's, the others where they were."""
-        start, rows = first.start, first.rows
-        exact = Parameter(start.double())
-        exact.grad = first.optimizers["fused"].param_groups[0]["params"][0].grad.double()
-        kind.make(torch.optim, [exact]).step()
-        chosen = [t.detach()[rows] for t in (first.weight("ours"), first.weight("fused"), exact)]
-        assert_as_right_as_stock(*chosen)
-        start[rows] = chosen[0]
-        assert torch.equal(first.weight("ours"), start)
-
-    elements = k * torch.Size(shape[1:]).numel()
     race(
         {name: lambda p, name=name: p.optimizers[name].step() for name in ("ours", *PEERS)},
         group="optim",
-        case=name_of(case),
-        inputs=inputs,
-        verify=verify,
+        case=str(case),
+        inputs=lambda: (problem(case, device),),
+        verify=lambda results, first: verify(results, first, case),
         peer="fused",
         derived={"over_best": lambda t: min(t[name] for name in PEERS) / t["ours"]},
-        moved=kind.passes * elements * dtype.itemsize,
-        dtype_name=str(dtype)[6:],
+        moved=case.kind.passes * case.weights * case.k * torch.Size(case.shape[1:]).numel() * case.dtype.itemsize,
+        copies=None if case.weights == 1 else 1,
+        dtype_name=str(case.dtype)[6:],
     )

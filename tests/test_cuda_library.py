@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import cuda_library
 
-KERNELS = ("sum_rows", "sum_planes")
+KERNELS = ("sum_rows", "sum_planes", "update_sgd", "update_adam")
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +46,25 @@ def test_no_kernel_spills(cuobjdump, record_property, capsys):
 
 
 def test_vector_kernels_load_16_bytes_at_a_time(cuobjdump):
-    """Every load of a kernel whose pack is 16 bytes is one LDG.128."""
+    """Every load of a sum whose pack is 16 bytes is one LDG.128. A row update reads a row's number beside such packs, and
+    numbers of a step."""
     loads: dict[str, set[str]] = {}
     name = ""
     for line in cuobjdump("-sass").splitlines():
         if found := re.search(r"Function : (\S+)", line):
             name = found.group(1)
-        elif found := re.search(r"\bLDG\.\S+", line):
+        elif found := re.search(r"\b(LDG|STG)\.\S+", line):
             loads.setdefault(name, set()).add(found.group(0))
     # mangled: sum_rowsI<type>Li<vec>E...; 8 halves, 4 floats or 2 doubles make 16 bytes
     vector = {n: kinds for n, kinds in loads.items() if re.search(r"(__halfLi8|bfloat16Li8|IfLi4|IdLi2)E", n)}
     assert any("sum_rows" in n for n in vector)
     assert any("sum_planes" in n for n in vector)
+    assert any("update_sgd" in n for n in vector)
+    assert any("update_adam" in n for n in vector)
     for n, kinds in vector.items():
-        assert all(".128" in kind for kind in kinds), (n, kinds)
+        reads, writes = ({kind for kind in kinds if kind.startswith(word)} for word in ("LDG", "STG"))
+        if "update_" in n:
+            assert any(".128" in kind for kind in reads), (n, kinds)
+            assert all(".128" in kind for kind in writes), (n, kinds)
+        else:
+            assert all(".128" in kind for kind in reads), (n, kinds)
