@@ -6,10 +6,11 @@ python -m bench.tables [--check]    --check only says whether they agree (the pi
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import render, render_rows
+from bench import ddp, render, render_rows, whole_step
 from bench.picture import draw_cost
 from bench.results import FOLDER, ROOT, read
 
@@ -24,6 +25,11 @@ RACES = {  # section -> the group that it is about, and what renders it; one tha
     "rowsparse_linear": ("rowsparse linear", render_rows.linear),
     "rowsparse_conv2d": ("rowsparse conv2d", render_rows.conv2d),
     "rowsparse_cost": (COST, render_rows.cost),
+}
+SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what renders the results of a script of its own
+    "regret": render_rows.regret,
+    "ddp": lambda content: ddp.table(content["rows"]),
+    "whole_step": whole_step.render,
 }
 TRAININGS = ("demo", "vgg11", "topk-vgg11", "topk-mlp")  # each a results.json of `wuskern train`; without it: no section
 
@@ -46,8 +52,9 @@ def sections(folder: Path) -> dict[str, str]:
     for name in TRAININGS:
         if (path := folder / f"{name}.json").exists():
             found[name.replace("-", "_")] = render.training(read_training(path))
-    if (path := folder / "regret.json").exists():
-        found["regret"] = render_rows.regret(json.loads(path.read_text()))
+    for name, make in SCRIPTS.items():
+        if (path := folder / f"{name.replace('_', '-')}.json").exists():
+            found[name] = make(json.loads(path.read_text()))
     return found
 
 
