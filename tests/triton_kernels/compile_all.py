@@ -36,6 +36,7 @@ TARGETS = {
 SUMS = (bias_grad.sum_rows, bias_grad.sum_planes)
 GATHERS = (gather_rows.gather_columns, gather_rows.gather_planes)
 GEMMS = (rowsparse_wgrad.wgrad, rowsparse_wgrad.wgrad_conv2d, rowsparse_dgrad.dgrad, rowsparse_dgrad.dgrad_conv2d)
+UPDATES = (rowsparse_sgd_.update_sgd, rowsparse_adam_.update_adam)
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 WIDE = {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32", "fp64": "fp64"}
 # Of a sum: dtype of what is read, of what is written (another where a second pass follows), and the score beside it.
@@ -50,7 +51,7 @@ INSTRUCTIONS = r"(?<![\w.])(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma)(?![a
 
 # What a kernel's argument is, by its name: 32 bits whatever the size of the problem; of unit stride in an aligned one; of
 # any value in an aligned one too.
-SMALL = r"(tap_step|stride|padding|dilation|kernel)_.*|.*width|.*height|plane|taps|groups|block|k"
+SMALL = r"(tap_step|stride|padding|dilation|kernel)_.*|.*width|.*height|plane|row_channels|taps|groups|block|k"
 UNIT = r"(x_feature|x_channel|weight_feature|column|inner)_stride|stride"
 ODD = r"rows_per_program|rows|batch|n|weight_(channel|h|w)_stride|dy_.*_stride|(?!out).*height|width|.*_width|" + SMALL
 
@@ -71,7 +72,9 @@ def source(kernel, pointers, constants, way):
 
 
 def units(kernel, way):
-    """The arguments that are 1 in an aligned problem; Triton compiles such a one in."""
+    """The arguments that are 1 in an aligned problem, and Triton compiles such a one in; the order of a row update's."""
+    if kernel in UPDATES:
+        return {"CHANNELS_LAST": way == "any"}
     if way == "any":
         return {}
     unit = UNIT + ("|channel_stride" if kernel is rowsparse_dgrad.dgrad_conv2d else "")
@@ -104,10 +107,10 @@ def selections():
 
 
 def updates():
-    for src, acc in WIDE.items():
+    for src in MOVED:
         tile, short = configs.ALL["update_adam"]
         for one in (tile, short) if src == "fp32" else (tile,):
-            constants = {"ACC": TYPES[acc], "BLOCK": one.block}
+            constants = {"ACC": TYPES[WIDE[src]], "BLOCK": one.block}
             pointers = dict.fromkeys(("param", "buffer", "first", "second", "most", "values"), src)
             pointers |= {"rows": "i64", "numbers": "fp64", "corrections": "fp64"}
             flags = {"HAS_BUFFER": True, "DECAY": True, "NESTEROV": True}

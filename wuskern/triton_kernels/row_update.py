@@ -17,14 +17,15 @@ __all__ = ["Problem", "accumulator", "places"]
 
 
 @triton.jit
-def places(rows, elements, channels, taps, BLOCK: tl.constexpr):
+def places(rows, elements, row_channels, taps, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
     """Of one stretch of one chosen row: where its elements lie in the parameter, where in values, and which there are. In
-    channels_last a row holds [taps, channels] where values hold [channels, taps]; else taps is 1."""
+    channels_last a row holds [taps, channels] where values hold [channels, taps]."""
     i = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     source = e
-    if taps != 1:
-        source = e % channels * taps + e // channels
+    if CHANNELS_LAST:  # a convolution's row is far below 2^31
+        short = e.to(tl.int32)
+        source = (short % row_channels * taps + short // row_channels).to(tl.int64)
     return tl.load(rows + i) * elements + e, i * elements + source, e < elements
 
 
@@ -40,6 +41,7 @@ class Problem:
         self.rows, self.values = usable(rows, param.shape[0]), values.contiguous()
         k, elements = len(rows), param[:1].numel()
         taps = param.shape[2:].numel() if last else 1
+        self.channels_last = taps > 1
         self.empty = k * elements == 0
         self.sizes = elements, elements // max(1, taps), taps
         self.tile = configs.update_rows(elements)

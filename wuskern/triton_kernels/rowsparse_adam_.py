@@ -10,12 +10,12 @@ from wuskern.triton_kernels.row_update import Problem, accumulator, places
 
 @triton.jit
 def update_adam(
-    param, first, second, most, rows, values, numbers, corrections, elements, channels, taps,
-    AMSGRAD: tl.constexpr, COUPLED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    param, first, second, most, rows, values, numbers, corrections, elements, row_channels, taps,
+    CHANNELS_LAST: tl.constexpr, AMSGRAD: tl.constexpr, COUPLED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """numbers: beta1, 1 - beta1, beta2, 1 - beta2, eps, coupled decay, what decoupled decay leaves, sign of a gradient;
     corrections: lr and 1, each over its bias correction"""
-    place, source, mask = places(rows, elements, channels, taps, BLOCK)
+    place, source, mask = places(rows, elements, row_channels, taps, CHANNELS_LAST, BLOCK)
     p = tl.load(param + place, mask=mask).to(ACC)
     gradient = tl.load(values + source, mask=mask).to(ACC) * tl.load(numbers + 7).to(ACC)
     if COUPLED:
@@ -63,6 +63,6 @@ def rowsparse_adam_(
         p, first, second, most = problem.tensors
         update_adam[problem.grid](
             p, first, second, p if most is None else most, problem.rows, problem.values, numbers, corrections,
-            *problem.sizes, AMSGRAD=most is not None, COUPLED=coupled != 0, ACC=accumulator(param.dtype),
-            BLOCK=problem.tile.block, num_warps=problem.tile.num_warps, enable_fp_fusion=False,
+            *problem.sizes, CHANNELS_LAST=problem.channels_last, AMSGRAD=most is not None, COUPLED=coupled != 0,
+            ACC=accumulator(param.dtype), BLOCK=problem.tile.block, num_warps=problem.tile.num_warps, enable_fp_fusion=False,
         )  # fmt: skip

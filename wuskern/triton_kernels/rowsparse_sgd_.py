@@ -10,11 +10,12 @@ from wuskern.triton_kernels.row_update import Problem, accumulator, places
 
 @triton.jit
 def update_sgd(
-    param, buffer, rows, values, numbers, elements, channels, taps,
-    HAS_BUFFER: tl.constexpr, DECAY: tl.constexpr, NESTEROV: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    param, buffer, rows, values, numbers, elements, row_channels, taps,
+    CHANNELS_LAST: tl.constexpr, HAS_BUFFER: tl.constexpr, DECAY: tl.constexpr, NESTEROV: tl.constexpr,
+    ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """numbers: lr, momentum, share of a gradient in the buffer, weight decay, sign of a gradient"""
-    place, source, mask = places(rows, elements, channels, taps, BLOCK)
+    place, source, mask = places(rows, elements, row_channels, taps, CHANNELS_LAST, BLOCK)
     p = tl.load(param + place, mask=mask).to(ACC)
     gradient = tl.load(values + source, mask=mask).to(ACC) * tl.load(numbers + 4).to(ACC)
     if DECAY:
@@ -48,6 +49,6 @@ def rowsparse_sgd_(
         numbers = problem.numbers(lr, momentum, 1 - dampening, weight_decay, -1 if maximize else 1)
         update_sgd[problem.grid](
             p, p if b is None else b, problem.rows, problem.values, numbers, *problem.sizes,
-            HAS_BUFFER=b is not None, DECAY=weight_decay != 0, NESTEROV=nesterov, ACC=accumulator(param.dtype),
-            BLOCK=problem.tile.block, num_warps=problem.tile.num_warps, enable_fp_fusion=False,
+            CHANNELS_LAST=problem.channels_last, HAS_BUFFER=b is not None, DECAY=weight_decay != 0, NESTEROV=nesterov,
+            ACC=accumulator(param.dtype), BLOCK=problem.tile.block, num_warps=problem.tile.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
