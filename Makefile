@@ -72,7 +72,7 @@ lint: build
 EXPECT := cpu,cuda-file,testing,triton
 
 check: build
-	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile
+	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py
 	$(PY) -m pytest -q bench --benchmark-disable -p no:cacheprovider
 

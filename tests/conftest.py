@@ -40,6 +40,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "triton_kernels/test_compile" not in item.nodeid)  # minutes: nothing waits for it at the end
     if torch.cuda.is_available():
         return
     for item in items:
