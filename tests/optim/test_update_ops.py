@@ -20,7 +20,7 @@ CLOSE = {
     torch.float16: dict(rtol=1e-3, atol=1e-6),
     torch.bfloat16: dict(rtol=8e-3, atol=1e-6),
 }
-SHAPES = [(12, 70), (5, 3000), (9,), (6, 5, 3, 3), (40, 33, 1, 1), (1, 1), (4, 130, 3, 2), (7, 0)]
+SHAPES = [(12, 70), (5, 1100), (9,), (6, 5, 3, 3), (40, 33, 1, 1), (1, 1), (4, 130, 3, 2), (7, 0)]
 SGD = dict(lr=0.1, momentum=0.9, dampening=0.2, weight_decay=0.03, nesterov=False, maximize=False)
 ADAM = dict(lr=0.01, beta1=0.8, beta2=0.95, eps=1e-3, weight_decay=0.1, decoupled=False, maximize=False)
 SGDS = [SGD, SGD | dict(momentum=0.0, dampening=0.0), SGD | dict(dampening=0.0, nesterov=True), SGD | dict(weight_decay=0.0),
@@ -36,13 +36,16 @@ class Case:
     dtype: torch.dtype
     rows: list[int]
     layout: str = "contiguous"
+    device: str = "cpu"
+    step_device: str = "cpu"
 
     def tensors(self) -> dict[str, Tensor]:
         t = {name: torch.randn(self.shape).to(self.dtype) for name in ("param", "first", "second", "most")}
         t = {name: self.laid_out(x.square() if name in ("second", "most") else x) for name, x in t.items()}
-        return t | {"values": torch.randn(len(self.rows), *self.shape[1:]).to(self.dtype)}
+        return t | {"values": torch.randn(len(self.rows), *self.shape[1:]).to(self.device, self.dtype)}
 
     def laid_out(self, t: Tensor) -> Tensor:
+        t = t.to(self.device)
         if self.layout == "channels_last" and t.ndim == 4:
             return t.contiguous(memory_format=torch.channels_last).clone()
         if self.layout == "sliced":
@@ -50,12 +53,15 @@ class Case:
         return t.clone()
 
 
-def run_ours(name: str, t: dict[str, Tensor], rows: Tensor, numbers: dict, amsgrad: bool = False) -> None:
+def run_ours(
+    name: str, t: dict[str, Tensor], rows: Tensor, numbers: dict, amsgrad: bool = False, step_device: str = "cpu"
+) -> None:
     if name == "rowsparse_sgd_":
         update_ops.rowsparse_sgd_(t["param"], t["first"] if numbers["momentum"] else None, rows, t["values"], **numbers)
     else:
         most = t["most"] if amsgrad else None
-        update_ops.rowsparse_adam_(t["param"], t["first"], t["second"], most, torch.tensor(6.0), rows, t["values"], **numbers)
+        step = torch.tensor(6.0, device=step_device)
+        update_ops.rowsparse_adam_(t["param"], t["first"], t["second"], most, step, rows, t["values"], **numbers)
 
 
 def run_torch(name: str, t: dict[str, Tensor], rows: Tensor, numbers: dict, dtype: torch.dtype, amsgrad: bool = False) -> dict:
@@ -79,10 +85,10 @@ def run_torch(name: str, t: dict[str, Tensor], rows: Tensor, numbers: dict, dtyp
 
 def check(name: str, case: Case, numbers: dict, amsgrad: bool = False) -> None:
     """The chosen rows as right as torch's in that dtype, the others untouched, the strides kept."""
-    rows, start = torch.tensor(case.rows).long(), case.tensors()
+    rows, start = torch.tensor(case.rows, device=case.device).long(), case.tensors()
     ours = {n: case.laid_out(x) if n != "values" else x for n, x in start.items()}
     strides = {n: x.stride() for n, x in ours.items()}
-    run_ours(name, ours, rows, numbers, amsgrad)
+    run_ours(name, ours, rows, numbers, amsgrad, case.step_device)
     stock, exact = (run_torch(name, start, rows, numbers, dtype, amsgrad) for dtype in (case.dtype, torch.float64))
     others = [i for i in range(case.shape[0]) if i not in case.rows]
     for n in ("param", "first", "second", "most"):
@@ -104,6 +110,20 @@ def test_every_shape_and_layout(shape, layout, backend):
     for dtype in INTERPRETED if backend == "triton" else ops.DTYPES:
         for name, numbers in zip(OPS, (SGD, ADAM), strict=True):
             check(name, Case(shape, dtype, some_rows(shape[0]), layout), numbers, amsgrad=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.op("rowsparse_adam_")
+@pytest.mark.parametrize("device", ["cuda"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_on_a_gpu(shape, device, backend):
+    """With the step count on either side, as ``fused`` has it."""
+    for dtype in ops.DTYPES:
+        for layout in ("contiguous", "channels_last", "sliced"):
+            for step_device in ("cpu", device):
+                case = Case(shape, dtype, some_rows(shape[0]), layout, device, step_device)
+                check("rowsparse_sgd_", case, SGD)
+                check("rowsparse_adam_", case, ADAM, amsgrad=True)
 
 
 @pytest.mark.op("rowsparse_sgd_")
