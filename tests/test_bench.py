@@ -1,6 +1,7 @@
 """The races of bench/: what they refuse and what they compute. Nothing here depends on how long anything takes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -191,7 +192,8 @@ def test_a_ceiling_is_set_by_the_slower_of_memory_and_arithmetic():
 
 def bench(*arguments):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}  # it would time nothing
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def test_a_run_writes_its_row_and_pytest_benchmark_reports_the_same_timings(tmp_path):
