@@ -22,6 +22,7 @@ RACES = {  # section -> the group that it is about, and what renders it; one tha
     "bias_grad": ("bias_grad", render.bias_grad),
     "step": ("step", render.step),
     "linear": ("linear", render.linear),
+    "optim": ("optim", render.optim),
     "rowsparse_linear": ("rowsparse linear", render_rows.linear),
     "rowsparse_conv2d": ("rowsparse conv2d", render_rows.conv2d),
     "rowsparse_cost": (COST, render_rows.cost),
