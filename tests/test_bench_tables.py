@@ -24,6 +24,8 @@ def measured():
         row("linear", "head", faster=0.9, of_floor=1.4),
         row("host cost", "Linear, outside", faster=0.7, extra_microseconds=12.0) | {"limit_microseconds": 15},
         *rowsparse_rows(),
+        row("optim", render.ADAMW_ROWS, "fused", ("ours", "fused", "foreach"), faster=11.9, over_best=11.9),
+        row("optim", "AdamW 64x64", "fused", ("ours", "fused", "foreach"), faster=1.0, over_best=0.9),
         row("step", "VGG-16", "dense", faster=1.5, could_save=0.4, saves=0.36, of_possible=0.9, frozen_saves=0.1),
     ]
 
@@ -125,6 +127,15 @@ def test_a_training_is_named_like_its_file(folder):
     assert "<!-- topk_mlp -->\n| policy |" in readme.read_text()
 
 
+def test_a_script_is_rendered_from_the_file_of_its_name(folder, monkeypatch):
+    monkeypatch.setattr(tables, "SCRIPTS", {"whole_step": lambda content: f"{content['rows']} rows"})
+    (folder / "whole-step.json").write_text('{"rows": 7}')
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text() + "<!-- whole_step -->\n<!-- /whole_step -->\n")
+    fill(folder)
+    assert "<!-- whole_step -->\n7 rows\n" in readme.read_text()
+
+
 def test_a_group_that_was_not_measured_has_no_section_and_its_markers_are_an_error(folder):
     rows = [row for row in measured() if row["group"] != "rowsparse linear"]
     results.write(folder / "cpu.json", rows, known_ceilings())
@@ -143,6 +154,8 @@ def test_losses_are_marked(folder):
     readme = (folder / "README.md").read_text()
     assert "0.80x **slower**" in readme
     assert "slower than stock: stem NCHW float32" in readme
+    assert "| 11.90x **under 12x** |" in readme
+    assert "| 0.90x **slower** |" in readme
     assert "| wus | 50.00 % +- 0.00 | 3.5 | 1.0 | 50% | 40% | 20% | -1.50 (-2.00 to +0.25) **loss** |" in readme
     assert "- It lost.\n- Twice.\n" in readme
 
