@@ -29,7 +29,7 @@ def unscale_(scaler: GradScaler, optimizer: Optimizer) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     values = [grad.values for p in parameters if (grad := fold(p)) is not None]
     if any(v.dtype == torch.float16 for v in values):
-        raise ValueError("row_grad: expected gradients of parameters in a wider dtype, got float16, which has no room to unscale")
+        raise ValueError("row_grad: expected gradients of parameters in a wider dtype, got float16, too narrow to unscale")
     scaler.unscale_(optimizer)
     scale: Tensor = scaler._scale  # type: ignore[assignment]  # unscale_ has seen to it
     found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
