@@ -12,7 +12,7 @@ from wuskern import ops
 from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
 from wuskern.compact import wants_row_grad
 from wuskern.gradients import conv2d_backward, linear_backward
-from wuskern.rows import PerExample, RowChoice, refuse_per_example
+from wuskern.rows import ROW_CHOICES, PerExample, RowChoice, refuse_per_example
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
@@ -98,7 +98,7 @@ def _restricting(rows: RowChoice | None, weight: Tensor, groups: int) -> RowChoi
     """The choice, or None where it means all rows of ``weight``."""
     if rows is None:
         return None
-    if not isinstance(rows, RowChoice):
+    if not isinstance(rows, ROW_CHOICES):
         raise TypeError(f"rows: expected a TopK, Rows, PerExample or None, got {type(rows).__name__}")
     return rows if rows.count(weight.shape[0], groups) < weight.shape[0] else None
 
@@ -107,7 +107,8 @@ def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why a call with these tensors takes PyTorch's own path although ``skip`` or ``rows`` is set, or None."""
     if not torch.is_grad_enabled():
         return "gradients are disabled"
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # type: ignore[attr-defined]
+    exporting = torch.compiler._is_exporting_flag  # is_exporting() is True under torch 2.10's torch.compile as well
+    if torch.jit.is_tracing() or exporting:  # type: ignore[attr-defined]
         return "the model is being traced or exported"
     for t in (x, weight, bias):
         if type(t) not in _PLAIN:

@@ -209,6 +209,7 @@ class Rows:
 
 
 RowChoice = TopK | Rows | PerExample
+ROW_CHOICES = (TopK, Rows, PerExample)  # for isinstance: torch 2.10 compiles no union
 
 
 def refuse_per_example(rows: RowChoice | None, where: str = "") -> None:
