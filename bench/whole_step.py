@@ -117,7 +117,7 @@ def verify(found: dict[tuple[str, str], Variant], x: Tensor) -> None:
             moved = (weight != before[name]).flatten(1).any(1).float().mean().item()
             least, most = {"dense": (0.5, 1), "rows": (0.5 * RATIO, 2 * RATIO)}.get(mode, (0, 0))
             assert least <= moved <= most, f"{call} {mode}: {moved:.1%} of the rows of {name} moved"
-            eager = dict(skippable_layers(found["eager", mode].model))[name].weight
+            eager = skippable_layers(found["eager", mode].model)[name].weight
             distance = (weight - eager).norm() / (eager - before[name]).norm().clamp(min=1e-9)
             assert mode in ("skip", "dgrad") or distance < 0.1, f"{call} {mode}: {name} is not where eager has it"
 

@@ -139,14 +139,18 @@ def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
         layer.rows = rows
 
 
+def units(layer: SkippableLayer) -> tuple[int, int]:
+    """Rows of the layer's weight, and its groups."""
+    return (layer.out_features, 1) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.groups)
+
+
 def check_rows(layer: SkippableLayer, rows: RowChoice | None, where: str = "") -> None:
     """Raises ``ValueError`` or ``TypeError``, its text behind ``where``, if ``layer`` cannot have ``rows``."""
     if rows is None:
         return
     if isinstance(layer, nn.Conv2d):
         refuse_per_example(rows, where)
-    units = (layer.out_features, 1) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.groups)
     try:
-        rows.count(*units)
+        rows.count(*units(layer))
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error

@@ -33,18 +33,19 @@ def assert_same(ours: nn.Module, stock: nn.Module) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), stock.parameters(), strict=True))
 
 
+def skip_what_torch_refuses(name: str, options: dict, loop: dict) -> None:
+    tensors = any(isinstance(v, torch.Tensor) for v in (options["lr"], *options.get("betas", ())))
+    if loop.get("foreach") and tensors and name != "SGD":
+        pytest.skip("torch refuses tensors with foreach")
+
+
 # ---- as torch -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=str)
 @each_setting
 def test_dense_gradients_take_torchs_step_bit_for_bit(name, options, loop):
-    if (
-        loop.get("foreach")
-        and any(isinstance(v, torch.Tensor) for v in (options["lr"], *options.get("betas", ())))
-        and name != "SGD"
-    ):
-        pytest.skip("torch refuses tensors with foreach")
+    skip_what_torch_refuses(name, options, loop)
     ours, stock = network(), network()
     for model in (ours, stock):
         model[2].rows = None
@@ -61,12 +62,7 @@ def test_dense_gradients_take_torchs_step_bit_for_bit(name, options, loop):
 @each_setting
 def test_equal_to_torch_on_the_dense_form_while_the_rows_stay_the_same(name, options, loop):
     """In those rows. Elsewhere torch decays the weight, and ours does not."""
-    if (
-        loop.get("foreach")
-        and any(isinstance(v, torch.Tensor) for v in (options["lr"], *options.get("betas", ())))
-        and name != "SGD"
-    ):
-        pytest.skip("torch refuses tensors with foreach")
+    skip_what_torch_refuses(name, options, loop)
     ours, stock = network(), network()
     start = ours[2].weight.detach().clone()
     optimizer, torchs = both(name, options | loop, ours, stock)

@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from wuskern import ops
 from wuskern.compact import wants_row_grad
 from wuskern.distributed import flags, hook
-from wuskern.distributed.rowchoice import LaggedRows, restricts, units
+from wuskern.distributed.rowchoice import LaggedRows, restricts
 from wuskern.distributed.shares import Share
-from wuskern.modules import SkippableLayer, skippable_layers, weight_owners
+from wuskern.modules import SkippableLayer, skippable_layers, units, weight_owners
 from wuskern.rows import PerExample, RowChoice, Rows, TopK
 
 CommHook = tuple[Any, Callable[[Any, Any], "Future[Tensor]"]]  # state and hook, as for DDP.register_comm_hook

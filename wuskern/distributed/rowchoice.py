@@ -5,17 +5,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.modules import SkippableLayer
+from wuskern.modules import SkippableLayer, units
 from wuskern.rows import Rows, Scores, TopK
-
-
-def units(layer: SkippableLayer) -> tuple[int, int]:
-    """Rows of the layer's weight, and its groups."""
-    return (layer.out_features, 1) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.groups)
 
 
 def restricts(layer: SkippableLayer) -> bool:
