@@ -7,28 +7,32 @@ for a bias that does not train. A second derivative raises.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wuskern import gradients, ops
-from wuskern.compact import hand_over, wants_row_grad
+from wuskern.compact import hand_over
 from wuskern.dense import dense_grad
 from wuskern.rows import RowChoice, RowGrad
 
 Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
 
-class Plan(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Plan:
     """What backward shall do about the weight: ``rows`` of its gradient, or, with None, nothing.
 
-    ``operand`` is what the weight is computed with, cast where autocast wants that, outside of the graph.
+    ``operand`` is what the weight is computed with, cast where autocast wants that, outside of the graph. ``key``: where
+    compact rows go, or None.
     """
 
     rows: RowChoice | None
     operand: Tensor
+    key: Tensor | None
 
 
 class _Once(torch.autograd.Function):
@@ -60,13 +64,13 @@ def _once(backward: Backward) -> Backward:
     return once
 
 
-def _handed_over(weight: Tensor, grad: RowGrad | Tensor | None) -> Tensor | None:
+def _handed_over(weight: Tensor, key: Tensor | None, grad: RowGrad | Tensor | None) -> Tensor | None:
     """The weight's gradient for autograd; in the compact form it goes to ``weight.row_grad``, and autograd gets None."""
     if not isinstance(grad, RowGrad):
         return grad
-    if not wants_row_grad(weight):
+    if key is None:
         return dense_grad(weight, grad)
-    hand_over(weight, grad)
+    hand_over(weight, key, grad)
     return None
 
 
@@ -76,7 +80,7 @@ class LinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
         needs_x, needs_weight, *_ = ctx.needs_input_grad
-        ctx.rows, ctx.weight = plan.rows, weight
+        ctx.rows, ctx.weight, ctx.key = plan.rows, weight, plan.key
         ctx.save_for_backward(plan.operand if needs_x else None, x if needs_weight and plan.rows else None)
         ctx.by_columns = x.ndim == 2 and x.stride() == (1, x.size(0))
         return F.linear(x, plan.operand, bias)
@@ -91,7 +95,7 @@ class LinearFunction(torch.autograd.Function):
             return dx, None, ops.bias_grad(dy, -1) if needs_bias else None, None
         needs = needs_x, needs_weight, needs_bias
         dx, grad, db = gradients.linear_gradients(dy, x, operand, ctx.by_columns, ctx.rows, needs)
-        return dx, _handed_over(ctx.weight, grad), db, None
+        return dx, _handed_over(ctx.weight, ctx.key, grad), db, None
 
 
 class Conv2dFunction(torch.autograd.Function):
@@ -105,7 +109,7 @@ class Conv2dFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, geometry: gradients.Geometry) -> Tensor:
         needs_x, needs_weight, *_ = ctx.needs_input_grad
-        ctx.rows, ctx.weight, ctx.geometry = plan.rows, weight, geometry
+        ctx.rows, ctx.weight, ctx.key, ctx.geometry = plan.rows, weight, plan.key, geometry
         ctx.save_for_backward(plan.operand if needs_x or plan.rows else None, x if needs_weight and plan.rows else None)
         ctx.like_x = gradients.LikeX.of(x, plan.operand)
         return F.conv2d(x, plan.operand, bias, *geometry)
@@ -120,4 +124,4 @@ class Conv2dFunction(torch.autograd.Function):
             return dx, None, ops.bias_grad(dy, 1) if needs_bias else None, None, None
         needs = needs_x, needs_weight, needs_bias
         dx, grad, db = gradients.conv2d_gradients(dy, x, operand, ctx.like_x, ctx.rows, ctx.geometry, needs)
-        return dx, _handed_over(ctx.weight, grad), db, None, None
+        return dx, _handed_over(ctx.weight, ctx.key, grad), db, None, None

@@ -27,11 +27,16 @@ def wants_row_grad(weight: Tensor) -> bool:
     return hasattr(weight, "row_grad_key")
 
 
-def hand_over(weight: Tensor, grad: RowGrad) -> None:
+def row_grad_key(weight: Tensor) -> Tensor | None:
+    """Where a compiled backward delivers the rows of ``weight``; None where nobody asked for them."""
+    return getattr(weight, "row_grad_key", None)
+
+
+def hand_over(weight: Tensor, key: Tensor, grad: RowGrad) -> None:
     """Adds ``grad`` to ``weight.row_grad``, in the dtype of the weight."""
     values = grad.values.to(weight.dtype)
     if torch.compiler.is_compiling():
-        deliver.from_compiled(weight.row_grad_key, grad.rows, values)  # type: ignore[attr-defined]
+        deliver.from_compiled(key, grad.rows, values)
     else:
         _receive(weight, grad.rows, values)
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
 from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
-from wuskern.compact import wants_row_grad
+from wuskern.compact import row_grad_key, wants_row_grad
 from wuskern.gradients import conv2d_backward, linear_backward
 from wuskern.rows import ROW_CHOICES, PerExample, RowChoice, refuse_per_example
 
@@ -43,7 +43,7 @@ def linear(
         return F.linear(x, weight, bias)
     _refuse_forward_mode(x, weight, bias)
     x, operand, bias = _autocast(x, weight, bias)
-    return LinearFunction.apply(x, _graph_weight(weight, rows), bias, Plan(rows, operand.detach()))
+    return LinearFunction.apply(x, _graph_weight(weight, rows), bias, _plan(rows, operand, weight))
 
 
 def conv2d(
@@ -90,7 +90,7 @@ def conv2d(
     if isinstance(padding, str):
         x, padding = _numeric_padding(x, operand, padding, _pair(dilation))
     geometry = _pair(stride), _pair(padding), _pair(dilation), groups
-    y = Conv2dFunction.apply(x, _graph_weight(weight, rows), bias, Plan(rows, operand.detach()), geometry)
+    y = Conv2dFunction.apply(x, _graph_weight(weight, rows), bias, _plan(rows, operand, weight), geometry)
     return y.squeeze(0) if unbatched else y
 
 
@@ -101,6 +101,10 @@ def _restricting(rows: RowChoice | None, weight: Tensor, groups: int) -> RowChoi
     if not isinstance(rows, ROW_CHOICES):
         raise TypeError(f"rows: expected a TopK, Rows, PerExample or None, got {type(rows).__name__}")
     return rows if rows.count(weight.shape[0], groups) < weight.shape[0] else None
+
+
+def _plan(rows: RowChoice | None, operand: Tensor, weight: Tensor) -> Plan:
+    return Plan(rows, operand.detach(), row_grad_key(weight) if rows else None)
 
 
 def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:

@@ -4,6 +4,7 @@ A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output ch
 ``[out, in / groups, kh, kw]``.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,8 +146,6 @@ class Rows:
     scope: str = "weight"
     bias: str = "dense"
     scores: Scores | None = field(default=None, kw_only=True, repr=False)
-    _sorted: tuple[int, ...] = field(init=False, repr=False)
-    _fits: set[tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _one_of("scope", self.scope, SCOPES)
@@ -157,21 +156,29 @@ class Rows:
         if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool or index.ndim != 1:
             raise TypeError(f"index: expected a list of integers, got {index.ndim}-d {index.dtype}")
         object.__setattr__(self, "index", index.detach().long().sort()[0].clone())
-        object.__setattr__(self, "_sorted", tuple(self.index.tolist()))
-        object.__setattr__(self, "_fits", set())  # (out, groups) that have been checked: layers ask in every forward
-        if not self._sorted:
+        if not self.numbers:
             raise ValueError("index: expected at least one row, got none")
-        if self._sorted[0] < 0:
-            raise ValueError(f"index: expected numbers from 0, got {self._sorted[0]}")
-        if len(set(self._sorted)) < len(self._sorted):
+        if self.numbers[0] < 0:
+            raise ValueError(f"index: expected numbers from 0, got {self.numbers[0]}")
+        if len(set(self.numbers)) < len(self.numbers):
             raise ValueError("index: expected each row once, got one twice")
 
+    @functools.cached_property  # no field: torch.compile would watch each number
+    def numbers(self) -> tuple[int, ...]:
+        """``index`` without its tensor."""
+        return tuple(self.index.tolist())
+
+    @functools.cached_property
+    def _fits(self) -> set[tuple[int, int]]:
+        """(out, groups) that have been checked: layers ask in every forward."""
+        return set()
+
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, Rows) and (self._sorted, self.scope, self.bias) == (other._sorted, other.scope, other.bias)
+        same = isinstance(other, Rows) and (self.numbers, self.scope, self.bias) == (other.numbers, other.scope, other.bias)
         return bool(same)
 
     def __hash__(self) -> int:
-        return hash((self._sorted, self.scope, self.bias))
+        return hash((self.numbers, self.scope, self.bias))
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many. Raises ``ValueError`` where one is out of range, or a group of a convolution has more than another."""
@@ -181,11 +188,11 @@ class Rows:
         return self.index.shape[0]
 
     def _check(self, out: int, groups: int) -> None:
-        if self._sorted[-1] >= out:
-            raise ValueError(f"index: expected rows under {out}, got {self._sorted[-1]}")
+        if self.numbers[-1] >= out:
+            raise ValueError(f"index: expected rows under {out}, got {self.numbers[-1]}")
         if groups > 1:
             of_group = [0] * groups
-            for row in self._sorted:
+            for row in self.numbers:
                 of_group[row * groups // out] += 1
             if len(set(of_group)) > 1:
                 raise ValueError(f"index: expected as many rows in each of {groups} groups, got {of_group}")

@@ -49,7 +49,7 @@ def _code(layer: SkippableLayer) -> int:
         return 1
     if isinstance(layer.rows, Rows):
         return zlib.crc32(
-            array("q", layer.rows._sorted).tobytes(), zlib.crc32(f"{layer.rows.scope} {layer.rows.bias}".encode())
+            array("q", layer.rows.numbers).tobytes(), zlib.crc32(f"{layer.rows.scope} {layer.rows.bias}".encode())
         )
     return zlib.crc32(repr(layer.rows).encode())
 
@@ -70,6 +70,6 @@ def _said(layer: SkippableLayer) -> str:
     if layer.skip:
         return "skip"
     if isinstance(layer.rows, Rows):
-        index = layer.rows._sorted
+        index = layer.rows.numbers
         return f"Rows({list(index[:8])}{' and more' if len(index) > 8 else ''}, {layer.rows.scope!r}, {layer.rows.bias!r})"
     return "all rows" if layer.rows is None else repr(layer.rows)
