@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wuskern.optim.base import Group, RowSparse
+from wuskern.optim.state import zeros_like
 from wuskern.rows import RowGrad
 from wuskern.update_ops import rowsparse_adam_
 
@@ -29,7 +30,7 @@ def _new_state(group: Group, parameter: Tensor) -> dict[str, Any]:
     device = parameter.device if group["fused"] else "cpu"
     names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
     step = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
-    return {"step": step} | {name: torch.zeros_like(parameter) for name in names}
+    return {"step": step} | {name: zeros_like(parameter) for name in names}
 
 
 class Adam(_RowSparseAdam, torch.optim.Adam):

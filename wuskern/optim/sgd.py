@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wuskern.optim.base import RowSparse
+from wuskern.optim.state import zeros_like
 from wuskern.rows import RowGrad
 from wuskern.update_ops import rowsparse_sgd_
 
@@ -38,7 +39,7 @@ class SGD(RowSparse, torch.optim.SGD):
         if momentum != 0:
             buffer = self.state[parameter].get("momentum_buffer")
             if buffer is None:
-                buffer = self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = self.state[parameter]["momentum_buffer"] = zeros_like(parameter)
                 dampening = 0
         numbers = float(group["lr"]), momentum, dampening, float(group["weight_decay"])
         rowsparse_sgd_(parameter, buffer, grad.rows, grad.values, *numbers, group["nesterov"], group["maximize"])
