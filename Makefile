@@ -1,7 +1,7 @@
 # make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
 # make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
-# make wheel              one wheel in dist/ with the libraries that this machine can build
+# make wheel | check-wheel    one wheel for a cluster, in dist/ | the tests on it, installed
 #
 # PYTHON=python3.12 chooses the Python, TORCH=2.10.0 the PyTorch of .venv. ENV=active uses the active Python, which
 # must hold torch and what .ci/requirements.txt names, and installs nothing.
@@ -9,7 +9,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-again accuracy results test-gpu sanitize bench-gpu wheel build clean
+.PHONY: help demo test lint check bench bench-again accuracy results test-gpu sanitize bench-gpu wheel check-wheel build clean
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -139,10 +139,18 @@ endif
 
 # ---- distribution ---------------------------------------------------------------------------------------------------
 
+# Both libraries, checked and tagged; WUSKERN_BUILD=cpu for the CPU's alone.
 wheel: $(READY)
-	rm -rf dist && $(PY) -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w dist .
-	@ls -l dist
-	@$(PY) -m zipfile -l dist/*.whl | grep wuskern/lib/ || echo "a pure-Python wheel: no library could be built here"
+	$(PY) .ci/wheel.py
+
+# The CPU tests on the installed wheel, in an environment of its own and beside no source of the package.
+HIDDEN := build/wheel-check
+check-wheel: wheel
+	rm -rf $(HIDDEN) && mkdir -p $(HIDDEN)
+	cp -r tests bench csrc setup.py .ci pyproject.toml $(HIDDEN)
+	$(MAKE) VENV=$(HIDDEN)/.venv $(HIDDEN)/.venv/ready-$(TORCH)
+	$(HIDDEN)/.venv/bin/python -m pip install -q --disable-pip-version-check --no-deps dist/*.whl
+	cd $(HIDDEN) && WUSKERN_EXPECT=cpu,cuda-file,triton .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf build dist wuskern/lib *.egg-info

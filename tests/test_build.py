@@ -2,22 +2,32 @@
 
 import importlib.util
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 from wuskern import backends
 
 
-@pytest.fixture(scope="module")
-def plan():
-    spec = importlib.util.spec_from_file_location("wuskern_setup", ROOT / "setup.py")
+def program(path: str):
+    """A program of this repository that is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem + "_program", ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.plan
+    return module
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return program("setup.py").plan
+
+
+@pytest.fixture(scope="module")
+def wheel():
+    pytest.importorskip("elftools")
+    return program(".ci/wheel.py")
 
 
 FREE = {"cpu": None, "cuda": None}
@@ -51,16 +61,30 @@ def test_a_wish_that_cannot_be_met_ends_the_build(plan):
 
 
 @pytest.mark.parametrize("name", backends.LIBRARIES.values())
-def test_a_library_depends_on_the_stable_abi_alone(name):
-    """Undefined symbols of PyTorch are C functions of its shim; no C++ symbol of torch, c10 or at, and no Python."""
+def test_a_library_depends_on_the_stable_abi_alone(wheel, name):
+    """No C++ symbol of torch, c10 or at, and no Python."""
     path = backends.LIBRARY_DIR / name
-    if not path.exists() or shutil.which("nm") is None:
-        pytest.skip(f"{name} is not built, or there is no nm")
-    symbols = subprocess.run(["nm", "-D", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
-    undefined = [line.split()[-1] for line in symbols.splitlines()]
-    assert any(s.startswith("aoti_torch_") for s in undefined)
-    foreign = [s for s in undefined if s.startswith(("_ZN2at", "_ZN3c10", "_ZN5torch", "_ZNK3c10", "_ZNK2at", "Py", "_Py"))]
-    assert foreign == []
+    if not path.exists():
+        pytest.skip(f"{name} is not built")
+    assert wheel.foreign_symbols(path) == []
+    assert tuple(map(int, wheel.newest_glibc(path).split("."))) >= (2, 17)
+
+
+def test_symbols_beyond_the_stable_abi_are_found(wheel):
+    """In a library of torch's own, which calls C++ of c10 and at."""
+    torch_python = Path(torch.__file__).parent / "lib" / "libtorch_python.so"
+    if not torch_python.exists():
+        pytest.skip("this torch has no libtorch_python.so")
+    foreign = wheel.foreign_symbols(torch_python)
+    assert any(name.startswith("_ZN3c10") for name in foreign)
+    assert any(name.startswith("Py") for name in foreign)
+
+
+def test_a_wheel_without_a_part_is_noticed(wheel):
+    whole = ["wuskern/__init__.py", "wuskern/py.typed", "wuskern/lib/libwuskern_cpu.so", "wuskern/lib/libwuskern_cuda.so"]
+    assert wheel.missing_parts(whole, "cuda") == wheel.missing_parts(whole[:3], "cpu") == []
+    assert wheel.missing_parts(whole[:3], "cuda") == ["wuskern/lib/libwuskern_cuda.so"]
+    assert wheel.missing_parts(whole[2:], "cpu") == ["wuskern/py.typed"]
 
 
 @pytest.mark.parametrize("name", backends.LIBRARIES.values())
