@@ -16,6 +16,7 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
+from elftools.elf.sections import SymbolTableSection
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"cpu": ["libwuskern_cpu.so"], "cuda": ["libwuskern_cpu.so", "libwuskern_cuda.so"]}
@@ -33,12 +34,12 @@ def foreign_symbols(library: Path) -> list[str]:
     """What a library wants from others, but for the C and C++ runtimes (whose symbols have a version) and the stable ABI."""
     with library.open("rb") as file:
         elf = ELFFile(file)
-        versions = elf.get_section_by_name(".gnu.version")
+        versions, table = elf.get_section_by_name(".gnu.version"), elf.get_section_by_name(".dynsym")
         assert isinstance(versions, GNUVerSymSection)
-        symbols = list(elf.get_section_by_name(".dynsym").iter_symbols())
+        assert isinstance(table, SymbolTableSection)
         return [
             symbol.name
-            for i, symbol in enumerate(symbols)
+            for i, symbol in enumerate(table.iter_symbols())
             if i and symbol["st_shndx"] == "SHN_UNDEF" and symbol["st_info"]["bind"] != "STB_WEAK"
             if versions.get_symbol(i)["ndx"] in ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
             if not symbol.name.startswith(STABLE)
