@@ -91,9 +91,14 @@ class RowSparse(Optimizer):
         if found_inf is None or not found_inf:
             for group, parameter, grad in in_rows:
                 self._update(group, parameter, grad)
-        self._unscaled = None
+        self._forget_unscaled()
         return loss
 
+    @torch.compiler.disable
+    def _forget_unscaled(self) -> None:
+        self._unscaled = None
+
+    @torch.compiler.disable  # here and below: torch 2.10 compiles no assignment to an optimizer
     def _look_at(self, in_rows: list[tuple[Group, Tensor, RowGrad]]) -> None:
         """Before anything moves."""
         last, self._spent = self._spent, {}
