@@ -121,16 +121,20 @@ no-gpu:
 	cmake --install build/gpu
 
 ifeq ($(NO_GPU),)
+# Several processes share the GPU where pytest-xdist is there: most of the time is Triton's compiler.
 test-gpu:
-	WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PYTEST) -m gpu tests
+	WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PYTEST) -m gpu tests \
+	  $$($(GPU_PY) -c "import xdist" 2>/dev/null && echo -n 4 --dist loadfile)
 
-# Each of compute-sanitizer's tools over every kernel, once per dtype.
+# compute-sanitizer's tools over every compiled kernel in every dtype, and its first one over Triton's in float32 and float16.
+SANITIZED = $(GPU_PYTEST) -m gpu -p no:cacheprovider tests/test_on_a_gpu.py
 sanitize:
 	for tool in memcheck racecheck initcheck synccheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(GPU_PYTEST) -m gpu -p no:cacheprovider \
-	    tests/test_bias_grad.py -k "native and cuda and (odd or tokens or 7px or 32px or wide or tall or unaligned)"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(SANITIZED) -k "every_op_is_right and native"; \
 	done
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+	  $(SANITIZED) -k "every_op_is_right and triton and (float32 or float16)"
 
 bench-gpu:
 	$(GPU_PYTEST) bench --benchmark-quiet --device cuda \
