@@ -124,7 +124,7 @@ ifeq ($(NO_GPU),)
 # Several processes share the GPU where pytest-xdist is there: most of the time is Triton's compiler.
 test-gpu:
 	WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PYTEST) -m gpu tests \
-	  $$($(GPU_PY) -c "import xdist" 2>/dev/null && echo -n 4 --dist loadfile)
+	  $$($(GPU_PY) -c "import xdist" 2>/dev/null && printf -- "-n 4 --dist loadfile")
 
 # compute-sanitizer's tools over every compiled kernel in every dtype, and its first one over Triton's in float32 and float16.
 SANITIZED = $(GPU_PYTEST) -m gpu -p no:cacheprovider tests/test_on_a_gpu.py
