@@ -1,6 +1,7 @@
 """Compiled models: eager's results, and as many graphs as there are kinds of steps."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -249,3 +250,20 @@ def test_scores_are_observed(backend):
         for ours, eager in zip(observed, expected, strict=True):
             torch.testing.assert_close(ours.total, eager.total, rtol=1e-4, atol=1e-5)
     assert graphs() == 1
+
+
+def test_rows_that_processes_agree_on_in_backward_stay_eager():
+    """A collective inside of backward (``prepare(exact=True)``) is no part of a graph."""
+    model, calls = wk.convert(MODELS["linear"][0]()), []
+
+    def agree(scores):
+        calls.append(scores)
+        return scores
+
+    wk.set_rows(model, dataclasses.replace(wk.TopK(k=3), agree=agree))
+    assert_same(model, torch.compile(model, backend="aot_eager"), torch.randn(6, 24))
+    assert len(calls) == 4
+    assert not any(isinstance(scores, torch._subclasses.FakeTensor) for scores in calls)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="rows by the scores of all processes"):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(6, 24))

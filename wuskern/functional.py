@@ -12,7 +12,7 @@ from wuskern import ops
 from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
 from wuskern.compact import row_grad_key, wants_row_grad
 from wuskern.gradients import conv2d_backward, linear_backward
-from wuskern.rows import ROW_CHOICES, PerExample, RowChoice, refuse_per_example
+from wuskern.rows import ROW_CHOICES, PerExample, RowChoice, TopK, refuse_per_example
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
@@ -104,6 +104,8 @@ def _restricting(rows: RowChoice | None, weight: Tensor, groups: int) -> RowChoi
 
 
 def _plan(rows: RowChoice | None, operand: Tensor, weight: Tensor) -> Plan:
+    if torch.compiler.is_compiling() and isinstance(rows, TopK) and rows.agree is not None:
+        torch._dynamo.graph_break(msg="rows by the scores of all processes (exact=True) are chosen outside of compiled code")
     return Plan(rows, operand.detach(), row_grad_key(weight) if rows else None)
 
 

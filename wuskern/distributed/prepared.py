@@ -47,7 +47,8 @@ def prepare(
         check_flags: compare a hash of each layer's ``skip`` and ``rows`` over the processes before each forward with
             gradients: one small all_gather that waits. Without it, flags that differ make gradients wrong, or hang.
         exact: ``TopK`` rows by the scores of the step itself, added up inside backward on a process group of its own: backward
-            then waits for all processes once per layer. Not with ``find_unused_parameters``.
+            then waits for all processes once per layer. Not with ``find_unused_parameters``; under ``torch.compile`` such a
+            layer runs in eager mode, and with ``fullgraph=True`` that is an error.
         comm_hook: ``(state, hook)`` that you would have registered, called with what has to be sent: a bucket with the methods
             of ``GradBucket``, of a size that changes with the flags. None: the average over the processes.
 
