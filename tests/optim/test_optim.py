@@ -85,6 +85,7 @@ def test_equal_to_torch_on_the_dense_form_while_the_rows_stay_the_same(name, opt
         assert state.ndim == 0 or not state[others].any()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11's own
 def test_changing_rows_as_sparse_adam_moves_them():
     ours, stock = weight(6, 5), weight(6, 5)
     optimizer = wk.optim.Adam([ours], lr=0.1, betas=(0.7, 0.9))
