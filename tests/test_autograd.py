@@ -144,7 +144,7 @@ def test_a_first_derivative_with_a_graph_is_the_same(make, shape):
         assert torch.equal(got, value)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch's own dual numbers
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # of torch's own dual numbers
 @pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
 def test_a_forward_mode_derivative_raises(make, shape):
     layer, x = make(), torch.randn(shape)

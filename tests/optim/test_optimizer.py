@@ -100,7 +100,7 @@ def test_each_group_has_its_own_settings():
     assert list(optimizer.state[b]) == ["momentum_buffer"]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning", "ignore:Dynamo:UserWarning")  # of torch's own
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script", "ignore:Dynamo:UserWarning")  # of torch's own
 def test_a_compiled_step_is_a_step():
     model, other = network(), network()
     optimizer, eager = optimizer_of(model, "SGD"), optimizer_of(other, "SGD")
