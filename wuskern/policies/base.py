@@ -1,7 +1,7 @@
 """What every policy has: its layers, and an optimizer hook that keeps a skipped weight where it is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypedDict
 
 import torch.nn as nn
 from torch.optim import Optimizer
@@ -9,10 +9,22 @@ from torch.utils.hooks import RemovableHandle
 
 from wuskern.compact import wants_row_grad
 from wuskern.modules import skippable_layers, weight_owners
+from wuskern.rows import RowChoice
+
+
+class Flags(TypedDict, total=False):
+    """What a policy wants of a layer; a flag that it has no word on is missing."""
+
+    skip: bool
+    rows: RowChoice | None
 
 
 class Policy(ABC):
     """Decides and remembers; never computes a gradient and never touches ``requires_grad``.
+
+    A decision holds from one optimizer step to the next, for all micro-batches in between: call ``before_step`` ahead of the
+    first one and ``after_step`` after the optimizer, where a method acts in each step, and ``step`` after an evaluation.
+    Several policies on one model: :class:`wuskern.policies.Compose`.
 
     ``layers`` are the converted layers of the model, by name.
     """
@@ -22,12 +34,29 @@ class Policy(ABC):
         self.layers = skippable_layers(model)
 
     @abstractmethod
-    def step(self, metric: float) -> bool:
+    def step(self, metric: float | None = None) -> bool:
         """Takes the metric of the period that just ended; returns whether the next period skips."""
 
+    def before_step(self) -> None:  # noqa: B027  # most methods have nothing to do
+        """Decides about the optimizer step that begins now."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """Counts the optimizer step that has ended."""
+
+    @property
+    def chooses(self) -> frozenset[str]:
+        """The names of the layers whose rows the policy chooses, now or later."""
+        return frozenset()
+
     @abstractmethod
+    def wants(self, name: str) -> Flags:
+        """The flags of the layer of that name, as the policy's state has them."""
+
     def apply(self) -> None:
-        """Sets the layers' flags to what the policy's state says. Idempotent."""
+        """Sets the layers' flags to what the policy wants. Idempotent."""
+        for name, layer in self.layers.items():
+            for flag, value in self.wants(name).items():
+                setattr(layer, flag, value)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...

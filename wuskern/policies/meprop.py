@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.modules import check_rows
-from wuskern.policies.base import Policy
+from wuskern.policies.base import Flags, Policy
 from wuskern.rows import PerExample, RowChoice, TopK
 
 PER = ("batch", "example")
@@ -63,13 +63,16 @@ class MeProp(Policy):
                 check_rows(layer, self.rows, f"{name or 'the model itself'}: ")
         self.apply()
 
-    def step(self, metric: float) -> bool:
+    def step(self, metric: float | None = None) -> bool:
         """False: whatever the metric, the next period skips no step."""
         return False
 
-    def apply(self) -> None:
-        for name, layer in self.layers.items():
-            layer.rows = None if name in self.dense else self.rows
+    @property
+    def chooses(self) -> frozenset[str]:
+        return frozenset(self.layers) - frozenset(self.dense)
+
+    def wants(self, name: str) -> Flags:
+        return {"rows": None if name in self.dense else self.rows}
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: there is nothing but the arguments. The draws of score "random" are of torch's generator."""
