@@ -79,6 +79,7 @@ class SievingSampler(Sampler[int]):
         self.forgotten = torch.zeros(size, dtype=torch.int64)
         self.learned = torch.zeros(size, dtype=torch.bool)  # was right, at least once
         self.last = torch.full((size,), UNSEEN)  # what the last presentation gave
+        self._seen = torch.zeros(size, dtype=torch.bool)  # by this process, in this epoch
 
     def __len__(self) -> int:
         """Of this process's part."""
@@ -107,12 +108,14 @@ class SievingSampler(Sampler[int]):
         self.forgotten[index] += (self.last[index] == RIGHT) & ~correct
         self.learned[index] |= correct
         self.last[index] = torch.where(correct, RIGHT, WRONG)
+        self._seen[index] = True
 
     def step(self) -> None:
         """After an epoch: puts together what all processes recorded, and where it is time exchanges samples."""
         self.epoch += 1
         if self.world > 1:
             self._put_together()
+        self._seen.zero_()
         if self.once:
             if self.epoch == self.interval:
                 self.training = self._without(self.size - max(1, int(self.keep * self.size)))[1]
@@ -134,9 +137,10 @@ class SievingSampler(Sampler[int]):
 
     def _put_together(self) -> None:
         """Counts only grow, and grew from the same ones. Of a sample that two processes saw, one that was right counts."""
-        mine = torch.stack((self.forgotten, self.learned.long(), self.last))
-        dist.all_reduce(mine, op=dist.ReduceOp.MAX)
-        self.forgotten, self.learned, self.last = mine[0], mine[1].bool(), mine[2]
+        both = torch.stack((self.forgotten, self.learned.long(), torch.where(self._seen, self.last, UNSEEN)))
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        self.forgotten, self.learned = both[0], both[1].bool()
+        self.last = torch.where(both[2] == UNSEEN, self.last, both[2])
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
