@@ -1,6 +1,7 @@
 """What every policy has: its layers, and an optimizer hook that keeps a skipped weight where it is."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any, TypedDict
 
 import torch.nn as nn
@@ -63,6 +64,23 @@ class Policy(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def names_or_last(self, dense: Collection[str] | None) -> tuple[str, ...]:
+        """The converted layers of these names, in the order of ``named_modules``; of None the last one, as the output layer.
+
+        Raises:
+            TypeError, ValueError: no list, a name that is no converted layer, or all of them: some layer has to be left.
+        """
+        layers = tuple(self.layers)
+        dense = layers[-1:] if dense is None else dense
+        if isinstance(dense, str) or not isinstance(dense, Collection):
+            raise TypeError(f"dense: expected a list of names of layers, got {dense!r}")
+        for name in dense:
+            if name not in layers:
+                raise ValueError(f"dense: expected names of converted layers ({', '.join(layers)}), got {name!r}")
+        if set(dense) == set(layers):
+            raise ValueError(f"dense: expected some converted layer not to be dense, got all {len(layers)}")
+        return tuple(name for name in layers if name in dense)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights become ``None``.
