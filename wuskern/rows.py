@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wuskern import deliver, ops
+from wuskern.arguments import one_of, share, whole
 
 SCOPES = ("weight", "both")
 BIASES = ("dense", "rows")
@@ -49,10 +50,10 @@ class TopK:
 
     def __post_init__(self) -> None:
         _check_amount(self.ratio, self.k)
-        _one_of("scope", self.scope, SCOPES)
-        _one_of("score", self.score, SCORES)
-        _one_of("bias", self.bias, BIASES)
-        _whole("block", self.block)
+        one_of("scope", self.scope, SCOPES)
+        one_of("score", self.score, SCORES)
+        one_of("bias", self.bias, BIASES)
+        whole("block", self.block)
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` rows, of a convolution with ``groups``. Raises ``ValueError`` where it does not fit."""
@@ -103,7 +104,7 @@ class Scores:
     _key: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _one_of("score", self.score, ops.SCORES)
+        one_of("score", self.score, ops.SCORES)
         self._key = deliver.new_key(self, Scores._receive)
 
     def __getstate__(self) -> tuple[str, Tensor | None]:
@@ -148,8 +149,8 @@ class Rows:
     scores: Scores | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        _one_of("scope", self.scope, SCOPES)
-        _one_of("bias", self.bias, BIASES)
+        one_of("scope", self.scope, SCOPES)
+        one_of("bias", self.bias, BIASES)
         if not isinstance(self.scores, Scores | None):
             raise TypeError(f"scores: expected a Scores or None, got {type(self.scores).__name__}")
         index = torch.as_tensor(self.index)
@@ -258,11 +259,9 @@ def _check_amount(ratio: Any, k: Any) -> None:
     if (ratio is None) == (k is None):
         raise ValueError(f"ratio, k: expected one of the two, got ratio={ratio!r}, k={k!r}")
     if k is not None:
-        _whole("k", k)
-    elif not isinstance(ratio, int | float) or isinstance(ratio, bool):
-        raise TypeError(f"ratio: expected a number, got {ratio!r}")
-    elif not 0 < ratio <= 1:
-        raise ValueError(f"ratio: expected a number over 0 and up to 1, got {ratio!r}")
+        whole("k", k)
+    else:
+        share("ratio", ratio)
 
 
 def _count(ratio: float | None, k: int | None, out: int, unit: int) -> int:
@@ -271,15 +270,3 @@ def _count(ratio: float | None, k: int | None, out: int, unit: int) -> int:
     if k > out or k % unit:
         raise ValueError(f"k: expected a multiple of block * groups = {unit} up to {out}, got {k}")
     return k
-
-
-def _whole(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")

@@ -1,8 +1,13 @@
 """Training policies: they decide when layers skip or which rows they compute, and remember. One file per method."""
 
 from wuskern.policies.base import Policy
+from wuskern.policies.compose import Compose
 from wuskern.policies.meprop import MeProp
+from wuskern.policies.score_memory import ScoreMemory
+from wuskern.policies.sieving import SievingSampler
+from wuskern.policies.ssprop import SsProp
+from wuskern.policies.tinyprop import TinyProp
 from wuskern.policies.wus import WUS
 from wuskern.policies.wus_lr import WUSLR
 
-__all__ = ["WUS", "WUSLR", "MeProp", "Policy"]
+__all__ = ["WUS", "WUSLR", "Compose", "MeProp", "Policy", "ScoreMemory", "SievingSampler", "SsProp", "TinyProp"]

@@ -1,7 +1,8 @@
 """What every policy has: its layers, and an optimizer hook that keeps a skipped weight where it is."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Collection
+from typing import Any, TypedDict
 
 import torch.nn as nn
 from torch.optim import Optimizer
@@ -9,10 +10,22 @@ from torch.utils.hooks import RemovableHandle
 
 from wuskern.compact import wants_row_grad
 from wuskern.modules import skippable_layers, weight_owners
+from wuskern.rows import RowChoice
+
+
+class Flags(TypedDict, total=False):
+    """What a policy wants of a layer; a flag that it has no word on is missing."""
+
+    skip: bool
+    rows: RowChoice | None
 
 
 class Policy(ABC):
     """Decides and remembers; never computes a gradient and never touches ``requires_grad``.
+
+    A decision holds from one optimizer step to the next, for all micro-batches in between: call ``before_step`` ahead of the
+    first one and ``after_step`` after the optimizer, where a method acts in each step, and ``step`` after an evaluation.
+    Several policies on one model: :class:`wuskern.policies.Compose`.
 
     ``layers`` are the converted layers of the model, by name.
     """
@@ -22,18 +35,52 @@ class Policy(ABC):
         self.layers = skippable_layers(model)
 
     @abstractmethod
-    def step(self, metric: float) -> bool:
+    def step(self, metric: float | None = None) -> bool:
         """Takes the metric of the period that just ended; returns whether the next period skips."""
 
+    def before_step(self) -> None:  # noqa: B027  # most methods have nothing to do
+        """Decides about the optimizer step that begins now."""
+
+    def after_step(self) -> None:  # noqa: B027
+        """Counts the optimizer step that has ended."""
+
+    @property
+    def chooses(self) -> frozenset[str]:
+        """The names of the layers whose rows the policy chooses, now or later."""
+        return frozenset()
+
     @abstractmethod
+    def wants(self, name: str) -> Flags:
+        """The flags of the layer of that name, as the policy's state has them."""
+
     def apply(self) -> None:
-        """Sets the layers' flags to what the policy's state says. Idempotent."""
+        """Sets the layers' flags to what the policy wants. Idempotent."""
+        for name, layer in self.layers.items():
+            for flag, value in self.wants(name).items():
+                setattr(layer, flag, value)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def names_or_last(self, dense: Collection[str] | None) -> tuple[str, ...]:
+        """The converted layers of these names, in the order of ``named_modules``; of None the last one, as the output layer.
+
+        Raises:
+            TypeError, ValueError: no list, a name that is no converted layer, or all of them: some layer has to be left.
+        """
+        layers = tuple(self.layers)
+        dense = layers[-1:] if dense is None else dense
+        if isinstance(dense, str) or not isinstance(dense, Collection):
+            raise TypeError(f"dense: expected a list of names of layers, got {dense!r}")
+        for name in dense:
+            if name not in layers:
+                raise ValueError(f"dense: expected names of converted layers ({', '.join(layers)}), got {name!r}")
+        if set(dense) == set(layers):
+            raise ValueError(f"dense: expected some converted layer not to be dense, got all {len(layers)}")
+        return tuple(name for name in layers if name in dense)
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights become ``None``.

@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.modules import check_rows
-from wuskern.policies.base import Policy
+from wuskern.policies.base import Flags, Policy
 from wuskern.rows import PerExample, RowChoice, TopK
 
 PER = ("batch", "example")
@@ -57,19 +57,22 @@ class MeProp(Policy):
     ) -> None:
         super().__init__(model)
         self.rows = _choice(per, ratio, k, scope=scope, score=score, block=block, bias=bias)
-        self.dense = _names(dense, tuple(self.layers))
+        self.dense = self.names_or_last(dense)
         for name, layer in self.layers.items():
             if name not in self.dense:
                 check_rows(layer, self.rows, f"{name or 'the model itself'}: ")
         self.apply()
 
-    def step(self, metric: float) -> bool:
+    def step(self, metric: float | None = None) -> bool:
         """False: whatever the metric, the next period skips no step."""
         return False
 
-    def apply(self) -> None:
-        for name, layer in self.layers.items():
-            layer.rows = None if name in self.dense else self.rows
+    @property
+    def chooses(self) -> frozenset[str]:
+        return frozenset(self.layers) - frozenset(self.dense)
+
+    def wants(self, name: str) -> Flags:
+        return {"rows": None if name in self.dense else self.rows}
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: there is nothing but the arguments. The draws of score "random" are of torch's generator."""
@@ -91,17 +94,3 @@ def _choice(per: str, ratio: float | None, k: int | None, **unified: Any) -> Row
         if unified[name] != only:
             raise ValueError(f"{name}: expected {only!r} with per='example', got {unified[name]!r}")
     return PerExample(ratio=ratio, k=k)
-
-
-def _names(dense: Collection[str] | None, layers: tuple[str, ...]) -> tuple[str, ...]:
-    """The layers that stay dense, in their order; at least one is not among them."""
-    if dense is None:
-        dense = layers[-1:]
-    if isinstance(dense, str) or not isinstance(dense, Collection):
-        raise TypeError(f"dense: expected a list of names of layers, got {dense!r}")
-    for name in dense:
-        if name not in layers:
-            raise ValueError(f"dense: expected names of converted layers ({', '.join(layers)}), got {name!r}")
-    if set(dense) == set(layers):
-        raise ValueError(f"dense: expected some converted layer not to be dense, got all {len(layers)}")
-    return tuple(name for name in layers if name in dense)

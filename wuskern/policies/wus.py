@@ -13,7 +13,8 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.policies.base import Policy
+from wuskern.arguments import finite, one_of, positive, whole
+from wuskern.policies.base import Flags, Policy
 
 
 def _mean_change(values: Sequence[float]) -> float:
@@ -68,14 +69,14 @@ class WUS(Policy):
         statistic: str = "mean_change",
     ) -> None:
         super().__init__(model)
-        _one_of("mode", mode, ("max", "min"))
-        _one_of("statistic", statistic, STATISTICS)
-        _whole("window", window, 1)
-        _whole("patience", patience, 1)
-        _whole("cooldown", cooldown, 1)
-        _whole("warmup", warmup, 0)
-        _positive("threshold", threshold)
-        _positive("guard", guard)
+        one_of("mode", mode, ("max", "min"))
+        one_of("statistic", statistic, STATISTICS)
+        whole("window", window, 1)
+        whole("patience", patience, 1)
+        whole("cooldown", cooldown, 1)
+        whole("warmup", warmup, 0)
+        positive("threshold", threshold)
+        positive("guard", guard)
         self.mode, self.threshold, self.window, self.patience = mode, threshold, window, patience
         self.cooldown, self.warmup, self.guard, self.statistic = cooldown, warmup, guard, statistic
 
@@ -85,13 +86,13 @@ class WUS(Policy):
         self.history: list[float] = []
         self.apply()
 
-    def step(self, metric: float) -> bool:
+    def step(self, metric: float | None = None) -> bool:
         """Takes the metric of the period that just ended; returns whether the next period skips.
 
         Raises:
             ValueError: the metric is NaN or infinite. TypeError: it is not a number. The policy is then unchanged.
         """
-        metric = _finite("metric", metric)
+        metric = finite("metric", metric)
         self.history.append(metric)
         self.left = max(0, self.left - 1)
         if self.skipping:
@@ -110,9 +111,8 @@ class WUS(Policy):
             return False
         return STATISTICS[self.statistic](self.history[-self.window - 1 :]) < self.threshold
 
-    def apply(self) -> None:
-        for layer in self.layers.values():
-            layer.skip = self.skipping
+    def wants(self, name: str) -> Flags:
+        return {"skip": self.skipping}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and lists: safe for ``torch.load(weights_only=True)``."""
@@ -126,38 +126,3 @@ class WUS(Policy):
         self.skipping, self.left, self.entry = state["skipping"], state["left"], state["entry"]
         self.history = list(state["history"])
         self.apply()
-
-
-# ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def _one_of(name: str, value: str, allowed: Any) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _number(name: str, value: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-
-
-def _positive(name: str, value: float) -> None:
-    _number(name, value)
-    if not value > 0:
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
-
-
-def _finite(name: str, value: float) -> float:
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {number}")
-    return number

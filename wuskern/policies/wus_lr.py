@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlateau
 
-from wuskern.policies.wus import WUS, _number
+from wuskern.arguments import number
+from wuskern.policies.wus import WUS
 
 
 class WUSLR(WUS):
@@ -48,8 +49,8 @@ class WUSLR(WUS):
     ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer: expected one of torch's, got {type(optimizer).__name__}")
-        _number("factor", factor)
-        _number("min_lr", min_lr)
+        number("factor", factor)
+        number("min_lr", min_lr)
         if not 0 < factor < 1:
             raise ValueError(f"factor: expected a number between 0 and 1, got {factor!r}")
         if not 0 <= min_lr < math.inf:
@@ -60,7 +61,7 @@ class WUSLR(WUS):
         self.optimizer, self.factor, self.min_lr = optimizer, factor, min_lr
         self.scheduler = scheduler or ExponentialLR(optimizer, factor)
 
-    def step(self, metric: float) -> bool:
+    def step(self, metric: float | None = None) -> bool:
         """As ``WUS.step``; where it enters a window, the rates have been changed when it returns."""
         was_skipping = self.skipping
         if super().step(metric) and not was_skipping:

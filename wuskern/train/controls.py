@@ -26,7 +26,7 @@ class Frozen(WUS):
         self.leader = leader
         super().__init__(model, **arguments)  # type: ignore[arg-type]
 
-    def step(self, metric: float) -> bool:
+    def step(self, metric: float | None = None) -> bool:
         if self.leader is None:
             return super().step(metric)
         self.skipping = self.leader.skipping

@@ -177,11 +177,15 @@ class Run:
         return mean_loss, accuracy, len(batches), seconds
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if self.policy is not None:
+            self.policy.before_step()
         logits = self.trained(x)
         loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        if self.policy is not None:
+            self.policy.after_step()
         return logits, loss
 
     @torch.no_grad()

@@ -1,0 +1,45 @@
+"""Checks of arguments that several rooms share. Each raises with the argument's name, what was expected and what came."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+
+def one_of(name: str, value: Any, allowed: Collection[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def whole(name: str, value: Any, least: int = 1) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def number(name: str, value: Any) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
+def positive(name: str, value: Any) -> None:
+    number(name, value)
+    if not value > 0:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
+def share(name: str, value: Any) -> None:
+    """Over 0 and up to 1."""
+    number(name, value)
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}: expected a number over 0 and up to 1, got {value!r}")
+
+
+def finite(name: str, value: Any) -> float:
+    """As a float."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    found = float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{name}: expected a finite number, got {found}")
+    return found

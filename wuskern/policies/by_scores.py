@@ -1,0 +1,135 @@
+"""What the methods share that choose rows by the scores of the steps before."""
+
+from abc import abstractmethod
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern import ops
+from wuskern.arguments import one_of, whole
+from wuskern.modules import units
+from wuskern.policies.base import Flags, Policy
+from wuskern.rows import BIASES, SCOPES, Rows, Scores
+
+
+class ByScores(Policy):
+    """Gives layers fixed ``Rows`` for ``reuse`` optimizer steps, which observe the scores of all rows meanwhile, and then
+    others. Call ``after_step`` after each optimizer step. Scores add up over micro-batches, over the steps of a choice, and
+    over the processes of torch.distributed, which then choose alike.
+
+    The first choice, without scores, is of the rows whose weights have the largest sums of magnitudes. A layer that had no
+    backward keeps its choice, and so does one whose rows are all chosen, which is dense and gives no scores. Where a choice
+    has another number of rows than the one before, a compiled model makes a graph for it.
+
+    Args:
+        model: a model with converted layers.
+        reuse: optimizer steps that a choice is kept for. Each choice waits for a GPU, once for each layer.
+        scope, bias: as for ``wuskern.Rows``. score: "l1" or "l2". block: rows are chosen in aligned blocks of so many.
+        dense: names of the converted layers that keep the whole backward. None: the last one in the order of
+            ``named_modules``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reuse: int = 1,
+        scope: str = "both",
+        score: str = "l1",
+        block: int = 1,
+        bias: str = "dense",
+        dense: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model)
+        whole("reuse", reuse)
+        whole("block", block)
+        one_of("scope", scope, SCOPES)
+        one_of("score", score, ops.SCORES)
+        one_of("bias", bias, BIASES)
+        self.reuse, self.scope, self.block, self.bias = reuse, scope, block, bias
+        self.dense = self.names_or_last(dense)
+        self.observers = {name: Scores(score) for name in self.layers if name not in self.dense}
+        self.rows: dict[str, Rows] = {}
+        self.steps = 0  # that the choice has been in use
+
+    @abstractmethod
+    def _index(self, name: str, scores: Tensor | None) -> Tensor:
+        """The rows of a layer: by the scores ``[out]`` of all in the steps of the last choice, on the CPU, or by none."""
+
+    @property
+    def chooses(self) -> frozenset[str]:
+        return frozenset(self.observers)
+
+    def wants(self, name: str) -> Flags:
+        return {"rows": self.rows.get(name)}
+
+    def step(self, metric: float | None = None) -> bool:
+        """False: no step is skipped, whatever the metric."""
+        return False
+
+    def after_step(self) -> None:
+        """Counts an optimizer step; chooses anew after ``reuse`` of them."""
+        self.steps += 1
+        if self.steps == self.reuse:
+            self._choose(self._observed())
+            self.apply()
+
+    def _choose(self, scores: dict[str, Tensor]) -> None:
+        for name, observer in self.observers.items():
+            observer.clear()
+            index = self._index(name, scores.get(name))
+            device = self.layers[name].weight.device
+            self.rows[name] = Rows(index.to(device), self.scope, self.bias, scores=observer)
+        self.steps = 0
+
+    def _observed(self) -> dict[str, Tensor]:
+        """By layer, added up over the processes, in double precision: none of a layer that had no backward."""
+        totals = {name: observer.total for name, observer in self.observers.items()}
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            totals = self._together(totals)
+        return {name: total.double().cpu() for name, total in totals.items() if total is not None}
+
+    def _together(self, totals: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """What no process has seen is zero, and then none."""
+        device = next(iter(self.layers.values())).weight.device
+        sizes = [self._out(name) for name in totals]
+        parts = [torch.zeros(n) if t is None else t for n, t in zip(sizes, totals.values(), strict=True)]
+        flat = torch.cat([part.to(device, torch.float64) for part in parts])
+        dist.all_reduce(flat)
+        return {name: part if part.any() else None for name, part in zip(totals, flat.split(sizes), strict=True)}
+
+    def _out(self, name: str) -> int:
+        return units(self.layers[name])[0]
+
+    def _norms(self, name: str) -> Tensor:
+        return self.layers[name].weight.detach().flatten(1).abs().sum(1, dtype=torch.float64).cpu()
+
+    def _largest(self, name: str, values: Tensor, k: int) -> Tensor:
+        return ops.select_rows(values, k, self.block, units(self.layers[name])[1])
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes each
+        has its own."""
+        totals = {name: observer.total for name, observer in self.observers.items()}
+        index = {name: rows.index.cpu() for name, rows in self.rows.items()}
+        return {"steps": self.steps, "rows": index, "scores": totals}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken, and sets the layers' rows. Raises ``ValueError`` for other keys or layers."""
+        expected = set(self.state_dict())
+        if set(state) != expected:
+            raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
+        if set(state["rows"]) != set(self.observers):
+            raise ValueError(f"state: expected rows of {sorted(self.observers)}, got {sorted(state['rows'])}")
+        self.steps = state["steps"]
+        for name, observer in self.observers.items():
+            weight, total = self.layers[name].weight, state["scores"][name]
+            observer.total = None if total is None else total.to(weight.device)
+            self.rows[name] = Rows(state["rows"][name].to(weight.device), self.scope, self.bias, scores=observer)
+        self.apply()

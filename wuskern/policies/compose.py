@@ -1,0 +1,89 @@
+"""Several policies on one model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from wuskern.policies.base import Flags, Policy
+
+
+class Compose(Policy):
+    """Asks each policy in turn, and sets what they want together: a layer skips if one of them wants it to, and has the rows
+    that the one policy wants which chooses rows of it. A skip wins, as it does in the layer.
+
+    Call its methods in place of those of the policies, which are then decided, attached and saved together.
+
+    Args:
+        policies: on one model, in the order in which they are asked. Two that choose rows of one layer are refused.
+
+    Raises:
+        ValueError, TypeError: no policy, one twice, another model, or two that choose rows of one layer, by name.
+    """
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        if isinstance(policies, Policy) or not isinstance(policies, Sequence):
+            raise TypeError(f"policies: expected a list of policies, got {type(policies).__name__}")
+        if not policies:
+            raise ValueError("policies: expected at least one, got none")
+        self.policies = tuple(policies)
+        for i, policy in enumerate(self.policies):
+            if not isinstance(policy, Policy):
+                raise TypeError(f"policies: expected policies, got {type(policy).__name__}")
+            if policy.model is not self.policies[0].model:
+                raise ValueError(f"policies: expected all on one model, got {type(policy).__name__} on another")
+            if policy in self.policies[:i]:
+                raise ValueError(f"policies: expected each once, got {type(policy).__name__} twice")
+        super().__init__(self.policies[0].model)
+        self._refuse_two_choices()
+        self.apply()
+
+    def _refuse_two_choices(self) -> None:
+        for name in self.layers:
+            choosing = [type(policy).__name__ for policy in self.policies if name in policy.chooses]
+            if len(choosing) > 1:
+                raise ValueError(
+                    f"policies: expected one that chooses rows of {name or 'the model itself'}, got {' and '.join(choosing)}"
+                )
+
+    def step(self, metric: float | None = None) -> bool:
+        """Gives all of them the metric; returns whether one of them skips in the next period. A metric that one refuses is
+        refused before any other has seen it only if that one is the first."""
+        skips = [policy.step(metric) for policy in self.policies]
+        self.apply()
+        return any(skips)
+
+    def before_step(self) -> None:
+        for policy in self.policies:
+            policy.before_step()
+        self.apply()
+
+    def after_step(self) -> None:
+        for policy in self.policies:
+            policy.after_step()
+        self.apply()
+
+    @property
+    def chooses(self) -> frozenset[str]:
+        return frozenset().union(*(policy.chooses for policy in self.policies))
+
+    def wants(self, name: str) -> Flags:
+        together: Flags = {}
+        for policy in self.policies:
+            wanted = policy.wants(name)
+            if "rows" in wanted and (name in policy.chooses or "rows" not in together):
+                together["rows"] = wanted["rows"]
+            if "skip" in wanted:
+                together["skip"] = together.get("skip", False) or wanted["skip"]
+        return together
+
+    def state_dict(self) -> dict[str, Any]:
+        """Those of the policies, in their order."""
+        return {"policies": [policy.state_dict() for policy in self.policies]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken. Raises ``ValueError`` for that of another number of policies."""
+        states = state.get("policies")
+        if set(state) != {"policies"} or len(states) != len(self.policies):  # type: ignore[arg-type]
+            raise ValueError(f"state: expected that of {len(self.policies)} policies, got {sorted(state)}")
+        for policy, its in zip(self.policies, states, strict=True):  # type: ignore[arg-type]
+            policy.load_state_dict(its)
+        self.apply()

@@ -1,0 +1,160 @@
+"""Data sieving (SpFDE: Yuan et al., NeurIPS 2022, arXiv 2209.11204), by forgetting events (Toneva et al., arXiv 1812.05159).
+
+The papers: the data are split at random into a part that is trained on and one that is left out. Every few epochs the samples
+that were forgotten least, which teach the least, go to the end of the queue of those left out, and as many come back from its
+front, so that the number is constant and every sample returns. A sample is forgotten when it goes from right to wrong between
+two presentations; one that was never right counts as forgotten most. MEST removes such samples once, for good. Unknown:
+shares, rates and intervals; their defaults are ours, and so is that equal counts go by index.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from wuskern.arguments import number, share, whole
+
+UNSEEN, WRONG, RIGHT = range(3)
+
+
+class SievingSampler(Sampler[int]):
+    """The indices of a data set that are trained on in this epoch, shuffled; for ``DataLoader(sampler=...)``.
+
+    Report each batch with :meth:`record`, and call :meth:`step` after each epoch. The sieve lives here and not in the data
+    set, so that workers which persist need not know of it.
+
+    Of several processes each has its own part of the epoch, all of one length: some samples come twice where it does not
+    divide. All give the same arguments and call ``step`` at the same time; what they recorded is then put together.
+
+    Args:
+        size: of the data set.
+        keep: the share that is trained on, over 0 and up to 1.
+        rate: the share of those that is exchanged, from 0 to 1; no more than are left out.
+        interval: epochs between two exchanges. once: exchange nothing, but train on everything for ``interval`` epochs, then
+            remove ``1 - keep`` of the samples for good (MEST).
+        seed: of the split and of the order in each epoch.
+        rank, world: which process this is, of how many.
+
+    Attributes:
+        training: ``[kept]``, the indices that are trained on, ascending. waiting: those left out, the next to return first.
+        forgotten: ``[size]``, forgetting events.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        keep: float = 0.8,
+        rate: float = 0.2,
+        interval: int = 5,
+        once: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        whole("size", size)
+        share("keep", keep)
+        number("rate", rate)
+        if not 0 <= rate <= 1:
+            raise ValueError(f"rate: expected a number from 0 to 1, got {rate!r}")
+        whole("interval", interval)
+        whole("seed", seed, 0)
+        whole("world", world)
+        whole("rank", rank, 0)
+        if rank >= world:
+            raise ValueError(f"rank: expected a number under world = {world}, got {rank}")
+        self.size, self.keep, self.rate, self.interval, self.once = size, keep, rate, interval, once
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch = 0
+        kept = max(1, int(keep * size))
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        self.training = torch.arange(size) if once else order[:kept].sort()[0]
+        self.waiting = order[:0] if once else order[kept:]
+        self.forgotten = torch.zeros(size, dtype=torch.int64)
+        self.learned = torch.zeros(size, dtype=torch.bool)  # was right, at least once
+        self.last = torch.full((size,), UNSEEN)  # what the last presentation gave
+        self._seen = torch.zeros(size, dtype=torch.bool)  # by this process, in this epoch
+
+    def __len__(self) -> int:
+        """Of this process's part."""
+        return -(-len(self.training) // self.world)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = self.training[torch.randperm(len(self.training), generator=generator)]
+        repeated = torch.arange(len(self) * self.world) % len(order)
+        return iter(order[repeated[self.rank :: self.world]].tolist())
+
+    def record(self, index: Tensor, correct: Tensor) -> None:
+        """What a batch's samples came to.
+
+        Args:
+            index: ``[batch]``, integers, those that this sampler gave. correct: ``[batch]``, bool.
+
+        Raises:
+            ValueError: shapes that differ, or an index out of range.
+        """
+        index, correct = index.detach().cpu().long(), correct.detach().cpu().bool()
+        if index.ndim != 1 or index.shape != correct.shape:
+            raise ValueError(f"correct: expected {list(index.shape)}, one for each index, got {list(correct.shape)}")
+        if len(index) and not (index.min() >= 0 and index.max() < self.size):
+            raise ValueError(f"index: expected numbers from 0 to {self.size - 1}, got {index.min()} to {index.max()}")
+        self.forgotten[index] += (self.last[index] == RIGHT) & ~correct
+        self.learned[index] |= correct
+        self.last[index] = torch.where(correct, RIGHT, WRONG)
+        self._seen[index] = True
+
+    def step(self) -> None:
+        """After an epoch: puts together what all processes recorded, and where it is time exchanges samples."""
+        self.epoch += 1
+        if self.world > 1:
+            self._put_together()
+        self._seen.zero_()
+        if self.once:
+            if self.epoch == self.interval:
+                self.training = self._without(self.size - max(1, int(self.keep * self.size)))[1]
+        elif self.epoch % self.interval == 0:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        leaving, staying = self._without(min(int(self.rate * len(self.training)), len(self.waiting)))
+        returning, waiting = self.waiting[: len(leaving)], self.waiting[len(leaving) :]
+        self.training = torch.cat((staying, returning)).sort()[0]
+        self.waiting = torch.cat((waiting, leaving))
+
+    def _without(self, count: int) -> tuple[Tensor, Tensor]:
+        """The least forgotten of those that are trained on, the least first, and the others, ascending."""
+        most = torch.iinfo(torch.int64).max
+        events = torch.where(self.learned, self.forgotten, most)[self.training]
+        order = self.training[events.sort(stable=True)[1]]
+        return order[:count], order[count:].sort()[0]
+
+    def _put_together(self) -> None:
+        """Counts only grow, and grew from the same ones. Of a sample that two processes saw, one that was right counts."""
+        both = torch.stack((self.forgotten, self.learned.long(), torch.where(self._seen, self.last, UNSEEN)))
+        dist.all_reduce(both, op=dist.ReduceOp.MAX)
+        self.forgotten, self.learned = both[0], both[1].bool()
+        self.last = torch.where(both[2] == UNSEEN, self.last, both[2])
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of the epoch, and tensors: safe for ``torch.load(weights_only=True)``. Between epochs."""
+        tensors = {name: getattr(self, name).clone() for name in ("training", "waiting", "forgotten", "learned", "last")}
+        return {"epoch": self.epoch} | tensors
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken. Raises ``ValueError`` for other keys, or another size of the data set."""
+        expected = set(self.state_dict())
+        if set(state) != expected:
+            raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
+        if len(state["forgotten"]) != self.size:
+            raise ValueError(f"state: expected that of {self.size} samples, got {len(state['forgotten'])}")
+        for name, value in state.items():
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)

@@ -1,0 +1,131 @@
+"""ssProp (Zhong et al.; arXiv 2408.12561): top-k channels in convolutions, by a schedule.
+
+The paper: of the gradient of a convolution's output the channels with the largest mean of |dY| over batch and space survive;
+weight and input gradient come from those, and in its code the bias gradient too. The "bar" schedule alternates epochs that
+are dense with such ones, and is compared with constant, linear and cosine schedules and with bars of a number of iterations.
+At a ratio of .2, bars save 40 % of the backward FLOPs. Ours: the first bar is dense; linear and cosine go from all channels to
+the ratio and stay there; Linear layers on request; scopes, scores and blocks. Groups, dilation, bfloat16 and autocast, where
+the paper's code breaks, are the layer's matter here.
+"""
+
+import math
+from typing import Any
+
+import torch.nn as nn
+
+from wuskern.arguments import one_of, share, whole
+from wuskern.modules import SkippableConv2d, check_rows
+from wuskern.policies.base import Flags, Policy
+from wuskern.rows import TopK
+
+SCHEDULES = ("bar", "constant", "linear", "cosine")
+UNITS = ("epoch", "step")
+
+
+class SsProp(Policy):
+    """Gives convolutions a ``TopK`` whose ratio follows a schedule.
+
+    With t counted in ``unit`` from 0, and x = min(1, t / (length - 1)):
+
+    - "constant": ratio.
+    - "bar": 1 where ``t // length`` is even, ratio where it is odd.
+    - "linear": 1 - (1 - ratio) x. "cosine": ratio + (1 - ratio) (1 + cos(pi x)) / 2.
+
+    A ratio of 1 is the dense backward. Where linear and cosine change the number of channels, a compiled model makes a graph
+    for each number.
+
+    Args:
+        model: a model with converted layers.
+        ratio: of the channels, in (0, 1]; the paper's .2.
+        schedule: one of the above. unit: "epoch", counted by ``step``, or "step", optimizer steps, counted by ``after_step``.
+        length: of a bar, or of the descent; None: 1 for bars. Linear and cosine need it, at least 2.
+        linear: whether Linear layers, but the last one, take part.
+        scope, score, block, bias: as for ``wuskern.TopK``. The paper's choice: "both", "l1", 1; its code's bias: "rows".
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, no layer left, or one that cannot have the choice, by name. No
+            layer is then changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        ratio: float = 0.2,
+        schedule: str = "bar",
+        unit: str = "epoch",
+        length: int | None = None,
+        linear: bool = False,
+        scope: str = "both",
+        score: str = "l1",
+        block: int = 1,
+        bias: str = "rows",
+    ) -> None:
+        super().__init__(model)
+        share("ratio", ratio)
+        one_of("schedule", schedule, SCHEDULES)
+        one_of("unit", unit, UNITS)
+        descends = schedule in ("linear", "cosine")
+        if length is None and descends:
+            raise ValueError(f"length: expected the {unit}s that a {schedule} schedule takes, got None")
+        whole("length", 1 if length is None else length, 2 if descends else 1)
+        self.ratio, self.schedule, self.unit, self.length = ratio, schedule, unit, length or 1
+        self.choice = {"scope": scope, "score": score, "block": block, "bias": bias}
+        self.chosen = [n for n, layer in self.layers.items() if isinstance(layer, SkippableConv2d)]
+        if linear:
+            last = list(self.layers)[-1]
+            self.chosen += [n for n in self.layers if n != last and n not in self.chosen]
+        if not self.chosen:
+            raise ValueError("model: expected a converted Conv2d, or linear=True and a Linear that is not the last layer")
+        for name in self.chosen:
+            check_rows(self.layers[name], self._rows(ratio), f"{name or 'the model itself'}: ")
+        self.t = 0
+        self.apply()
+
+    @property
+    def current_ratio(self) -> float:
+        """Of the rows, now."""
+        if self.schedule == "constant":
+            return self.ratio
+        if self.schedule == "bar":
+            return self.ratio if self.t // self.length % 2 else 1.0
+        x = min(1.0, self.t / (self.length - 1))
+        left = 1 - x if self.schedule == "linear" else (1 + math.cos(math.pi * x)) / 2
+        return self.ratio + (1 - self.ratio) * left
+
+    def step(self, metric: float | None = None) -> bool:
+        """False: no step is skipped, whatever the metric."""
+        self._count("epoch")
+        return False
+
+    def after_step(self) -> None:
+        self._count("step")
+
+    def _count(self, unit: str) -> None:
+        if unit == self.unit:
+            self.t += 1
+            self.apply()
+
+    @property
+    def chooses(self) -> frozenset[str]:
+        return frozenset(self.chosen)
+
+    def wants(self, name: str) -> Flags:
+        if name not in self.chosen:
+            return {}
+        ratio = self.current_ratio
+        return {"rows": None if ratio >= 1 else self._rows(ratio)}
+
+    def _rows(self, ratio: float) -> TopK:
+        return TopK(ratio=ratio, **self.choice)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many units have been."""
+        return {"t": self.t}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken. Raises ``ValueError`` for other keys."""
+        if set(state) != {"t"}:
+            raise ValueError(f"state: expected the keys ['t'], got {sorted(state)}")
+        self.t = state["t"]
+        self.apply()

@@ -1,0 +1,94 @@
+"""Adaptive ratio, after TinyProp (arXiv 2308.09201).
+
+The paper: a layer trains more of its rows the larger its gradient is, and less the further it is from the output. In unified
+form, with Y the sum of |dY| over batch, space and rows, Y_max its running maximum, and l counted from 1 to L:
+
+    ratio = (s_min + Y (s_max - s_min) / Y_max) * zeta ** (L - l)
+
+Ours: Y of the step before instead of the step's own, the unified form, at most four numbers of rows for a layer, and that the
+maximum is the layer's own.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern.arguments import share
+from wuskern.modules import check_rows, units
+from wuskern.policies.by_scores import ByScores
+from wuskern.rows import TopK
+
+LEVELS = 4
+
+
+class TinyProp(ByScores):
+    """Trains as many rows of a layer as its last gradient asks for: those with the largest scores of the step before.
+
+    The ratio is taken from four values, evenly spaced from s_min to s_max (times the layer's power of zeta), the nearest one.
+    The first choice has the largest.
+
+    Args:
+        model, reuse, scope, block, bias, dense: as for :class:`ByScores`.
+        s_min, s_max: shares of the rows, over 0 and under 1 (a layer that trains all of its rows gives no scores), s_min at
+            most s_max. zeta: over 0, up to 1. Their defaults are ours.
+
+    Attributes:
+        largest: by layer, the running maximum of Y.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, or a layer that cannot have so many rows, by name. No layer is then
+            changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        s_min: float = 0.05,
+        s_max: float = 0.5,
+        zeta: float = 0.9,
+        reuse: int = 1,
+        scope: str = "both",
+        block: int = 1,
+        bias: str = "dense",
+        dense: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model, reuse=reuse, scope=scope, score="l1", block=block, bias=bias, dense=dense)
+        for name, value in (("s_min", s_min), ("s_max", s_max), ("zeta", zeta)):
+            share(name, value)
+        if s_max == 1:
+            raise ValueError(f"s_max: expected a number under 1, got {s_max!r}")
+        if s_min > s_max:
+            raise ValueError(f"s_min: expected at most s_max = {s_max}, got {s_min}")
+        self.s_min, self.s_max, self.zeta = s_min, s_max, zeta
+        self.depth = {name: len(self.layers) - 1 - i for i, name in enumerate(self.layers)}  # L - l
+        for name in self.observers:
+            check_rows(self.layers[name], self._amount(name, 1.0), f"{name or 'the model itself'}: ")
+        self.largest: dict[str, float] = dict.fromkeys(self.observers, 0.0)
+        self._choose({})
+        self.apply()
+
+    def _amount(self, name: str, size: float) -> TopK:
+        """Of a gradient of so much of the largest one."""
+        level = round(size * (LEVELS - 1)) / (LEVELS - 1)
+        ratio = (self.s_min + level * (self.s_max - self.s_min)) * self.zeta ** self.depth[name]
+        return TopK(ratio=ratio, block=self.block)
+
+    def _index(self, name: str, scores: Tensor | None) -> Tensor:
+        if scores is None:
+            if name in self.rows:
+                return self.rows[name].index.cpu()
+            return self._largest(name, self._norms(name), self._amount(name, 1.0).count(*units(self.layers[name])))
+        y = scores.sum().item()
+        self.largest[name] = max(self.largest[name], y)
+        size = y / self.largest[name] if self.largest[name] > 0 else 1.0
+        return self._largest(name, scores, self._amount(name, size).count(*units(self.layers[name])))
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"largest": dict(self.largest)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.largest = dict(state["largest"])
