@@ -104,7 +104,7 @@ def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
         return out.zero_()
     dy, rows = as_matrix(dy), usable(rows, weight.shape[0])
     tokens = dy.shape[0]
-    tile = configs.dgrad(tiles("dgrad", dy.dtype), tokens, features, k)
+    tile = configs.dgrad(tiles("dgrad", dy), tokens, features, k)
     feature_blocks = triton.cdiv(features, tile.block_n)
     with torch.cuda.device_of(dy):
         dy, rows = chosen(dy, rows, -1, feature_blocks)
@@ -134,7 +134,7 @@ def rowsparse_dgrad_conv2d(
     phase_pixels = dy.shape[0] * triton.cdiv(input_size[0], stride[0]) * triton.cdiv(input_size[1], stride[1])
     phases = stride[0] * stride[1] * groups
     taps = weight.shape[2:]
-    allowed = tiles("dgrad_conv2d", dy.dtype, scattered(out, groups))
+    allowed = tiles("dgrad_conv2d", dy, scattered(out, groups))
     tile = configs.dgrad(allowed, phase_pixels, channels, k, phases)
     channel_blocks = triton.cdiv(channels, tile.block_n)
     with torch.cuda.device_of(dy):

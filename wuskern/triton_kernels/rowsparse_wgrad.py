@@ -100,7 +100,7 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     tokens = x.shape[0]
     if 0 in (k, features, tokens):
         return dy.new_zeros(k, features)
-    tile, tokens_per_program = configs.wgrad(tiles("wgrad", dy.dtype), tokens, features, k)
+    tile, tokens_per_program = configs.wgrad(tiles("wgrad", dy), tokens, features, k)
     blocks = triton.cdiv(features, tile.block_m), triton.cdiv(k, tile.block_n)
     with torch.cuda.device_of(dy):
         dy, rows = chosen(dy, rows, -1, blocks[0])
@@ -129,7 +129,7 @@ def rowsparse_wgrad_conv2d(
     pixels = dy.shape[0] * plane
     if 0 in (k, channels, taps, pixels):
         return dy.new_zeros(shape)
-    allowed = tiles("wgrad_conv2d", dy.dtype, scattered(x, groups))
+    allowed = tiles("wgrad_conv2d", dy, scattered(x, groups))
     tile, pixels_per_program = configs.wgrad(allowed, pixels, channels * taps, k, groups)
     blocks = triton.cdiv(channels * taps, tile.block_m), triton.cdiv(k, tile.block_n) * groups
     with torch.cuda.device_of(dy):
