@@ -1,11 +1,17 @@
 """bench/gpu: its table, its shares of the time, its grid. The races themselves are verified by the smoke run of bench."""
 
+import dataclasses
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import gpu_summary
-from bench.gpu import cases, conftest, models, test_steps
+from bench import regret as bench_regret
+from bench.gpu import cases, conftest, models, regret, test_steps
+from tests.cases import Conv
+from wuskern import backends, by_problem, measured
 
 
 def row(group, milliseconds, peer, derived, **facts):
@@ -86,8 +92,53 @@ def test_resnet_50_has_its_parameters():
 
 def test_a_variant_that_moves_what_it_should_not_is_found():
     network = models.TINY[1]
-    x, y = network.batch("cpu", test_steps.torch.float32)
+    x, y = network.batch("cpu", torch.float32)
     variant = test_steps.Variant(network.make(), network, "dense", False, "cpu")
     variant.mode = "frozen"
     with pytest.raises(AssertionError, match=r"frozen: 100.0% of the rows moved"):
         test_steps.verify({"frozen": variant}, x, y)
+
+
+# ---- regret ---------------------------------------------------------------------------------------------------------
+
+SMALL = list(regret.cases([(40, 24, 16)], [Conv("3x3", 2, 8, 12, 6, 3, 1, 1)], (0.3,)))
+
+
+def test_the_regrets_problems_are_none_of_the_tables():
+    assert not {(case.op, case.of) for case in regret.TABLE} & {(case.op, case.of) for case in regret.OTHERS}
+
+
+@pytest.mark.parametrize("case", [*SMALL, dataclasses.replace(SMALL[0], whole=True)], ids=str)
+def test_a_problem_of_the_regret_is_measured_by_every_way_here(case, monkeypatch):
+    monkeypatch.setattr(regret, "ROUNDS", 1)
+    product, milliseconds = regret.measure(case, "cpu", torch.float32)
+    assert product == by_problem.product_of(case.op, *case.arguments("cpu", torch.float32))
+    assert set(milliseconds) == set(backends.ways(case.op, "cpu")[0]) >= {"library"}
+
+
+def test_the_table_is_filled_and_feeds_the_choice(monkeypatch, tmp_path, capsys):
+    """With a clock that has the library take half of the others."""
+    monkeypatch.setattr(measured, "FOLDER", tmp_path)
+    calls = {"native": 2.0, "triton": 3.0, "library": 1.0}
+    monkeypatch.setattr(backends, "ways", lambda op, device: ({way: stand_in(way) for way in calls}, []))
+    monkeypatch.setattr(regret, "clock_of", lambda device: lambda run, _: calls[run.__name__])
+    rows = regret.rows("cpu", True, SMALL, [dataclasses.replace(case, k=case.k + 1) for case in SMALL])
+    assert [row["chosen"] for row in rows] == ["library"] * len(rows)
+    assert [row["regret"] for row in rows] == [0.0] * len(rows)
+    assert rows[0]["milliseconds"] == {way: 1e3 * seconds for way, seconds in calls.items()}
+    assert len(measured.read(tmp_path / "sm_80.json")) == len(SMALL)
+    assert f"{len(SMALL)} problems measured into" in capsys.readouterr().out
+
+
+def stand_in(name):
+    def run(dy, *_):
+        return torch.ones(3)
+
+    run.__name__ = name
+    return run
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_regret_on_a_gpu_needs_one(capsys):
+    assert bench_regret.main(["--device", "cuda"]) == 1
+    assert "no GPU" in capsys.readouterr().err

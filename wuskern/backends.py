@@ -177,15 +177,19 @@ def _choose(op: str, device: str, wish: str | None) -> Choice:
     raise AssertionError("reference runs everything")
 
 
+def ways(op: str, device: str) -> tuple[dict[str, Callable[..., Any]], list[str]]:
+    """How a product of the chosen rows can run, by way (``choice``), and why others cannot."""
+    found = {name: _BACKENDS[name](op, device) for name in ("native", "triton")}
+    runs = {name: run for name, run in found.items() if not isinstance(run, str)}
+    runs["library"] = library.runner(op, _choose("gather_rows", device, None).run)
+    return runs, [f"not {name}: {run}" for name, run in found.items() if isinstance(run, str)]
+
+
 def _by_problem(op: str) -> Choice:
     """Of a product on a GPU: native, triton or the library, by the problem, as ``choice`` has it. Without a kernel of ours
     the reference, which is the library too."""
-    found = {name: _BACKENDS[name](op, "cuda") for name in ("native", "triton")}
-    runs = {name: run for name, run in found.items() if not isinstance(run, str)}
-    reasons = [f"not {name}: {run}" for name, run in found.items() if isinstance(run, str)]
-    if not runs:
+    runs, reasons = ways(op, "cuda")
+    if list(runs) == ["library"]:
         return Choice("reference", "; ".join(reasons), getattr(reference, op))
-    gather = _choose("gather_rows", "cuda", None).run
-    ways = {**runs, "library": library.runner(op, gather)}
-    told = f"{' or '.join(ways)}, by the problem: doctor --explain --device cuda tells"
-    return Choice(next(iter(runs)), "; ".join([told, *reasons]), by_problem.runner(op, ways))
+    told = f"{' or '.join(runs)}, by the problem: doctor --explain --device cuda tells"
+    return Choice(next(iter(runs)), "; ".join([told, *reasons]), by_problem.runner(op, runs))
