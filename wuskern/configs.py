@@ -84,6 +84,18 @@ def wgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups:
     return tile, _chunk(tokens, 4 * tile.block_k, blocks, GEMM_PROGRAMS)
 
 
+def wgrad_candidates(
+    tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1
+) -> list[tuple[GemmTile, int]]:
+    """What autotuning tries: each tile, with as many programs as :func:`wgrad` wants, half and twice as many."""
+    found: dict[tuple[GemmTile, int], None] = {}
+    for tile in tiles:
+        blocks = _ceil_div(features, tile.block_m) * _ceil_div(k, tile.block_n) * groups
+        for programs in (GEMM_PROGRAMS // 2, GEMM_PROGRAMS, 2 * GEMM_PROGRAMS):
+            found[tile, _chunk(tokens, 4 * tile.block_k, blocks, programs)] = None
+    return list(found)
+
+
 def dgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1) -> GemmTile:
     """``tokens`` are the input pixels of a convolution; ``features`` and ``k`` are those of one group."""
     small, large = tiles[0], tiles[-1]

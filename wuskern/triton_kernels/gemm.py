@@ -30,6 +30,14 @@ def tiles(kernel: str, dy: Tensor, scattered: bool = False) -> tuple[GemmTile, .
     return configs.products(architecture_of(dy.device), kernel, dy.itemsize, scattered)
 
 
+def problem(kernel: str, sizes: tuple[int, ...], operands: tuple[Tensor, ...], scattered: bool, setting: str) -> str:
+    """What a kernel's time depends on: the key of what autotuning keeps."""
+    strides = [["x" if s != 1 else "1" for s in t.stride()] for t in operands]
+    lies = ",".join("".join(of_one) for of_one in strides)
+    dtype = str(operands[0].dtype)[6:]
+    return f"{kernel} {dtype} {setting} {'x'.join(map(str, sizes))} {lies}{' scattered' if scattered else ''}"
+
+
 def scattered(images: Tensor, groups: int) -> bool:
     """Whether a convolution finds the channels of ``images`` (of a group) apart, unaligned or too many for 32-bit offsets."""
     strides = images.stride()
