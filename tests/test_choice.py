@@ -57,14 +57,32 @@ def test_counts_by_hand():
     rest = (2048 * 4096 + 204 * 4096) * 2  # dx, the weight's rows
     found = choice.counts(LINEAR, "sm_80")
     ours = choice.Count(read + 2 * compact + rest, 2 * 2048 * 4096 * 224, 2)  # gathered first: 64 tiles would read it again
-    assert found["native"] == found["triton"] == ours
+    assert found["native"] == found["triton"] == ours  # packed
     assert found["library"].launches == 3  # two gathers and a product
     assert found["library"].moved == ours.moved + 2 * 204 * 4096 * 2
 
 
+def test_what_lies_in_planes_or_not_in_eights_is_packed_by_the_cuda_kernels():
+    """A convolution of 16 channels, 3 x 3, of 1000 pixels, 24 rows, in two bytes."""
+    p = Product("rowsparse_wgrad_conv2d", "bfloat16", 1000, 144, out=24, k=24, inputs=16000, taps=9)
+    least = choice.counts(p, "9.0")["native"]
+    assert least.moved < choice.counts(dataclasses.replace(p, planes=True), "9.0")["native"].moved == least.moved + 4 * 40000
+    odd = dataclasses.replace(p, out=20, k=20)
+    assert choice.counts(odd, "9.0")["native"].launches == least.launches + 1
+    assert choice.counts(dataclasses.replace(odd, dtype="float32"), "9.0")["native"].launches == least.launches
+
+
+def test_tf32_is_for_triton_and_the_library():
+    p = dataclasses.replace(LINEAR, dtype="float32", tokens=32768, inputs=32768 * 4096, out=2048, k=2048)
+    exact, allowed = (choice.choose(dataclasses.replace(p, tf32=tf32), "9.0").seconds for tf32 in (False, True))
+    assert exact["native"] == allowed["native"]
+    assert allowed["library"] < exact["library"] / 5
+    assert allowed["triton"] < exact["triton"] / 5
+
+
 def test_a_compact_dy_is_read_once():
-    compact = dataclasses.replace(LINEAR, out=204)
-    assert choice.counts(compact, "8.0")["native"].moved == (2048 * 204 + 2048 * 4096 + 204 * 4096) * 2
+    compact = dataclasses.replace(LINEAR, out=208, k=208)
+    assert choice.counts(compact, "8.0")["native"].moved == (2048 * 208 + 2048 * 4096 + 208 * 4096) * 2
 
 
 def test_partial_sums_are_written_and_read():

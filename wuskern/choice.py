@@ -21,8 +21,9 @@ WAYS = ("native", "triton", "library")  # the first of those that take the same
 SECTOR = 32  # bytes that a GPU reads at least
 
 # The share of a peak rate of products that a way is taken to reach until it was measured. An assumption, ours: the libraries
-# are tuned for each GPU, a kernel that gathers spends registers on addresses.
+# are tuned for each GPU, a kernel that gathers spends registers on addresses, and the CUDA C++ ones have no tcgen05.
 REACHED = {"native": 0.6, "triton": 0.5, "library": 0.75}
+REACHED_WITHOUT_TCGEN05 = 0.3  # native on sm_100
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,10 @@ def counts(p: Product, capability: str) -> dict[str, Count]:
     filled, reads, chunks = (_wgrad if p.is_wgrad else _dgrad)(p, allowed)
     partial_sums = 2 * chunks * p.k * p.features * max(4, p.itemsize) if chunks > 1 else 0  # written and read
     operations, launches = int(p.operations * filled), 2 if chunks > 1 else 1
-    ours, library = (
-        Count(moved + p.other_bytes + partial_sums, operations, launches + more)
-        for moved, more in (_in_place(p, reads), _gathered(p))
-    )
-    return {"native": ours, "triton": ours, "library": library}
+    copies = {"native": _packed(p), "triton": _in_place(p, reads), "library": _gathered(p)}
+    return {
+        way: Count(moved + p.other_bytes + partial_sums, operations, launches + more) for way, (moved, more) in copies.items()
+    }
 
 
 def _read_chosen(p: Product) -> int:
@@ -72,8 +72,23 @@ def _read_chosen(p: Product) -> int:
     return int(p.tokens * p.out * p.itemsize * touched)
 
 
+def _packed(p: Product) -> tuple[int, int]:
+    """Bytes of dy and of copies, and further launches, of the CUDA C++ kernels: in two bytes they read operands whose channels
+    lie in eights, and pack others; of a convolution's dX, the weight's rows too. Wider elements are read where they lie."""
+    moved, launches = _read_chosen(p), 0
+    if p.itemsize > 2:
+        return moved, launches
+    if p.k < p.out or p.planes or p.k // p.groups % 8:
+        moved, launches = moved + 2 * p.compact_bytes, 1
+    if p.is_wgrad and p.is_conv2d and (p.planes or p.features // p.taps % 8):
+        moved, launches = moved + 2 * p.inputs * p.itemsize, launches + 1
+    if not p.is_wgrad and p.is_conv2d:
+        moved, launches = moved + 2 * p.k * p.features * p.itemsize, launches + 1
+    return moved, launches
+
+
 def _in_place(p: Product, reads: int) -> tuple[int, int]:
-    """Bytes of dy, and further launches, of a kernel that gathers as it reads, or first where that is the cheaper."""
+    """The same of the Triton kernels, which gather as they read, or first where that is the cheaper."""
     if p.k < p.out and configs.gathers_first(0 if p.planes else 1, reads):
         return _read_chosen(p) + 2 * p.compact_bytes, 1
     return _read_chosen(p), 0
@@ -132,7 +147,10 @@ def choose(
 
 
 def _floor(way: str, capability: str, p: Product) -> float:
-    return counts(p, capability)[way].floor(RATES[architecture(capability)], p.rate, REACHED[way])
+    """The CUDA C++ kernels multiply float32 exactly, whatever torch allows."""
+    arch = architecture(capability)
+    reached = REACHED_WITHOUT_TCGEN05 if (way, arch) == ("native", "sm_100") else REACHED[way]
+    return counts(p, capability)[way].floor(RATES[arch], p.dtype if way == "native" else p.rate, reached)
 
 
 def floor(p: Product, capability: str) -> float:
