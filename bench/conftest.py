@@ -72,7 +72,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if path is not None:
         failed = terminalreporter.stats.get("failed") and config.getoption("--device") == "cpu"
         terminalreporter.write_line(f"results: {path}" if rows and not failed else "no results")
-    if config.getoption("--device") == "cuda":
+    if "bench/gpu" in " ".join(config.args):
         for line in gpu_summary.lines(rows, config.stash[CEILINGS].as_dict() if rows else {}):
             terminalreporter.write_line(line)
 

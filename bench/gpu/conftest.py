@@ -3,6 +3,7 @@
     pytest bench/gpu --device cuda --budget 540 --results bench/results/h200.json    # what `make bench-gpu` runs
     pytest bench/gpu --device cuda --benchmark-disable                               # verify every case, time nothing
     pytest bench/gpu --benchmark-disable                                             # the same of tiny ones, on a CPU
+    pytest bench/gpu --budget 60 --rounds 2                                          # a rehearsal: tiny ones timed, on a CPU
 
 A file that has spent its share of ``--budget`` skips what is left of it, and says so; what it leaves goes to the next files.
 """
@@ -37,9 +38,9 @@ def deadline(budget: float, spent: float, file: str) -> float:
 @pytest.fixture(autouse=True)
 def _in_time(request):
     config = request.config
-    if config.getoption("--device") == "cpu" and not config.getoption("--benchmark-disable"):
-        pytest.skip("for a GPU: --device cuda")
     budget = config.getoption("--budget")
+    if config.getoption("--device") == "cpu" and budget is None and not config.getoption("--benchmark-disable"):
+        pytest.skip("for a GPU: --device cuda")
     if budget is None:
         return
     now, file = time.monotonic(), request.module.__name__.rsplit(".", 1)[1]
