@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cases import Conv
 from tests.rowsparse import LINEARS, NUMERIC, conv_tensors, integers, some_rows, stock_dgrad, stock_wgrad
-from wuskern import backends, by_problem, choice, gpus, library, measured, reference
+from wuskern import backends, by_problem, choice, gpus, library, measured, ops, reference
 from wuskern.gpus import ARCHITECTURES, architecture
 from wuskern.product import OPS, Product
 from wuskern.shapes import memory_format
@@ -265,3 +266,34 @@ def test_a_gpu_takes_the_ways_that_there_are(monkeypatch, there):
         assert (f"not {name}: no {name} here" in taken.reason) == (name not in there)
     if there:
         assert taken.reason.startswith(f"{' or '.join((*there, 'library'))}, by the problem")
+
+
+# ---- with a GPU -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("way", [*choice.WAYS, "chosen"])
+def test_every_way_is_right_on_a_gpu(way, layout, dtype):
+    """Of small integers, whose sums are exact, up to the rounding of the result."""
+    t = conv_tensors(Conv("3x3", 4, 16, 48, 12, 3, padding=1), dtype, layout, k=8)
+    dy, x, weight, rows = (tensor.cuda() for tensor in (t.dy, t.x, t.weight, t.rows))
+    calls = {
+        "rowsparse_wgrad": (dy[:, :, 0, 0], x[:, :, 0, 0], rows),
+        "rowsparse_dgrad": (dy[:, :, 0, 0], weight[:, :, 0, 0], rows),
+        "rowsparse_wgrad_conv2d": (dy, x, rows, (3, 3), *t.geometry),
+        "rowsparse_dgrad_conv2d": (dy, weight, rows, x.shape[2:], *t.geometry),
+    }
+    for op, arguments in calls.items():
+        runs = {"chosen": getattr(ops, op)} | backends.ways(op, "cuda")[0]
+        if way in runs:
+            exact = getattr(reference, op)(*(a.double() if a is not rows else a for a in arguments[:3]), *arguments[3:])
+            assert torch.equal(runs[way](*arguments), exact.to(dtype)), op
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_its_capability_and_its_architecture_is_known():
+    device = torch.device("cuda")
+    assert gpus.architecture_of(device) in ARCHITECTURES
+    assert gpus.capability_of(device) == gpus.capability_of(torch.device("cuda", torch.cuda.current_device()))

@@ -171,3 +171,17 @@ def test_every_product_is_tuned_and_stays_right(monkeypatch):
             torch.testing.assert_close(getattr(ops, op)(*arguments), getattr(reference, op)(*arguments))
     kept = tuning.read(tuning.file_of(CPU))
     assert [key.split()[0] for key in kept] == ["wgrad", "dgrad", "wgrad_conv2d", "dgrad_conv2d"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_timed_by_its_events_and_a_capture_takes_the_pure_choice(folder):
+    dy, x, rows = (t.cuda() for t in (torch.randn(512, 64), torch.randn(512, 128), torch.arange(0, 64, 4)))
+    assert tuning.clock(lambda: dy.t() @ x, dy.device) > 0
+    with wk.autotune(), backends.backend("triton"):
+        torch.testing.assert_close(ops.rowsparse_wgrad(dy, x, rows), reference.rowsparse_wgrad(dy, x, rows))
+        kept = tuning.read(tuning.file_of(dy.device))
+        assert len(kept) == 1
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            ops.rowsparse_wgrad(dy, x[:, :96].contiguous(), rows)
+    assert tuning.read(tuning.file_of(dy.device)) == kept
