@@ -176,6 +176,13 @@ def test_a_measured_way_is_not_compared_with_one_that_nobody_measured():
     assert choice.choose(LINEAR, "9.0", ("native",), only).way == "native"
 
 
+def test_of_the_points_nearby_the_nearer_weigh_more():
+    """At distances 1 and 2 (of taps, in powers of two), measured at 2 and 32 times the floor: weights 1 and 1/4."""
+    one, two, eight = (dataclasses.replace(LINEAR, taps=taps) for taps in (1, 2, 8))
+    table = measured.Point(one, (("native", 2.0),)), measured.Point(eight, (("native", 32.0),))
+    assert measured.slowdown(table, two, "native", lambda p: 1.0) == pytest.approx(2 ** ((1 + 5 / 4) / (1 + 1 / 4)))
+
+
 def test_problems_of_another_kind_say_nothing():
     other = dataclasses.replace(LINEAR, dtype="float32")
     assert measured.slowdown(points(linear(64, 64, 4)), other, "native", lambda p: 1.0) is None
