@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import results
+from bench import gpu_summary, results
 from bench.ceilings import Ceilings
 from bench.clocks import settle_allocator
 from bench.race import ROUNDS, Race, race_clock
@@ -36,6 +36,7 @@ def pytest_addoption(parser):
     group.addoption("--results", type=Path, metavar="PATH", help="write this run to a JSON file")
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     group.addoption("--rounds", type=positive, default=ROUNDS, metavar="N", help=f"rounds of each race (default: {ROUNDS})")
+    group.addoption("--budget", type=float, metavar="SECONDS", help="of bench/gpu: start no case later (default: none)")
     group.addoption("--copies", type=positive, metavar="N", help="sets of inputs that rotate; 1: warm (default: by size)")
 
 
@@ -55,7 +56,8 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session, exitstatus):
     path, rows = session.config.getoption("--results"), session.config.stash[ROWS]
-    if path is not None and exitstatus == 0 and rows:
+    on_gpu = session.config.getoption("--device") == "cuda"  # minutes on a GPU are not thrown away for one case that failed
+    if path is not None and (exitstatus == 0 or on_gpu) and rows:
         results.write(path, rows, session.config.stash[CEILINGS])
 
 
@@ -68,7 +70,11 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{group}: peer / ours {mean:.2f} (geometric mean of {len(faster)}), worst {worst:.2f}")
     path = config.getoption("--results")
     if path is not None:
-        terminalreporter.write_line(f"results: {path}" if rows and not terminalreporter.stats.get("failed") else "no results")
+        failed = terminalreporter.stats.get("failed") and config.getoption("--device") == "cpu"
+        terminalreporter.write_line(f"results: {path}" if rows and not failed else "no results")
+    if "bench/gpu" in " ".join(config.args):
+        for line in gpu_summary.lines(rows, config.stash[CEILINGS].as_dict() if rows else {}):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
-"""Regret of the CPU's choice of paths: the time of the chosen path over that of the best one, per problem.
+"""Regret of a choice: the time of the chosen path over that of the best one, per problem.
 
-python -m bench.regret [PATH.json]
+    python -m bench.regret [PATH.json]                          # the CPU's paths (wuskern/paths.py)
+    python -m bench.regret --device cuda [--fill] [PATH.json]   # a GPU's ways (wuskern/choice.py); see bench/gpu/regret.py
 
 The problems are none of those that the rules of wuskern/paths.py were made from, which are the convolutions of networks in
 tests/cases.py. All paths of a problem are verified against the first, then timed in turn within one run, each called once
 before it is timed; the regret compares their medians.
 """
 
+import argparse
 import dataclasses
 import json
 import statistics
@@ -14,11 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.clocks import settle_allocator
+from bench.gpu import regret as on_cuda
 from bench.results import provenance
 from tests.cases import MEMORY_FORMATS, Conv
 from wuskern import backends, native, paths
@@ -101,26 +105,36 @@ def measure(problem: Problem) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) > 1:
-        print("usage: python -m bench.regret [PATH.json]", file=sys.stderr)
-        return 2
-    if obstacle := backends.library_obstacle("cpu"):
-        print(f"no compiled library: {obstacle}", file=sys.stderr)
+    parser = argparse.ArgumentParser(prog="python -m bench.regret", description=__doc__.splitlines()[0])
+    parser.add_argument("path", nargs="?", type=Path, metavar="PATH.json", help="write what was measured there")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--fill", action="store_true", help="cuda: measure the package's table of this architecture anew first")
+    asked = parser.parse_args(arguments)
+    if obstacle := _obstacle(asked.device):
+        print(obstacle, file=sys.stderr)
         return 1
     settle_allocator()
     torch.manual_seed(0)
-    rows = []
-    for problem in (*linear_problems(), *conv_problems()):
-        milliseconds = measure(problem)
-        regret = milliseconds[problem.chosen] / min(milliseconds.values()) - 1
-        rows.append({"problem": problem.name, "chosen": problem.chosen, "milliseconds": milliseconds, "regret": regret})
-        times = ", ".join(f"{name} {time:.3f}" for name, time in milliseconds.items())
-        print(f"{regret:6.1%}  {problem.name}: {problem.chosen} of {times} ms", flush=True)
+    if asked.device == "cuda":
+        rows = on_cuda.rows("cuda", asked.fill)
+    else:
+        rows = [_row(problem, measure(problem)) for problem in (*linear_problems(), *conv_problems())]
     regrets = [row["regret"] for row in rows]
     print(f"regret of {len(rows)} problems: median {statistics.median(regrets):.1%}, worst {max(regrets):.1%}")
-    if arguments:
-        replace(Path(arguments[0]), json.dumps({"environment": provenance("cpu"), "rows": rows}, indent=1))
+    if asked.path is not None:
+        replace(asked.path, json.dumps({"environment": provenance(asked.device), "rows": rows}, indent=1))
     return 0
+
+
+def _obstacle(device: str) -> str | None:
+    if device == "cuda":
+        return None if torch.cuda.is_available() else "this machine has no GPU that PyTorch sees"
+    obstacle = backends.library_obstacle("cpu")
+    return obstacle and f"no compiled library: {obstacle}"
+
+
+def _row(problem: Problem, milliseconds: dict[str, float]) -> dict[str, Any]:
+    return on_cuda.told(problem.name, problem.chosen, milliseconds)
 
 
 if __name__ == "__main__":

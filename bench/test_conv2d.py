@@ -6,13 +6,17 @@ decides whether the C library has to fault its memory in again.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn as nn
+from torch import Tensor
 
+from bench.race import Race
 from tests.accuracy import assert_as_right_as_stock
-from tests.cases import MEMORY_FORMATS, NETWORK_CONVS
+from tests.cases import MEMORY_FORMATS, NETWORK_CONVS, Conv
 from wuskern import SkippableConv2d, convert, reference
 
 
@@ -20,6 +24,13 @@ from wuskern import SkippableConv2d, convert, reference
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("case", NETWORK_CONVS, ids=str)
 def test_conv2d(case, layout, dtype, device, race):
+    bias_only(race, case, layout, dtype, device, lambda: case.input(dtype).to(device))
+
+
+def bias_only(
+    race: Race, case: Conv, layout: str, dtype: torch.dtype, device: str, make: Callable[[], Tensor], **facts: Any
+) -> None:
+    """``make``: makes an x. facts: go to the race as they are."""
     stock: nn.Conv2d = case.layer(dtype).to(device, memory_format=MEMORY_FORMATS[layout])
     ours = convert(copy.deepcopy(stock))
     assert isinstance(ours, SkippableConv2d)
@@ -30,7 +41,7 @@ def test_conv2d(case, layout, dtype, device, race):
 
     def inputs():
         """One forward of both layers on the same input, and a gradient of their output as the backward above would hand it."""
-        x = case.input(dtype).to(device).contiguous(memory_format=MEMORY_FORMATS[layout])
+        x = make().contiguous(memory_format=MEMORY_FORMATS[layout])
         graphs = {name: graph(layer, x) for name, layer in (("ours", ours), ("frozen", stock))}
         assert torch.equal(graphs["ours"][0], graphs["frozen"][0])
         return graphs, torch.randn_like(graphs["ours"][0]), x
@@ -52,7 +63,6 @@ def test_conv2d(case, layout, dtype, device, race):
     elements = case.batch * case.channels * case.side**2
     race(
         {"ours": backward("ours"), "frozen": backward("frozen"), "dgrad": dgrad},
-        group="conv2d",
         case=f"{case.name} {layout} {str(dtype)[6:]}",
         inputs=inputs,
         verify=verify,
@@ -65,6 +75,7 @@ def test_conv2d(case, layout, dtype, device, race):
         problem=[case.batch, case.channels, case.out, case.side, case.kernel, case.stride, case.groups],
         layout=layout,
         dtype_name=str(dtype)[6:],
+        **{"group": "conv2d", **facts},
     )
 
 

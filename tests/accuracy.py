@@ -12,9 +12,9 @@ def assert_as_right_as_stock(ours: Tensor, stock: Tensor, exact: Tensor) -> None
     assert ours.dtype == stock.dtype, f"dtype: expected {stock.dtype}, got {ours.dtype}"
     if exact.numel() == 0:
         return
-    exact = exact.detach().double().cpu()
-    error = (ours.detach().double().cpu() - exact).abs().max().item()
-    stock_error = (stock.detach().double().cpu() - exact).abs().max().item()
+    exact = exact.detach().double().to(ours.device)
+    error = (ours.detach().double() - exact).abs().max().item()
+    stock_error = (stock.detach().double().to(ours.device) - exact).abs().max().item()
     bound = 2 * stock_error + torch.finfo(ours.dtype).eps * exact.abs().max().item()
     assert error <= bound, f"error {error:.3e} is over {bound:.3e} (stock {stock_error:.3e})"
 

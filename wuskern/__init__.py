@@ -10,6 +10,7 @@ from wuskern.doctor import doctor
 from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
 from wuskern.optim import clip_grad_norm_, unscale_
 from wuskern.rows import PerExample, RowGrad, Rows, Scores, TopK
+from wuskern.tuning import autotune
 
 try:
     __version__ = version("wuskern")
@@ -25,6 +26,7 @@ __all__ = [
     "SkippableConv2d",
     "SkippableLinear",
     "TopK",
+    "autotune",
     "backend",
     "clip_grad_norm_",
     "convert",

@@ -2,7 +2,9 @@
 
 ``reference`` runs everywhere. ``native`` is the compiled library: C++ on CPU, CUDA C++ on NVIDIA. ``triton`` is any GPU
 that Triton serves (and, with ``TRITON_INTERPRET=1``, the CPU, slowly). The fastest one that can run a problem is taken.
-An explicit wish, ``WUSKERN_BACKEND`` or ``with wuskern.backend(name)``, is obeyed or raises.
+On a GPU, the products take the fastest way that ``choice`` knows for each problem, the libraries' among them. An explicit
+wish, ``WUSKERN_BACKEND`` or ``with wuskern.backend(name)``, is obeyed or raises: "native" and "triton" are then kernels of
+ours alone, and the library's way is "reference".
 """
 
 import contextlib
@@ -19,7 +21,8 @@ from typing import Any
 
 import torch
 
-from wuskern import native, native_updates, reference
+from wuskern import by_problem, library, native, native_updates, reference
+from wuskern.product import OPS as PRODUCTS
 
 NAMES = ("native", "triton", "reference")  # in order of preference
 LIBRARIES = {"cpu": "libwuskern_cpu.so", "cuda": "libwuskern_cuda.so"}
@@ -161,6 +164,8 @@ def _choose(op: str, device: str, wish: str | None) -> Choice:
             raise RuntimeError(f"backend {wish!r} cannot run {op} on {device}: {run}")
         return Choice(wish, "asked for", run)
 
+    if device == "cuda" and op in PRODUCTS:
+        return _by_problem(op)
     obstacles: list[str] = []
     for name in NAMES:
         if name == "triton" and device == "cpu":
@@ -170,3 +175,21 @@ def _choose(op: str, device: str, wish: str | None) -> Choice:
             return Choice(name, "; ".join(obstacles) or "the fastest one here", run)
         obstacles.append(f"not {name}: {run}")
     raise AssertionError("reference runs everything")
+
+
+def ways(op: str, device: str) -> tuple[dict[str, Callable[..., Any]], list[str]]:
+    """How a product of the chosen rows can run, by way (``choice``), and why others cannot."""
+    found = {name: _BACKENDS[name](op, device) for name in ("native", "triton")}
+    runs = {name: run for name, run in found.items() if not isinstance(run, str)}
+    runs["library"] = library.runner(op, _choose("gather_rows", device, None).run)
+    return runs, [f"not {name}: {run}" for name, run in found.items() if isinstance(run, str)]
+
+
+def _by_problem(op: str) -> Choice:
+    """Of a product on a GPU: native, triton or the library, by the problem, as ``choice`` has it. Without a kernel of ours
+    the reference, which is the library too."""
+    runs, reasons = ways(op, "cuda")
+    if list(runs) == ["library"]:
+        return Choice("reference", "; ".join(reasons), getattr(reference, op))
+    told = f"{' or '.join(runs)}, by the problem: doctor --explain --device cuda tells"
+    return Choice(next(iter(runs)), "; ".join([told, *reasons]), by_problem.runner(op, runs))

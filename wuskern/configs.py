@@ -1,113 +1,31 @@
 """What runs for a problem: whether rows are gathered, and the Triton kernels' launches. Pure, printable, no I/O.
 
-What a function of a launch can return is enumerable (``ALL``), so that tests compile every configuration that can be
-dispatched, for every target.
+A function of a launch returns a tile of ``wuskern/tiles.py``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from wuskern.tiles import (
+    FEW_SCORES,
+    LONG_PLANES,
+    LONG_ROWS,
+    MANY_SCORES,
+    NARROW_ROWS,
+    PRODUCTS,
+    SHORT_PLANES,
+    SHORT_ROWS,
+    WIDE_ROWS,
+    GemmTile,
+    PlanesTile,
+    RowsTile,
+    SelectTile,
+    UpdateTile,
+)
 
 
 def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
-
-@dataclass(frozen=True)
-class RowsTile:
-    """One program of ``sum_rows``: it adds tiles of ``block_rows`` x ``block_columns``."""
-
-    block_rows: int
-    block_columns: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class PlanesTile:
-    """One program of ``sum_planes``: it adds tiles of ``block_channels`` x ``block_inner``."""
-
-    block_channels: int
-    block_inner: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class SelectTile:
-    """The program of ``select``: it looks at ``chunk`` scores at a time."""
-
-    chunk: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class UpdateTile:
-    """One program of ``update_sgd`` or ``update_adam``: it updates ``block`` neighbours of one row."""
-
-    block: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class GemmTile:
-    """One program of a product: ``block_m`` x ``block_n`` results, ``block_k`` terms of their sums at a time."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-WIDE_ROWS = RowsTile(block_rows=32, block_columns=128, num_warps=8)
-NARROW_ROWS = RowsTile(block_rows=256, block_columns=16, num_warps=4)
-LONG_PLANES = PlanesTile(block_channels=4, block_inner=1024, num_warps=4)
-SHORT_PLANES = PlanesTile(block_channels=32, block_inner=64, num_warps=8)
-FEW_SCORES = SelectTile(chunk=1024, num_warps=4)
-MANY_SCORES = SelectTile(chunk=2048, num_warps=16)
-LONG_ROWS = UpdateTile(block=1024, num_warps=4)
-SHORT_ROWS = UpdateTile(block=128, num_warps=1)
-
-# By the bytes of an element: two on tensor cores, four and eight where exact products may take ordinary arithmetic. The
-# chosen rows are block_n of a weight's gradient and summed over in an input's. An address for each element takes registers:
-# a convolution that cannot read its channels as vectors takes the smaller tiles.
-WGRAD = {
-    2: tuple(GemmTile(128, n, 32, num_warps=8, num_stages=4) for n in (16, 32, 64, 128)),
-    4: tuple(GemmTile(64, n, 32, num_warps=8, num_stages=3) for n in (16, 32, 64)),
-    8: tuple(GemmTile(32, n, 16, num_warps=4, num_stages=2) for n in (16, 32)),
-}
-WGRAD_SCATTERED = {
-    2: tuple(GemmTile(64, n, 32, num_warps=8, num_stages=4) for n in (16, 32, 64)),
-    4: tuple(GemmTile(64, n, 16, w, num_stages=3) for n, w in ((16, 4), (32, 4), (64, 8))),
-    8: WGRAD[8],
-}
-DGRAD = {
-    2: tuple(GemmTile(m, m, k, w, num_stages=4) for m, w in ((64, 4), (128, 8)) for k in (16, 32)),
-    4: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=2) for k in (16, 32)),
-    8: (GemmTile(32, 32, 16, num_warps=4, num_stages=2),),
-}
-DGRAD_CONV2D = {
-    2: tuple(GemmTile(m, 64, k, num_warps=8, num_stages=4) for m in (64, 128) for k in (16, 32)),
-    4: DGRAD[4],
-    8: DGRAD[8],
-}
-DGRAD_SCATTERED = {
-    2: tuple(GemmTile(64, 64, k, num_warps=8, num_stages=4) for k in (16, 32)),
-    4: (GemmTile(64, 64, 16, num_warps=8, num_stages=2),),
-    8: DGRAD[8],
-}
-
-ALL = {
-    "sum_rows": (WIDE_ROWS, NARROW_ROWS),
-    "sum_planes": (LONG_PLANES, SHORT_PLANES),
-    "gather_columns": (WIDE_ROWS, NARROW_ROWS),
-    "gather_planes": (LONG_PLANES, SHORT_PLANES),
-    "select": (FEW_SCORES, MANY_SCORES),
-    "update_sgd": (LONG_ROWS, SHORT_ROWS),
-    "update_adam": (LONG_ROWS, SHORT_ROWS),
-    "wgrad": {False: WGRAD},  # scattered or not; bytes of an element; tiles
-    "wgrad_conv2d": {False: WGRAD, True: WGRAD_SCATTERED},
-    "dgrad": {False: DGRAD},
-    "dgrad_conv2d": {False: DGRAD_CONV2D, True: DGRAD_SCATTERED},
-}
 
 PROGRAMS = 1024  # wanted in one launch that adds: several for each processor of a large GPU
 GEMM_PROGRAMS = 256  # in one that multiplies: two
@@ -153,12 +71,29 @@ def gathers_first(row_stride: int, reads: int) -> bool:
     return row_stride == 1 and reads > 1
 
 
+def products(architecture: str, kernel: str, itemsize: int, scattered: bool = False) -> tuple[GemmTile, ...]:
+    """The tiles that ``kernel`` can have on one of ``gpus.ARCHITECTURES``, smallest first."""
+    return PRODUCTS[architecture][kernel][scattered][itemsize]
+
+
 def wgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1) -> tuple[GemmTile, int]:
     """The tile, and how many tokens (output pixels of a convolution) one program takes. ``features`` (channels times taps)
     and ``k`` are those of one group."""
     tile = next((t for t in tiles if t.block_n >= k), tiles[-1])
     blocks = _ceil_div(features, tile.block_m) * _ceil_div(k, tile.block_n) * groups
     return tile, _chunk(tokens, 4 * tile.block_k, blocks, GEMM_PROGRAMS)
+
+
+def wgrad_candidates(
+    tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1
+) -> list[tuple[GemmTile, int]]:
+    """What autotuning tries: each tile, with as many programs as :func:`wgrad` wants, half and twice as many."""
+    found: dict[tuple[GemmTile, int], None] = {}
+    for tile in tiles:
+        blocks = _ceil_div(features, tile.block_m) * _ceil_div(k, tile.block_n) * groups
+        for programs in (GEMM_PROGRAMS // 2, GEMM_PROGRAMS, 2 * GEMM_PROGRAMS):
+            found[tile, _chunk(tokens, 4 * tile.block_k, blocks, programs)] = None
+    return list(found)
 
 
 def dgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1) -> GemmTile:

@@ -1,4 +1,6 @@
-"""Compiles every configuration that can be dispatched, for every target, without a GPU; prints one JSON line each.
+"""Compiles every configuration that can be dispatched to a target, without a GPU; prints one JSON line each.
+
+    python tests/triton_kernels/compile_all.py [TARGET ...]    all targets, or those named
 
 A program of its own: kernels that the interpreter has taken over (TRITON_INTERPRET=1) cannot be compiled. Two processes.
 
@@ -9,6 +11,7 @@ Two ways for each, and what lies between them needs no more registers than the s
 
 import json
 import re
+import sys
 from dataclasses import astuple
 from multiprocessing import get_context
 
@@ -16,7 +19,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from wuskern import configs
+from wuskern import tiles
 from wuskern.triton_kernels import (
     bias_grad,
     gather_rows,
@@ -31,6 +34,7 @@ TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 SUMS = (bias_grad.sum_rows, bias_grad.sum_planes)
@@ -39,12 +43,10 @@ GEMMS = (rowsparse_wgrad.wgrad, rowsparse_wgrad.wgrad_conv2d, rowsparse_dgrad.dg
 UPDATES = (rowsparse_sgd_.update_sgd, rowsparse_adam_.update_adam)
 BYTES = {"bf16": 2, "fp32": 4, "fp64": 8}
 WIDE = {"bf16": "fp32", "fp16": "fp32", "fp32": "fp32", "fp64": "fp64"}
-# Of a sum: dtype of what is read, of what is written (another where a second pass follows), and the score beside it.
-SUMMED = [
-    *(("bf16", "bf16", ""), ("bf16", "fp32", ""), ("fp16", "fp32", ""), ("fp32", "fp32", ""), ("fp64", "fp64", "")),
-    *(("bf16", "fp32", "l1"), ("fp32", "fp32", "l2"), ("fp64", "fp64", "l1")),
-]
-MOVED = ("bf16", "fp32", "fp64")  # fp16 moves and multiplies as bf16
+# Of a sum: dtype of what is read, of what is written (another where a second pass follows), and the score beside it, which
+# only adds to what a sum without one does.
+SUMMED = [("bf16", "bf16", ""), ("bf16", "fp32", "l1"), ("fp32", "fp32", ""), ("fp32", "fp32", "l2"), ("fp64", "fp64", "l1")]
+MOVED = ("bf16", "fp32", "fp64")  # fp16 is read, added and multiplied by the instructions that bf16 is
 MULTIPLIED = [("bf16", "ieee"), ("fp32", "ieee"), ("fp32", "tf32"), ("fp64", "ieee")]
 TYPES = {"fp32": tl.float32, "fp64": tl.float64}
 INSTRUCTIONS = r"(?<![\w.])(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma)(?![a-z])"
@@ -83,7 +85,7 @@ def units(kernel, way):
 
 def sums():
     for kernel in SUMS:
-        for tile in configs.ALL[kernel.__name__]:
+        for tile in tiles.MEMORY[kernel.__name__]:
             side = ("BLOCK_R", "BLOCK_C") if kernel is bias_grad.sum_rows else ("BLOCK_C", "BLOCK_I")
             for src, out, score in SUMMED:
                 constants = dict(zip(side, astuple(tile), strict=False), ACC=TYPES[WIDE[src]], SCORE=score)
@@ -93,14 +95,14 @@ def sums():
 def gathers():
     for kernel in GATHERS:
         side = ("BLOCK_R", "BLOCK_C") if kernel is gather_rows.gather_columns else ("BLOCK_C", "BLOCK_I")
-        for tile in configs.ALL[kernel.__name__]:
+        for tile in tiles.MEMORY[kernel.__name__]:
             for src in MOVED:
                 yield kernel, tile, {"src": src, "rows": "i64", "out": src}, dict(zip(side, astuple(tile), strict=False))
 
 
 def selections():
-    for tile in configs.ALL["select"]:
-        for src, acc in WIDE.items():
+    for tile in tiles.MEMORY["select"]:
+        for src, acc in ((src, WIDE[src]) for src in MOVED):
             key, bits = (tl.uint64, 64) if acc == "fp64" else (tl.uint32, 32)
             constants = {"ACC": TYPES[acc], "KEY": key, "BITS": bits, "CHUNK": tile.chunk}
             yield select_rows.select, tile, {"scores": src, "out": "i64"}, constants
@@ -108,7 +110,7 @@ def selections():
 
 def updates():
     for src in MOVED:
-        tile, short = configs.ALL["update_adam"]
+        tile, short = tiles.MEMORY["update_adam"]
         for one in (tile, short) if src == "fp32" else (tile,):
             constants = {"ACC": TYPES[WIDE[src]], "BLOCK": one.block}
             pointers = dict.fromkeys(("param", "buffer", "first", "second", "most", "values"), src)
@@ -124,17 +126,20 @@ def only(kernel, pointers):
     return {name: kind for name, kind in pointers.items() if name in names}
 
 
-def problems():
+def problems(target):
     for kernel, tile, pointers, constants in (*sums(), *gathers(), *selections(), *updates()):
-        for way in ("aligned", "any"):
-            yield kernel, tile, pointers, constants, way
+        for way in ("any",) if kernel is select_rows.select else ("aligned", "any"):  # it reads by the element anyway
+            yield target, kernel, tile, pointers, constants, way
     for kernel in GEMMS:
-        for scattered, tables in configs.ALL[kernel.__name__].items():
-            ways = ("any",) if scattered else ("aligned",) if len(configs.ALL[kernel.__name__]) == 2 else ("aligned", "any")
+        tables = tiles.PRODUCTS[target][kernel.__name__]
+        for scattered, table in tables.items():
+            ways = ("any",) if scattered else ("aligned",) if len(tables) == 2 else ("aligned", "any")
             for src, precision in MULTIPLIED:
-                for tile in tables[BYTES[src]]:
+                if precision == "tf32" and TARGETS[target].backend == "hip":
+                    continue  # gemm.options asks for it nowhere but on NVIDIA
+                for tile in table[BYTES[src]]:
                     for way in ways:
-                        yield gemm(kernel, tile, src, precision, way)
+                        yield target, *gemm(kernel, tile, src, precision, way)
 
 
 def gemm(kernel, tile, src, precision, way):
@@ -149,8 +154,7 @@ def gemm(kernel, tile, src, precision, way):
 
 
 def compiled(index):
-    kernel, tile, pointers, constants, way = PROBLEMS[index // len(TARGETS)]
-    target = list(TARGETS)[index % len(TARGETS)]
+    target, kernel, tile, pointers, constants, way = PROBLEMS[index]
     gpu = TARGETS[target]
     options = {"num_warps": tile.num_warps, "num_stages": getattr(tile, "num_stages", 3), "enable_fp_fusion": kernel in GEMMS}
     result = compile(source(kernel, pointers, constants | units(kernel, way), way), target=gpu, options=options)
@@ -168,9 +172,9 @@ def compiled(index):
     return json.dumps(row)
 
 
-PROBLEMS = list(problems())
+PROBLEMS = [problem for target in sys.argv[1:] or TARGETS for problem in problems(target)]
 
 if __name__ == "__main__":
     with get_context("fork").Pool(2) as pool:
-        for line in pool.imap(compiled, range(len(PROBLEMS) * len(TARGETS)), chunksize=4):
+        for line in pool.imap(compiled, range(len(PROBLEMS)), chunksize=4):
             print(line, flush=True)

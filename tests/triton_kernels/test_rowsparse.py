@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import LAYOUTS
 from tests.conftest import OBSTACLES
-from wuskern import backends, configs, ops, reference
+from wuskern import backends, configs, ops, reference, tiles
 from wuskern.shapes import memory_format, output_size
 
 if obstacle := OBSTACLES["triton"]("cpu"):
@@ -131,9 +131,9 @@ def test_channels_that_are_read_as_vectors():
 @pytest.mark.parametrize("kernel", ["wgrad", "wgrad_conv2d", "dgrad", "dgrad_conv2d"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_tile(kernel, dtype, monkeypatch):
-    for tile in {t for tables in configs.ALL[kernel].values() for t in tables[dtype.itemsize]}:
-        only = dict.fromkeys((2, 4, 8), (tile,))
-        monkeypatch.setitem(configs.ALL, kernel, {False: only, True: only})
+    every = [tables for kernels in tiles.PRODUCTS.values() for tables in kernels[kernel].values()]
+    for tile in {(t.block_m, t.block_n, t.block_k): t for tables in every for t in tables[dtype.itemsize]}.values():
+        monkeypatch.setattr(configs, "products", lambda *_, tile=tile: (tile,))
         if kernel.endswith("conv2d"):
             check_conv(dtype, (2, 3, 5, 6), 20, 18, (3, 3), (1, 1), (1, 1), (1, 1), 1)
         else:
@@ -148,7 +148,7 @@ def test_offsets_of_64_bits(monkeypatch):
 
 def test_sums_are_split_and_have_the_same_bits_twice():
     dy, x, rows = torch.randn(700, 20), torch.randn(700, 30), choose(20, 5)
-    tokens = configs.wgrad(configs.ALL["wgrad"][False][4], 700, 30, 5)[1]
+    tokens = configs.wgrad(configs.products("sm_80", "wgrad", 4), 700, 30, 5)[1]
     assert tokens < 350
     assert torch.equal(check("rowsparse_wgrad", dy, x, rows), check("rowsparse_wgrad", dy, x, rows))
 
@@ -224,7 +224,7 @@ def test_any_conv2d(data):
 
 
 def test_float32_is_multiplied_as_torch_is_told_to():
-    tile, operand = configs.WGRAD[4][0], (torch.zeros(3),)
+    tile, operand = configs.products("sm_80", "wgrad", 4)[0], (torch.zeros(3),)
     assert gemm.options(tile, torch.float32, operand, "none")["PRECISION"] == "ieee"
     assert gemm.options(tile, torch.float32, operand, "ieee")["PRECISION"] == "ieee"
     assert gemm.options(tile, torch.float32, operand, "tf32")["PRECISION"] == "tf32"
@@ -232,7 +232,7 @@ def test_float32_is_multiplied_as_torch_is_told_to():
 
 
 def test_more_than_2_31_elements_are_indexed_in_64_bits():
-    tile, large = configs.WGRAD[4][0], torch.zeros(1).expand(2**31)
+    tile, large = configs.products("sm_80", "wgrad", 4)[0], torch.zeros(1).expand(2**31)
     sliced = torch.empty(2, 2**30, device="meta").as_strided((2, 2), (2**31, 1))
     assert [str(gemm.options(tile, torch.float32, (t,), "none")["INDEX"]) for t in (torch.zeros(9), large, sliced)] == [
         "int32", "int64", "int64",

@@ -5,11 +5,13 @@ import triton.language as tl
 from torch import Tensor
 
 from wuskern import configs
+from wuskern.gpus import architecture_of
+from wuskern.tiles import GemmTile
 from wuskern.triton_kernels.bias_grad import accumulator
 from wuskern.triton_kernels.gather_rows import gather_rows, usable
 
 
-def options(tile: configs.GemmTile, dtype: torch.dtype, operands: tuple[Tensor, ...], setting: str) -> dict:
+def options(tile: GemmTile, dtype: torch.dtype, operands: tuple[Tensor, ...], setting: str) -> dict:
     """Keyword arguments of a launch: types, tile, and how float32 is multiplied (``setting`` is torch's)."""
     return {
         "ACC": accumulator(dtype),
@@ -24,8 +26,16 @@ def options(tile: configs.GemmTile, dtype: torch.dtype, operands: tuple[Tensor, 
     }
 
 
-def tiles(kernel: str, dtype: torch.dtype, scattered: bool = False) -> tuple[configs.GemmTile, ...]:
-    return configs.ALL[kernel][scattered][dtype.itemsize]
+def tiles(kernel: str, dy: Tensor, scattered: bool = False) -> tuple[GemmTile, ...]:
+    return configs.products(architecture_of(dy.device), kernel, dy.itemsize, scattered)
+
+
+def problem(kernel: str, sizes: tuple[int, ...], operands: tuple[Tensor, ...], scattered: bool, setting: str) -> str:
+    """What a kernel's time depends on: the key of what autotuning keeps."""
+    strides = [["x" if s != 1 else "1" for s in t.stride()] for t in operands]
+    lies = ",".join("".join(of_one) for of_one in strides)
+    dtype = str(operands[0].dtype)[6:]
+    return f"{kernel} {dtype} {setting} {'x'.join(map(str, sizes))} {lies}{' scattered' if scattered else ''}"
 
 
 def scattered(images: Tensor, groups: int) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor
 from wuskern import configs
 from wuskern.shapes import as_matrix, memory_format
 from wuskern.triton_kernels.gather_rows import usable
-from wuskern.triton_kernels.gemm import chosen, options, scattered, tiles
+from wuskern.triton_kernels.gemm import chosen, options, problem, scattered, tiles
+from wuskern.tuning import Config, pick
 
 
 @triton.jit
@@ -99,20 +100,31 @@ def dgrad_conv2d(
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     """See :func:`wuskern.ops.rowsparse_dgrad`."""
     k, features = rows.shape[0], weight.shape[1]
-    out = dy.new_empty((*dy.shape[:-1], features))
-    if out.numel() == 0 or k == 0:
-        return out.zero_()
+    shape = (*dy.shape[:-1], features)
+    if 0 in (*shape, k):
+        return dy.new_zeros(shape)
     dy, rows = as_matrix(dy), usable(rows, weight.shape[0])
     tokens = dy.shape[0]
-    tile = configs.dgrad(tiles("dgrad", dy.dtype), tokens, features, k)
-    feature_blocks = triton.cdiv(features, tile.block_n)
-    with torch.cuda.device_of(dy):
-        dy, rows = chosen(dy, rows, -1, feature_blocks)
+    allowed, setting = tiles("dgrad", dy), torch.backends.cuda.matmul.fp32_precision
+
+    def run(config: Config) -> Tensor:
+        tile, out = config[0], dy.new_empty(shape)
+        feature_blocks = triton.cdiv(features, tile.block_n)
+        some, index = chosen(dy, rows, -1, feature_blocks)
         dgrad[(triton.cdiv(tokens, tile.block_m) * feature_blocks,)](
-            dy, weight, rows, out, tokens, features, k, *dy.stride(), *weight.stride(),
-            PACKED=dy.shape[1] == k, **options(tile, dy.dtype, (dy, weight, out), torch.backends.cuda.matmul.fp32_precision),
+            some, weight, index, out, tokens, features, k, *some.stride(), *weight.stride(),
+            PACKED=some.shape[1] == k, **options(tile, dy.dtype, (some, weight, out), setting),
         )  # fmt: skip
-    return out
+        return out
+
+    sizes = tokens, features, k
+
+    def key() -> str:
+        return problem("dgrad", (*sizes, dy.shape[1]), (dy, weight), False, setting)
+
+    with torch.cuda.device_of(dy):
+        default = configs.dgrad(allowed, *sizes), 0
+        return run(pick(key, dy.device, default, lambda: [(tile, 0) for tile in allowed], run))
 
 
 def rowsparse_dgrad_conv2d(
@@ -128,22 +140,34 @@ def rowsparse_dgrad_conv2d(
     """See :func:`wuskern.ops.rowsparse_dgrad_conv2d`."""
     k, channels, rows = rows.shape[0] // groups, weight.shape[1], usable(rows, weight.shape[0])
     shape = dy.shape[0], channels * groups, *input_size
-    out = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
-    if out.numel() == 0 or k == 0:
-        return out.zero_()
+    layout = dict(dtype=dy.dtype, memory_format=memory_format(dy))
+    if 0 in (*shape, k):
+        return torch.empty(shape, device=dy.device, **layout).zero_()
     phase_pixels = dy.shape[0] * triton.cdiv(input_size[0], stride[0]) * triton.cdiv(input_size[1], stride[1])
     phases = stride[0] * stride[1] * groups
     taps = weight.shape[2:]
-    allowed = tiles("dgrad_conv2d", dy.dtype, scattered(out, groups))
-    tile = configs.dgrad(allowed, phase_pixels, channels, k, phases)
-    channel_blocks = triton.cdiv(channels, tile.block_n)
-    with torch.cuda.device_of(dy):
-        dy, rows = chosen(dy, rows, 1, channel_blocks * taps.numel())
+    apart, setting = scattered(torch.empty(shape, device="meta", **layout), groups), torch.backends.cudnn.conv.fp32_precision
+    allowed = tiles("dgrad_conv2d", dy, apart)
+
+    def run(config: Config) -> Tensor:
+        tile, out = config[0], torch.empty(shape, device=dy.device, **layout)
+        channel_blocks = triton.cdiv(channels, tile.block_n)
+        some, index = chosen(dy, rows, 1, channel_blocks * taps.numel())
         dgrad_conv2d[triton.cdiv(phase_pixels, tile.block_m) * channel_blocks, phases](
-            dy, weight, rows, out, dy.shape[0], *input_size, *dy.shape[2:], channels, k, *taps, groups,
+            some, weight, index, out, dy.shape[0], *input_size, *dy.shape[2:], channels, k, *taps, groups,
             *stride, *padding, *dilation, *(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True)),
-            *dy.stride(), *weight.stride(), *out.stride(),
-            TAPS=triton.next_power_of_2(max(taps)), PACKED=dy.shape[1] == rows.shape[0],
-            **options(tile, dy.dtype, (dy, weight, out), torch.backends.cudnn.conv.fp32_precision),
+            *some.stride(), *weight.stride(), *out.stride(),
+            TAPS=triton.next_power_of_2(max(taps)), PACKED=some.shape[1] == rows.shape[0],
+            **options(tile, dy.dtype, (some, weight, out), setting),
         )  # fmt: skip
-    return out
+        return out
+
+    sizes = phase_pixels, channels, k, phases
+
+    def key() -> str:
+        geometry = *input_size, *taps, *stride, *padding, *dilation
+        return problem("dgrad_conv2d", (*sizes, dy.shape[1], *geometry), (dy, weight), apart, setting)
+
+    with torch.cuda.device_of(dy):
+        default = configs.dgrad(allowed, *sizes), 0
+        return run(pick(key, dy.device, default, lambda: [(tile, 0) for tile in allowed], run))

@@ -14,7 +14,8 @@ from torch import Tensor
 from wuskern import configs
 from wuskern.shapes import as_matrix
 from wuskern.triton_kernels.bias_grad import add_rows
-from wuskern.triton_kernels.gemm import chosen, options, scattered, tiles
+from wuskern.triton_kernels.gemm import chosen, options, problem, scattered, tiles
+from wuskern.tuning import Config, pick
 
 
 @triton.jit
@@ -100,16 +101,27 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     tokens = x.shape[0]
     if 0 in (k, features, tokens):
         return dy.new_zeros(k, features)
-    tile, tokens_per_program = configs.wgrad(tiles("wgrad", dy.dtype), tokens, features, k)
-    blocks = triton.cdiv(features, tile.block_m), triton.cdiv(k, tile.block_n)
-    with torch.cuda.device_of(dy):
-        dy, rows = chosen(dy, rows, -1, blocks[0])
+    allowed, setting = tiles("wgrad", dy), torch.backends.cuda.matmul.fp32_precision
+
+    def run(config: Config) -> Tensor:
+        tile, tokens_per_program = config
+        blocks = triton.cdiv(features, tile.block_m), triton.cdiv(k, tile.block_n)
+        some, index = chosen(dy, rows, -1, blocks[0])
         out = _partial_sums(dy, triton.cdiv(tokens, tokens_per_program), k * features)
         wgrad[(*blocks, out.shape[0])](
-            dy, x, rows, out, tokens, features, k, tokens_per_program, *dy.stride(), *x.stride(),
-            PACKED=dy.shape[1] == k, **options(tile, dy.dtype, (dy, x, out), torch.backends.cuda.matmul.fp32_precision),
+            some, x, index, out, tokens, features, k, tokens_per_program, *some.stride(), *x.stride(),
+            PACKED=some.shape[1] == k, **options(tile, dy.dtype, (some, x, out), setting),
         )  # fmt: skip
         return add_rows(out, dy.dtype).view(k, features)
+
+    sizes = tokens, features, k
+
+    def key() -> str:
+        return problem("wgrad", (*sizes, dy.shape[1]), (dy, x), False, setting)
+
+    with torch.cuda.device_of(dy):
+        default = configs.wgrad(allowed, *sizes)
+        return run(pick(key, dy.device, default, lambda: configs.wgrad_candidates(allowed, *sizes), run))
 
 
 def rowsparse_wgrad_conv2d(
@@ -129,19 +141,31 @@ def rowsparse_wgrad_conv2d(
     pixels = dy.shape[0] * plane
     if 0 in (k, channels, taps, pixels):
         return dy.new_zeros(shape)
-    allowed = tiles("wgrad_conv2d", dy.dtype, scattered(x, groups))
-    tile, pixels_per_program = configs.wgrad(allowed, pixels, channels * taps, k, groups)
-    blocks = triton.cdiv(channels * taps, tile.block_m), triton.cdiv(k, tile.block_n) * groups
-    with torch.cuda.device_of(dy):
-        dy, rows = chosen(dy, rows, 1, blocks[0])
-        dy = dy.flatten(2)
+    apart, setting = scattered(x, groups), torch.backends.cudnn.conv.fp32_precision
+    allowed = tiles("wgrad_conv2d", dy, apart)
+
+    def run(config: Config) -> Tensor:
+        tile, pixels_per_program = config
+        blocks = triton.cdiv(channels * taps, tile.block_m), triton.cdiv(k, tile.block_n) * groups
+        some, index = chosen(dy, rows, 1, blocks[0])
+        some = some.flatten(2)
         out = _partial_sums(dy, triton.cdiv(pixels, pixels_per_program), shape[0] * channels * taps)
         wgrad_conv2d[(*blocks, out.shape[0])](
-            dy, x, rows, out, pixels, plane, out_width, *x.shape[2:], channels, k, taps, kernel_size[1], pixels_per_program,
-            *stride, *padding, *dilation, *dy.stride(), *x.stride(),
-            PACKED=dy.shape[1] == shape[0], **options(tile, dy.dtype, (dy, x, out), torch.backends.cudnn.conv.fp32_precision),
+            some, x, index, out, pixels, plane, out_width, *x.shape[2:], channels, k, taps, kernel_size[1],
+            pixels_per_program, *stride, *padding, *dilation, *some.stride(), *x.stride(),
+            PACKED=some.shape[1] == shape[0], **options(tile, dy.dtype, (some, x, out), setting),
         )  # fmt: skip
         return add_rows(out, dy.dtype).view(shape)
+
+    sizes = pixels, channels * taps, k, groups
+    geometry = *x.shape[2:], *kernel_size, *stride, *padding, *dilation
+
+    def key() -> str:
+        return problem("wgrad_conv2d", (*sizes, dy.shape[1], *geometry), (dy, x), apart, setting)
+
+    with torch.cuda.device_of(dy):
+        default = configs.wgrad(allowed, *sizes)
+        return run(pick(key, dy.device, default, lambda: configs.wgrad_candidates(allowed, *sizes), run))
 
 
 def _partial_sums(dy: Tensor, chunks: int, elements: int) -> Tensor:

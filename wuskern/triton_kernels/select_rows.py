@@ -20,8 +20,9 @@ def keys_of(scores, i, n, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, B
         total += tl.load(scores + (i.to(tl.int64) * block + j) * stride, mask=i < n, other=0.0).to(ACC)
     bits = total.to(KEY, bitcast=True)  # of a sum that began with +0: never of -0
     sign = tl.full(i.shape, 1, KEY) << (BITS - 1)
-    key = tl.where((bits & sign) == 0, bits | sign, ~bits)
-    return tl.where(total == total, key, ~tl.zeros(i.shape, KEY))
+    ones = sign | (sign - 1)  # the interpreter of 3.7 and 3.8 cannot invert 64 bits
+    key = tl.where((bits & sign) == 0, bits | sign, bits ^ ones)
+    return tl.where(total == total, key, ones)
 
 
 @triton.jit

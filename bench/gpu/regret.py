@@ -1,0 +1,146 @@
+"""Regret of a GPU's choice between native, triton and library, and the tables that it is fed by.
+
+TABLE's problems are measured into ``wuskern/tables/<architecture>.json`` by ``--fill``; the regret is that of OTHERS, which
+are none of them. All ways of a problem are verified against the first, then timed in turn, L2 flushed; medians.
+"""
+
+import itertools
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.clocks import clock_of
+from bench.results import provenance
+from tests.cases import Conv
+from wuskern import backends, by_problem, choice, measured
+from wuskern.gpus import architecture, capability_of
+from wuskern.product import Product
+from wuskern.train.results import replace as replace_file
+
+ROUNDS = 9
+Milliseconds = dict[str, float]  # by way
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op and what makes its arguments: a Linear's (tokens, N, K), or a convolution in NHWC; k rows."""
+
+    op: str
+    of: tuple[int, int, int] | Conv
+    k: int
+    whole: bool = False  # dy with all of its rows
+
+    def arguments(self, device: str, dtype: torch.dtype) -> tuple[Any, ...]:
+        return (self._linear if isinstance(self.of, tuple) else self._conv2d)(device, dtype)
+
+    def _linear(self, device: str, dtype: torch.dtype) -> tuple[Any, ...]:
+        tokens, out, inputs = self.of
+        other = (tokens, inputs) if "wgrad" in self.op else (out, inputs)
+        dy, other = (torch.randn(s, device=device, dtype=dtype) for s in ((tokens, out if self.whole else self.k), other))
+        return dy, other, self._rows(out, device)
+
+    def _conv2d(self, device: str, dtype: torch.dtype) -> tuple[Any, ...]:
+        conv, like = self.of, {"memory_format": torch.channels_last}
+        with torch.device("meta"):
+            layer = conv.layer()
+            shape = layer(conv.input()).shape
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        rows = conv.out if self.whole else self.k
+        wgrad = "wgrad" in self.op
+        sizes = (shape[0], rows, *shape[2:]), (conv.batch, conv.channels, conv.side, conv.side) if wgrad else layer.weight.shape
+        dy, other = (torch.randn(s, device=device, dtype=dtype).contiguous(**like) for s in sizes)
+        return dy, other, self._rows(conv.out, device), layer.kernel_size if wgrad else (conv.side, conv.side), *geometry
+
+    def _rows(self, out: int, device: str) -> Tensor:
+        return torch.randperm(out, device=device)[: self.k].sort()[0]
+
+    def __str__(self) -> str:
+        of = "x".join(map(str, self.of)) if isinstance(self.of, tuple) else self.of.name
+        return f"{self.op} {of} k={self.k}{' whole' if self.whole else ''}"
+
+
+def cases(linears: Sequence[tuple[int, int, int]], convs: Sequence[Conv], ratios: Sequence[float]) -> Iterator[Case]:
+    for shape, ratio, part in itertools.product(linears, ratios, ("wgrad", "dgrad")):
+        yield Case(f"rowsparse_{part}", shape, max(1, int(ratio * shape[1])))
+    for conv, ratio, part in itertools.product(convs, ratios, ("wgrad", "dgrad")):
+        yield Case(f"rowsparse_{part}_conv2d", conv, max(1, int(ratio * conv.out)))
+
+
+TABLE = [
+    *cases(
+        [(t, n, k) for t in (512, 4096, 32768) for n, k in ((768, 768), (4096, 1024), (1024, 4096), (4096, 4096))],
+        [
+            Conv("64ch 56px 3x3", 64, 64, 64, 56, 3, 1, 1),
+            Conv("256ch 14px 3x3", 64, 256, 256, 14, 3, 1, 1),
+            Conv("128ch 28px 3x3 s2", 64, 128, 128, 28, 3, 2, 1),
+            Conv("256 to 64 56px 1x1", 64, 256, 64, 56, 1),
+            Conv("256 to 1024 14px 1x1", 64, 256, 1024, 14, 1),
+        ],
+        (0.02, 0.1, 0.3),
+    ),
+    *(replace(case, whole=True) for case in cases([(4096, 1024, 1024), (4096, 4096, 4096)], [], (0.05, 0.2))),
+]
+OTHERS = list(
+    cases(
+        [(1000, 2048, 2048), (3000, 3072, 768), (12000, 1536, 6144), (20000, 2560, 2560)],
+        [
+            Conv("96ch 40px 3x3", 48, 96, 96, 40, 3, 1, 1),
+            Conv("384ch 10px 3x3", 100, 384, 384, 10, 3, 1, 1),
+            Conv("192 to 768 20px 1x1", 48, 192, 768, 20, 1),
+        ],
+        (0.05, 0.15),
+    )
+)
+
+
+def measure(case: Case, device: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Product, Milliseconds]:
+    """Medians of each way that runs here; ``AssertionError`` where one is wrong."""
+    arguments = case.arguments(device, dtype)
+    runs, _ = backends.ways(case.op, device)
+    results = {way: run(*arguments).double() for way, run in runs.items()}
+    exact = results["library"]
+    for way, result in results.items():
+        assert (result - exact).norm() <= 2e-2 * exact.norm(), (str(case), way)
+    clock = clock_of(device)
+    seconds: dict[str, list[float]] = {way: [] for way in runs}
+    for _ in range(ROUNDS):
+        for way, run in runs.items():
+            seconds[way].append(clock(run, [arguments]))
+    milliseconds = {way: 1e3 * statistics.median(times) for way, times in seconds.items()}
+    return by_problem.product_of(case.op, *arguments), milliseconds
+
+
+def rows(device: str, fill: bool, table: Sequence[Case] = TABLE, others: Sequence[Case] = OTHERS) -> list[dict[str, Any]]:
+    """The regret of ``others``, by the package's table; with ``fill`` that is measured and written first."""
+    capability = capability_of(torch.device(device))
+    points = fill_table(device, table, architecture(capability)) if fill else measured.of(architecture(capability))
+    found = []
+    for case in others:
+        product, milliseconds = measure(case, device)
+        chosen = choice.choose(product, capability, tuple(milliseconds), points).way
+        found.append(told(str(case), chosen, milliseconds))
+    return found
+
+
+def fill_table(device: str, table: Sequence[Case], name: str) -> tuple[measured.Point, ...]:
+    points = []
+    for case in table:
+        product, milliseconds = measure(case, device)
+        points.append(measured.Point(product, tuple((way, its / 1e3) for way, its in milliseconds.items())))
+    measured.FOLDER.mkdir(exist_ok=True)
+    path = measured.FOLDER / f"{name}.json"
+    replace_file(path, measured.content(points, provenance(device)))
+    print(f"{len(points)} problems measured into {path}", flush=True)
+    return tuple(points)
+
+
+def told(name: str, chosen: str, milliseconds: Milliseconds) -> dict[str, Any]:
+    """A row of the results, printed."""
+    regret = milliseconds[chosen] / min(milliseconds.values()) - 1
+    times = ", ".join(f"{way} {time:.3f}" for way, time in milliseconds.items())
+    print(f"{regret:6.1%}  {name}: {chosen} of {times} ms", flush=True)
+    return {"problem": name, "chosen": chosen, "milliseconds": milliseconds, "regret": regret}
