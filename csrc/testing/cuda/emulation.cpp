@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -220,6 +221,22 @@ std::pair<void*, size_t> static_shared_memory() {
   return found;
 }
 
+// Those that can go on, of the first warp in the block's order of warps that has any; or of all warps, for even steps.
+void collect_ready(const std::vector<int>& warps, bool even_steps, std::vector<int>& ready) {
+  ready.clear();
+  for (const int warp : warps) {
+    for (int i = warp * kWarp; i < std::min((warp + 1) * kWarp, count); ++i) {
+      if (fibers[i].state == State::ready) ready.push_back(i);
+    }
+    if (!ready.empty() && !even_steps) break;
+  }
+  for (int i = 0; ready.empty() && i < count; ++i) {
+    if (fibers[i].state == State::waiting && fibers[i].ready()) ready.push_back(i);
+  }
+}
+
+// In one half of the blocks all threads go from one meeting to the next together, in the other a warp goes as far ahead
+// as it can.
 void run_block() {
   live = count;
   std::fill_n(barriers, kBarriers, Barrier{});
@@ -227,18 +244,15 @@ void run_block() {
     fibers[i].state = State::ready;
     fibers[i].thread = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
   }
-  std::vector<int> order;
+  std::vector<int> warps((count + kWarp - 1) / kWarp), ready;
+  std::iota(warps.begin(), warps.end(), 0);
+  std::shuffle(warps.begin(), warps.end(), settings.order);
+  const bool even_steps = settings.order() % 2;
   while (live > 0) {
-    order.clear();
-    for (int i = 0; i < count; ++i) {
-      if (fibers[i].state == State::ready) order.push_back(i);
-    }
-    for (int i = 0; order.empty() && i < count; ++i) {
-      if (fibers[i].state == State::waiting && fibers[i].ready()) order.push_back(i);
-    }
-    if (order.empty()) report_deadlock();
-    std::shuffle(order.begin(), order.end(), settings.order);
-    for (const int number : order) {
+    collect_ready(warps, even_steps, ready);
+    if (ready.empty()) report_deadlock();
+    std::shuffle(ready.begin(), ready.end(), settings.order);
+    for (const int number : ready) {
       fibers[number].state = State::ready;
       to_thread(number);
       if (error) std::rethrow_exception(error);
@@ -324,7 +338,7 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
   const auto [memory, size] = static_shared_memory();
 
   std::vector<uint64_t> order(uint64_t{blocks.x} * blocks.y * blocks.z);
-  for (uint64_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::iota(order.begin(), order.end(), uint64_t{0});
   std::shuffle(order.begin(), order.end(), settings.order);
   try {
     for (const uint64_t block : order) {
