@@ -3,6 +3,7 @@
 
 #include <link.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -77,8 +78,7 @@ std::string text(const Place& place) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(place.line());
 }
 
-// ---- switching
-// -------------------------------------------------------------------------------------------------------
+// ---- switching ----------------------------------------------------------------------------------------------------
 
 __attribute__((noinline)) void to_scheduler() {
   if (_setjmp(fibers[running].at) == 0) _longjmp(scheduler, 1);
@@ -128,8 +128,42 @@ __attribute__((noinline)) void to_thread(int number) {
   setcontext(&fiber.start);
 }
 
-// ---- meeting
-// ---------------------------------------------------------------------------------------------------------
+// ---- memory out of range ------------------------------------------------------------------------------------------
+
+void on_bad_access(int, siginfo_t*, void*) {
+  const auto text = [](uint3 i) {
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+  };
+  error = std::make_exception_ptr(std::runtime_error("thread " + text(threadIdx) + " of block " + text(blockIdx) +
+                                                     " reads or writes memory out of range"));
+  _longjmp(scheduler, 1);
+}
+
+// While it lives, a kernel's access to memory that is not there ends the launch, and not the process.
+class AccessGuard {
+ public:
+  AccessGuard() : stack_(64 * 1024) {
+    stack_t memory{};
+    memory.ss_sp = stack_.data();
+    memory.ss_size = stack_.size();
+    sigaltstack(&memory, &stack_before_);
+    struct sigaction action{};
+    action.sa_sigaction = on_bad_access;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &before_);
+  }
+  ~AccessGuard() {
+    sigaction(SIGSEGV, &before_, nullptr);
+    sigaltstack(&stack_before_, nullptr);
+  }
+
+ private:
+  std::vector<char> stack_;
+  stack_t stack_before_;
+  struct sigaction before_;
+};
+
+// ---- meeting ------------------------------------------------------------------------------------------------------
 
 bool same(const Fiber& a, const Fiber& b) {
   return a.state == b.state && a.mask == b.mask && (a.what == b.what || strcmp(a.what, b.what) == 0);
@@ -185,8 +219,7 @@ void count_arrival(int number, int threads, bool vote, Place where) {
   barrier.yes += vote;
 }
 
-// ---- a block
-// ---------------------------------------------------------------------------------------------------------
+// ---- a block ------------------------------------------------------------------------------------------------------
 
 [[noreturn]] void report_deadlock() {
   std::map<std::string, int> places;
@@ -340,6 +373,7 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
   std::vector<uint64_t> order(uint64_t{blocks.x} * blocks.y * blocks.z);
   std::iota(order.begin(), order.end(), uint64_t{0});
   std::shuffle(order.begin(), order.end(), settings.order);
+  const AccessGuard guard;
   try {
     for (const uint64_t block : order) {
       memset(memory, kPoison, size);
@@ -360,8 +394,7 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
 
 }  // namespace wuskern::emulation
 
-// ---- what a GPU would be asked
-// ----------------------------------------------------------------------------------------
+// ---- what a GPU would be asked ------------------------------------------------------------------------------------
 
 using wuskern::emulation::settings;
 
