@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.conftest import backends_that_run, obstacle_to
-from wuskern import backends, ops
+from tests.conftest import backends_that_run, obstacle_to, on_backend
+from wuskern import ops
 
 pytestmark = [
     pytest.mark.op("select_rows"),
@@ -79,7 +79,7 @@ def test_any_number_of_rows_in_blocks_and_groups(data):
     if data.draw(st.booleans()):  # strided
         tensor = torch.stack((tensor, torch.full_like(tensor, 9)), dim=1)[:, 0]
     for name in backends_that_run("select_rows"):
-        with backends.backend(name):
+        with on_backend(name):
             assert ops.select_rows(tensor, k, block, groups).tolist() == sorted_choice(scores, k, block, groups)
 
 
@@ -91,19 +91,44 @@ def test_any_scores(data):
     tensor = torch.tensor(scores, dtype=torch.float64).to(dtype)
     k = data.draw(st.integers(1, len(scores)))
     for name in backends_that_run("select_rows"):
-        with backends.backend(name):
+        with on_backend(name):
             assert ops.select_rows(tensor, k).tolist() == sorted_choice(tensor.tolist(), k)
 
 
 @pytest.mark.parametrize("n", [4096, 10007])
 @pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_as_many_rows_as_layers_have(n, share, dtype, backend):
+def test_as_many_rows_as_layers_have(n, share, dtype, backend, device):
     """float16 and bfloat16 have many ties among so many, and some scores stand far from the others."""
     scores = torch.rand(n, dtype=torch.float64).to(dtype)
     scores[:: n // 7] = torch.tensor([0.0, 1e-30, 1e4, NAN, INF, -1.0, 3.0, 1e-7], dtype=dtype)[: len(scores[:: n // 7])]
     k = int(share * n)
-    assert ops.select_rows(scores, k).tolist() == sorted_choice(scores.tolist(), k)
+    assert ops.select_rows(scores.to(device), k).tolist() == sorted_choice(scores.tolist(), k)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [3000, 262144])
+def test_a_cuda_graph_chooses_again_at_each_replay(n):
+    scores = torch.rand(n, device="cuda")
+    with on_backend("native"):
+        ops.select_rows(scores, n // 20)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            rows = ops.select_rows(scores, n // 20)
+    for _ in range(2):
+        scores.copy_(torch.rand(n))
+        graph.replay()
+        assert rows.tolist() == sorted_choice(scores.tolist(), n // 20)
+
+
+@pytest.mark.parametrize("name", ["native", "emulated"])
+@pytest.mark.parametrize(("n", "k", "block", "groups"), [(20000, 999, 1, 1), (262144, 13107, 1, 1), (70000, 4200, 2, 2)])
+def test_more_rows_than_a_block_of_threads_remembers(n, k, block, groups, name):
+    if obstacle := obstacle_to("select_rows", name):
+        pytest.skip(obstacle)
+    scores = torch.rand(n, dtype=torch.float64).mul(1000).round().float()  # ties everywhere, across warps too
+    with on_backend(name):
+        assert ops.select_rows(scores, k, block, groups).tolist() == sorted_choice(scores.tolist(), k, block, groups)
 
 
 def test_random_scores_choose_at_random_and_again_the_same(backend):

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <utility>
 
 #include "../stable_abi.h"
 
@@ -25,6 +26,33 @@ inline int64_t processor_count(int32_t device) {
     if (device < kDevices) known[device].store(count, std::memory_order_relaxed);
   }
   return count;
+}
+
+// Every launch; `shared_bytes`: of dynamic shared memory, for each block.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
+            Arguments&&... arguments) {
+  constexpr size_t kWithoutAsking = 32 * 1024;  // 48 KiB, less 16 for static shared memory
+  if (shared_bytes > kWithoutAsking) {
+    STD_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+// A block's dynamic shared memory, aligned to 128 bytes. WUSKERN_EMULATED: on the CPU, in tests (csrc/testing/cuda).
+__device__ __forceinline__ void* dynamic_shared() {
+#ifdef WUSKERN_EMULATED
+  return emulation::dynamic_shared_memory();
+#else
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+#endif
 }
 
 }  // namespace wuskern

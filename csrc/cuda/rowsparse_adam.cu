@@ -17,10 +17,10 @@ struct Root {
 
 template <typename T, int vec, bool amsgrad>
 __global__ void __launch_bounds__(kThreads, 4)
-    update_adam(AdamNumbers<Arithmetic<T>> given, const AdamNumbers<Arithmetic<T>>* counted, T* __restrict__ param,
+    update_adam(AdamNumbers<Accumulator<T>> given, const AdamNumbers<Accumulator<T>>* counted, T* __restrict__ param,
                 T* __restrict__ first, T* __restrict__ second, T* __restrict__ most, ChosenRows<T> chosen,
                 int64_t stretches) {
-  using Acc = Arithmetic<T>;
+  using Acc = Accumulator<T>;
   const AdamNumbers<Acc> numbers = counted ? *counted : given;
   for_packs<vec>(chosen, stretches, [&](int64_t place, const Pack<T, vec>& gradient) {
     auto p = load_pack<vec>(param + place), m = load_pack<vec>(first + place), v = load_pack<vec>(second + place),
@@ -61,11 +61,10 @@ struct Counted {
     }
     on_gpu = static_cast<AdamNumbers<Acc>*>(owner.mutable_data_ptr());
     if (wide) {
-      count_step<<<1, 1, 0, stream>>>(data_of<double>(step), arguments, on_gpu);
+      launch(count_step<double, Acc>, 1, 1, 0, stream, data_of<double>(step), arguments, on_gpu);
     } else {
-      count_step<<<1, 1, 0, stream>>>(data_of<float>(step), arguments, on_gpu);
+      launch(count_step<float, Acc>, 1, 1, 0, stream, data_of<float>(step), arguments, on_gpu);
     }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };
 
@@ -79,15 +78,14 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
   const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
   const cudaStream_t stream = current_stream(param.get_device_index());
   for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    const Counted<Arithmetic<T>> counted(step, arguments, stream);
+    const Counted<Accumulator<T>> counted(step, arguments, stream);
     T *const p = data_of<T>(param), *const m = data_of<T>(first), *const v = data_of<T>(second),
              *const w = data_of<T>(most);
     const ChosenRows<T> chosen{rows.const_data_ptr<int64_t>(), static_cast<const T*>(values.const_data_ptr()), memory};
     for_vector_width<T>(
         memory, rows.numel(), {p, m, v, w, chosen.values}, [&](auto vec, int64_t stretches, unsigned blocks) {
           const auto update = w ? update_adam<T, vec, true> : update_adam<T, vec, false>;
-          update<<<blocks, kThreads, 0, stream>>>(counted.given, counted.on_gpu, p, m, v, w, chosen, stretches);
-          STD_CUDA_KERNEL_LAUNCH_CHECK();
+          launch(update, blocks, kThreads, 0, stream, counted.given, counted.on_gpu, p, m, v, w, chosen, stretches);
         });
   });
 }
