@@ -27,4 +27,24 @@ inline int64_t processor_count(int32_t device) {
   return count;
 }
 
+// 10 * major + minor.
+inline int compute_capability(int32_t device) {
+  int major = 0, minor = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
+}
+
+// kernel(arguments...) on a stream, with its check. More than 48 KiB of shared memory has to be asked for.
+template <typename... P, typename... A>
+void launch(void (*kernel)(P...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
+            A&&... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(shared_bytes)));
+  }
+  kernel<<<blocks, threads, shared_bytes, stream>>>(std::forward<A>(arguments)...);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 }  // namespace wuskern
