@@ -69,7 +69,7 @@ lint: build
 
 # Parts that must be there, or the tests that need them fail instead of being skipped; unless the build, or a Python
 # without headers, has said why not. torchvision is kept apart: PyPI's is for CUDA, and transformers trips over it.
-EXPECT := cpu,cuda-file,testing,triton
+EXPECT := cpu,cuda-file,testing,emulated,triton
 
 check: build
 	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,5 +1,6 @@
 """What all tests share. Where there is no GPU, Triton's kernels run through its interpreter."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ if not os.path.exists("/dev/nvidiactl"):
 import pytest
 import torch
 
+from tests import emulation
 from wuskern import backends
 
 PYTHON_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
@@ -31,6 +33,7 @@ def pytest_configure(config):
             "cuda-file": lambda: None if cuda_library().exists() or "cuda" in backends.build_record() else "not built",
             "triton": lambda: backends.triton_obstacle("cpu" if "TRITON_INTERPRET" in os.environ else "cuda"),
             "testing": lambda: testing_obstacle() if PYTHON_HEADER.exists() else None,
+            "emulated": emulation.obstacle,
             "gpu": lambda: None if torch.cuda.is_available() else "torch.cuda.is_available() is False",
         }[part]()
         if obstacle:
@@ -85,10 +88,18 @@ def common():
 
 
 OBSTACLES = {"native": backends.library_obstacle, "triton": backends.triton_obstacle, "reference": lambda _: None}
+BACKENDS = (*backends.NAMES, emulation.NAME)
+
+
+def on_backend(name: str) -> contextlib.AbstractContextManager[None]:
+    """Every op inside runs on the named backend, one of ``BACKENDS``."""
+    return emulation.emulated() if name == emulation.NAME else backends.backend(name)
 
 
 def obstacle_to(op: str, backend: str, device: str = "cpu") -> str | None:
     """Why a backend cannot run an op on a device type, or None."""
+    if backend == emulation.NAME:
+        return emulation.op_obstacle(op, device)
     if obstacle := OBSTACLES[backend](device):
         return obstacle
     try:
@@ -101,7 +112,7 @@ def obstacle_to(op: str, backend: str, device: str = "cpu") -> str | None:
 
 def backends_that_run(op: str) -> list[str]:
     """On the CPU."""
-    return [name for name in backends.NAMES if obstacle_to(op, name) is None]
+    return [name for name in BACKENDS if obstacle_to(op, name) is None]
 
 
 def run_with_capability(capability: str, program: str) -> None:
@@ -115,13 +126,13 @@ def run_with_capability(capability: str, program: str) -> None:
     assert result.stdout.split() == [capability]
 
 
-@pytest.fixture(params=backends.NAMES)
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     """Each backend that runs the op of the file's mark ``op`` on the test's device in turn, asked for explicitly."""
     device, mark = request.node.callspec.params.get("device", "cpu"), request.node.get_closest_marker("op")
     if obstacle := obstacle_to(mark.args[0] if mark else "bias_grad", request.param, device):
         pytest.skip(obstacle)
-    with backends.backend(request.param):
+    with on_backend(request.param):
         yield request.param
 
 

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
 from tests.cases import GRADIENTS, Gradient
-from tests.conftest import backends_that_run, run_with_capability
+from tests.conftest import backends_that_run, on_backend, run_with_capability
 from tests.strategies import strided_gradients
 from wuskern import backends, ops, reference
 
@@ -63,7 +63,7 @@ def test_same_bits_whatever_the_number_of_threads(backend):
 @given(strided_gradients(DTYPES, OUTPUTS))
 def test_any_shape_and_strides(drawn):
     for name in backends_that_run("bias_grad"):
-        with backends.backend(name):
+        with on_backend(name):
             check(*drawn)
 
 

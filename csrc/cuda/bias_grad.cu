@@ -155,13 +155,11 @@ void launch_rows_as(const Context& context, const T* src, int64_t stride, int64_
   const RowsGrid grid = rows_grid(rows, columns, vec, context.processors);
   const dim3 blocks(grid.column_blocks, grid.rows.count()), threads(kLanes, kWarps);
   if (grid.rows.count() == 1) {
-    sum_rows<T, vec, Acc, Out><<<blocks, threads, 0, context.stream>>>(src, stride, columns, grid.rows, out);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(sum_rows<T, vec, Acc, Out>, blocks, threads, 0, context.stream, src, stride, columns, grid.rows, out);
     return;
   }
   const auto [owner, partial] = context.workspace<Acc>(grid.rows.count() * columns);
-  sum_rows<T, vec, Acc, Acc><<<blocks, threads, 0, context.stream>>>(src, stride, columns, grid.rows, partial);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(sum_rows<T, vec, Acc, Acc>, blocks, threads, 0, context.stream, src, stride, columns, grid.rows, partial);
   launch_rows<Acc, Out>(context, partial, columns, grid.rows.count(), columns, out);
 }
 
@@ -180,13 +178,11 @@ void launch_planes_as(const Context& context, const T* src, const Layout& layout
   const Chunks packs = planes_grid(layout.outer, layout.channels, layout.inner, vec, context.processors);
   const dim3 blocks(layout.channels, packs.count()), threads(kLanes, kWarps);
   if (packs.count() == 1) {
-    sum_planes<T, vec, Acc, Out><<<blocks, threads, 0, context.stream>>>(src, layout, packs, out);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(sum_planes<T, vec, Acc, Out>, blocks, threads, 0, context.stream, src, layout, packs, out);
     return;
   }
   const auto [owner, partial] = context.workspace<Acc>(packs.count() * layout.channels);
-  sum_planes<T, vec, Acc, Acc><<<blocks, threads, 0, context.stream>>>(src, layout, packs, partial);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(sum_planes<T, vec, Acc, Acc>, blocks, threads, 0, context.stream, src, layout, packs, partial);
   launch_rows<Acc, Out>(context, partial, layout.channels, packs.count(), layout.channels, out);
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <utility>
 
 #include "../stable_abi.h"
 
@@ -35,16 +36,31 @@ inline int compute_capability(int32_t device) {
   return 10 * major + minor;
 }
 
-// kernel(arguments...) on a stream, with its check. More than 48 KiB of shared memory has to be asked for.
-template <typename... P, typename... A>
-void launch(void (*kernel)(P...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
-            A&&... arguments) {
-  if (shared_bytes > 48 * 1024) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared_bytes)));
+// Every launch; `shared_bytes`: of dynamic shared memory, for each block.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
+            Arguments&&... arguments) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (shared_bytes > kWithoutAsking) {
+    STD_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }
-  kernel<<<blocks, threads, shared_bytes, stream>>>(std::forward<A>(arguments)...);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+// A block's dynamic shared memory, aligned to 128 bytes. WUSKERN_EMULATED: on the CPU, in tests (csrc/testing/cuda).
+__device__ __forceinline__ void* dynamic_shared() {
+#ifdef WUSKERN_EMULATED
+  return emulation::dynamic_shared_memory();
+#else
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+#endif
 }
 
 }  // namespace wuskern

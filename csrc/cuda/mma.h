@@ -27,9 +27,10 @@ __device__ __forceinline__ void choose_instruction(Use&& use) {
 #endif
 }
 
-__device__ __forceinline__ unsigned char* dynamic_shared_memory() {
-  extern __shared__ __align__(1024) unsigned char wuskern_shared_memory[];
-  return wuskern_shared_memory;
+// The dynamic shared memory of a block whose tiles are swizzled: they start where the pattern of 1024 bytes does.
+__device__ __forceinline__ unsigned char* tile_memory() {
+  extern __shared__ __align__(1024) unsigned char tiles[];
+  return tiles;
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {

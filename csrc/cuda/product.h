@@ -158,7 +158,7 @@ __device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier
                                              LoadA&& load_a, LoadB&& load_b) {
   // wgmma may still read the stage before the one it works on: one stage less is on its way.
   constexpr int stages = tile_stages(n), ahead = stages - (wgmma ? 2 : 1);
-  const uint32_t shared = shared_address(dynamic_shared_memory());
+  const uint32_t shared = shared_address(tile_memory());
   const auto load = [&](int stage, int64_t depth) {
     if (depth < end) {
       const uint32_t tile = shared + stage * tile_stage_bytes(n);

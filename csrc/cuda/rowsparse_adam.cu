@@ -61,11 +61,10 @@ struct Counted {
     }
     on_gpu = static_cast<AdamNumbers<Acc>*>(owner.mutable_data_ptr());
     if (wide) {
-      count_step<<<1, 1, 0, stream>>>(data_of<double>(step), arguments, on_gpu);
+      launch(count_step<double, Acc>, 1, 1, 0, stream, data_of<double>(step), arguments, on_gpu);
     } else {
-      count_step<<<1, 1, 0, stream>>>(data_of<float>(step), arguments, on_gpu);
+      launch(count_step<float, Acc>, 1, 1, 0, stream, data_of<float>(step), arguments, on_gpu);
     }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };
 
@@ -86,8 +85,7 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
     for_vector_width<T>(
         memory, rows.numel(), {p, m, v, w, chosen.values}, [&](auto vec, int64_t stretches, unsigned blocks) {
           const auto update = w ? update_adam<T, vec, true> : update_adam<T, vec, false>;
-          update<<<blocks, kThreads, 0, stream>>>(counted.given, counted.on_gpu, p, m, v, w, chosen, stretches);
-          STD_CUDA_KERNEL_LAUNCH_CHECK();
+          launch(update, blocks, kThreads, 0, stream, counted.given, counted.on_gpu, p, m, v, w, chosen, stretches);
         });
   });
 }

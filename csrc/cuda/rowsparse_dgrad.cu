@@ -98,7 +98,7 @@ __device__ __forceinline__ void dgrad_tile(const Problem& problem) {
       [&](uint32_t tile, int64_t depth) { load_rows<n>(tile, depth, block.weight); });
 
   constexpr int stride = n + 8;  // no bank conflicts
-  T* const tile = reinterpret_cast<T*>(dynamic_shared_memory());
+  T* const tile = reinterpret_cast<T*>(tile_memory());
   wait_for_copies<0>();
   __syncthreads();  // nobody reads a stage any more
   multiplier.for_results([&](int m, int column, float v0, float v1) {

@@ -37,8 +37,7 @@ void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Ten
     const ChosenRows<T> chosen{rows.const_data_ptr<int64_t>(), static_cast<const T*>(values.const_data_ptr()), memory};
     for_vector_width<T>(memory, rows.numel(), {p, b, chosen.values}, [&](auto vec, int64_t stretches, unsigned blocks) {
       const auto update = b ? update_sgd<T, vec, true> : update_sgd<T, vec, false>;
-      update<<<blocks, kThreads, 0, stream>>>(numbers, p, b, chosen, stretches);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      launch(update, blocks, kThreads, 0, stream, numbers, p, b, chosen, stretches);
     });
   });
 }

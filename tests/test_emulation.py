@@ -1,0 +1,131 @@
+"""The emulation of CUDA that the CUDA kernels are tested on: that it gives what a GPU gives, and shows what a GPU may hide."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import emulation
+from wuskern import ops, update_ops
+
+
+@pytest.fixture(autouse=True)
+def _emulation():
+    if obstacle := emulation.obstacle():
+        pytest.skip(obstacle)
+    yield
+    emulation.configure()
+
+
+def probe(name: str, threads: int = 64, per_thread: int = 1) -> Tensor:
+    out = torch.full((threads, per_thread), -1.0)
+    emulation.op("probe")(name, out, threads)
+    return out.squeeze(1)
+
+
+@pytest.mark.parametrize("threads", [8, 64, 1024])
+def test_a_barrier_shows_each_thread_what_the_others_wrote(threads):
+    assert probe("reverse", threads).tolist() == list(reversed(range(threads)))
+
+
+def test_a_missing_barrier_shows_with_every_order_of_threads():
+    for seed in range(20):
+        emulation.configure(seed=seed)
+        assert probe("reverse without a barrier").isnan().any()
+
+
+def test_the_order_of_threads_is_drawn_by_the_seed():
+    def order(seed: int) -> list[float]:
+        emulation.configure(seed=seed)
+        return probe("order").tolist()
+
+    assert order(1) == order(1) != order(2)
+    assert sorted(order(1)) == list(range(64))
+
+
+def test_shared_memory_holds_nothing_before_it_is_written():
+    """In the second block neither, to which the first one left its own."""
+    assert probe("unwritten").isnan().all()
+
+
+def test_a_barrier_does_not_wait_for_threads_that_have_returned():
+    assert probe("some return").tolist() == [1.0, -1.0] * 32
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("diverge", r"threads of one block went to different barriers: probes.cu:\d+ and probes.cu:\d+"),
+        ("wait for ever", "32 threads have returned; 31 threads wait in __shfl_sync at probes.*; 1 threads wait in a barrier"),
+        ("write past", "a block wrote past its 256 bytes of shared memory"),
+        ("too many threads", "a launch that no GPU takes: 1 x 1 x 1 blocks of 1025 x 1 x 1 threads"),
+        ("no blocks", "a launch that no GPU takes: 0 x 1 x 1 blocks"),
+    ],
+)
+def test_what_a_gpu_refuses_or_hangs_on_is_an_error(name, message):
+    for _ in range(2):  # the emulation itself comes out of it whole
+        with pytest.raises(RuntimeError, match=message):
+            probe(name)
+        assert probe("reverse", 64).tolist() == list(reversed(range(64)))
+
+
+def test_shuffles_and_votes():
+    """As the CUDA programming guide defines them, worked by hand."""
+    for number, row in enumerate(probe("shuffles", 64, 8).tolist()):
+        lane = number % 32
+        down, up = lane + 4 if lane < 28 else lane, lane - 4 if lane >= 4 else lane
+        odd = lane ^ 2 if lane % 2 else 0
+        assert row == [5, down, up, lane ^ 3, lane // 8 * 8 + 3, lane + 4 if lane % 8 < 4 else lane, 7, odd]
+
+
+def test_a_lane_that_does_not_take_part_has_no_value():
+    out = probe("missing lane", 32).tolist()
+    assert out.pop(3) == -1
+    assert all(map(math.isnan, out))
+
+
+def test_votes_of_a_block():
+    assert probe("votes").tolist() == [22 + 1000] * 64  # multiples of three; one thread says yes, one says no
+
+
+def test_every_thread_of_a_grid_runs_once():
+    out = torch.zeros(12 * 64)
+    emulation.op("probe")("where am i", out, 64)
+    assert out.view(12, 64).tolist() == [[block + 1.0] * 64 for block in range(12)]
+
+
+@pytest.mark.parametrize("processors", [1, 3, 132])
+def test_a_kernel_is_launched_for_the_number_of_processors(processors):
+    """Each chunk of the rows has its own sum in float32, which differ in the last bits."""
+    dy = torch.randn(3000, 40)
+    with emulation.emulated():
+        emulation.configure(processors)
+        ours = ops.bias_grad(dy, -1)
+    torch.testing.assert_close(ours, dy.sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_same_bits_in_any_order_of_threads(seed):
+    for shape, dim in (((3000, 40), 1), ((40, 6, 7, 7), 1)):
+        dy = torch.randn(shape)
+        with emulation.emulated():
+            first = ops.bias_grad(dy, dim)
+            emulation.configure(seed=seed)
+            assert torch.equal(ops.bias_grad(dy, dim), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_counted_on_the_gpu_is_the_step_counted_on_the_cpu(dtype):
+    results = []
+    for on_gpu in (False, True):
+        torch.manual_seed(0)
+        param, first, second, values = torch.randn(6, 50), torch.randn(6, 50), torch.rand(6, 50), torch.randn(2, 50)
+        step = torch.tensor(6.0, dtype=dtype)
+        with emulation.emulated():
+            emulation.configure(tensors_on_gpu=on_gpu)
+            numbers = 0.01, 0.8, 0.95, 1e-3, 0.1
+            update_ops.rowsparse_adam_(param, first, second, None, step, torch.tensor([0, 3]), values, *numbers)
+        assert step.item() == 7
+        results.append(param)
+    assert torch.equal(*results)
