@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
 from tests.cases import GRADIENTS, Gradient
-from tests.conftest import backends_that_run, obstacle_to, run_with_capability
+from tests.conftest import backends_that_run, obstacle_to, on_backend, run_with_capability
 from tests.strategies import strided_gradients
-from wuskern import backends, ops, reference
+from wuskern import ops, reference
 
 pytestmark = pytest.mark.op("row_stats")
 DTYPES = list(ops.DTYPES)
@@ -95,12 +95,13 @@ def test_same_bits_whatever_the_number_of_threads(shape, dim, score, backend):
 
 
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
-def test_the_compiled_bias_gradient_has_the_bits_of_bias_grad(case):
-    if obstacle := obstacle_to("row_stats", "native"):
+@pytest.mark.parametrize("name", ["native", "emulated"])
+def test_the_compiled_bias_gradient_has_the_bits_of_bias_grad(case, name):
+    if obstacle := obstacle_to("row_stats", name):
         pytest.skip(obstacle)
     for dtype in DTYPES:
         dy = case.make(dtype)
-        with backends.backend("native"):
+        with on_backend(name):
             assert torch.equal(ops.row_stats(dy, case.dim, "l2")[0], ops.bias_grad(dy, case.dim))
 
 
@@ -108,7 +109,7 @@ def test_the_compiled_bias_gradient_has_the_bits_of_bias_grad(case):
 @given(strided_gradients(DTYPES, OUTPUTS), st.sampled_from(ops.SCORES))
 def test_any_shape_and_strides(drawn, score):
     for name in backends_that_run("row_stats"):
-        with backends.backend(name):
+        with on_backend(name):
             check(*drawn, score)
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.conftest import backends_that_run, obstacle_to
-from wuskern import backends, ops
+from tests.conftest import backends_that_run, obstacle_to, on_backend
+from wuskern import ops
 
 pytestmark = [
     pytest.mark.op("select_rows"),
@@ -79,7 +79,7 @@ def test_any_number_of_rows_in_blocks_and_groups(data):
     if data.draw(st.booleans()):  # strided
         tensor = torch.stack((tensor, torch.full_like(tensor, 9)), dim=1)[:, 0]
     for name in backends_that_run("select_rows"):
-        with backends.backend(name):
+        with on_backend(name):
             assert ops.select_rows(tensor, k, block, groups).tolist() == sorted_choice(scores, k, block, groups)
 
 
@@ -91,7 +91,7 @@ def test_any_scores(data):
     tensor = torch.tensor(scores, dtype=torch.float64).to(dtype)
     k = data.draw(st.integers(1, len(scores)))
     for name in backends_that_run("select_rows"):
-        with backends.backend(name):
+        with on_backend(name):
             assert ops.select_rows(tensor, k).tolist() == sorted_choice(tensor.tolist(), k)
 
 

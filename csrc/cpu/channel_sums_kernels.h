@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
+#include "../common/score.h"
 #include "capability.h"
 
 namespace wuskern {
-
-enum class Score { none, l1, l2 };  // what is summed beside the elements: nothing, |x|, x * x
 
 // Beside every sum a score; `scores` is not looked at under Score::none.
 template <typename T>

@@ -1,22 +1,15 @@
 // row_stats on the CPU: the sum of dY over everything but dimension c, and that of |dY| or dY * dY, in one read of dY
 // (channel_sums.h).
-#include <tuple>
+#include "../row_stats.h"
 
 #include "channel_sums.h"
 
 namespace wuskern {
 namespace {
 
-Score score_named(const std::string& name) {
-  STD_TORCH_CHECK(name == "l1" || name == "l2", "score: expected l1 or l2, got ", name);
-  return name == "l1" ? Score::l1 : Score::l2;
-}
-
 std::tuple<Tensor, Tensor> row_stats(Tensor dy, int64_t dim, Score score) {
   dim = front_dim(dy, dim);
-  const bool wide = dy.scalar_type() == ScalarType::Double;
-  Tensor bias = new_vector(dy, dy.size(dim));
-  Tensor scores = new_vector(dy, dy.size(dim), wide ? ScalarType::Double : ScalarType::Float);
+  auto [bias, scores] = new_row_stats(dy, dim);
   if (dy.numel() == 0) return {torch::stable::zero_(bias), torch::stable::zero_(scores)};
 
   const Layout layout = foldable(dy, dim);
@@ -31,15 +24,9 @@ std::tuple<Tensor, Tensor> row_stats(Tensor dy, int64_t dim, Score score) {
   return {bias, scores};
 }
 
-void boxed_row_stats(StableIValue* stack, uint64_t, uint64_t) {
-  Tensor dy = torch::stable::detail::to<Tensor>(stack[0]);
-  const int64_t dim = torch::stable::detail::to<int64_t>(stack[1]);
-  const auto [bias, scores] = row_stats(std::move(dy), dim, score_named(take_string(stack[2])));
-  stack[0] = torch::stable::detail::from(bias);
-  stack[1] = torch::stable::detail::from(scores);
-}
-
 }  // namespace
 }  // namespace wuskern
 
-STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CPU, m) { m.impl("row_stats", &wuskern::boxed_row_stats); }
+STABLE_TORCH_LIBRARY_IMPL(wuskern_native, CPU, m) {
+  m.impl("row_stats", &wuskern::boxed_row_stats<&wuskern::row_stats>);
+}

@@ -1,49 +1,71 @@
-// Copies that give a product on tensor cores what it reads: elements of 16 bits whose neighbours lie next to each other, in
-// rows that start at multiples of 16 bytes.
-//
-// Why dy is packed and not gathered by the product: a chosen element of a row of dy costs the sector of 32 bytes that it
-// lies in. Of N = 4096 and 5 % at random that is 1 - .95^16 = 56 % of a row, 4.6 KB, where the packed row has 416 bytes. A
-// product reads dy once for each tile of 128 features: K = 4096 reads 147 KB of L2 for a token by gathering, and by packing
-// 4.6 KB once, 0.4 KB written and 13 KB. So it is always packed, unless it came gathered and aligned. Rows of a weight are
-// gathered by the product: whole sectors, each read about as often as a packed copy would be.
+// Elements that one instruction loads or stores: up to 16 bytes of them, in order.
 #pragma once
 
-#include "../common/gemm.h"
-#include "launch.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <initializer_list>
+#include <type_traits>
+
+#include "../common/half.h"
 
 namespace wuskern {
 
-// A tensor [batch, channels, height, width] of any strides, in elements. A matrix has its rows in `batch`.
-struct Pixels {
-  int64_t batch, height, width;
-  int64_t image_stride, channel_stride, h_stride, w_stride;
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-  WUSKERN_HOST_DEVICE int64_t count() const { return batch * height * width; }
-  WUSKERN_HOST_DEVICE int64_t offset(int64_t pixel) const {
-    if (height * width == 1) return pixel * image_stride;
-    const int64_t line = pixel / width;
-    return line / height * image_stride + line % height * h_stride + pixel % width * w_stride;
+template <typename T, int vec>
+struct alignas(sizeof(T) * vec) Pack {
+  T at[vec];
+};
+
+// One instruction each. Left to itself the compiler may read a pack element by element.
+template <int vec, typename T>
+__device__ __forceinline__ Pack<T, vec> load_pack(const T* p) {
+  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
+    return bit_cast<Pack<T, vec>>(*reinterpret_cast<const uint4*>(p));
+  } else {
+    return {{*p}};
   }
-};
+}
 
-// A weight [N, channels, kernel_h, kernel_w] of any strides.
-struct Taps {
-  int64_t row_stride, channel_stride, h_stride, w_stride;
-  Side h, w;
-};
+// Of memory that the kernel does not write.
+template <int vec, typename T>
+__device__ __forceinline__ Pack<T, vec> load_constant(const T* p) {
+  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
+    return bit_cast<Pack<T, vec>>(__ldg(reinterpret_cast<const uint4*>(p)));
+  } else {
+    return {{*p}};
+  }
+}
 
-constexpr int kPackThreads = 256;  // of a block of simple copies and sums
+template <int vec, typename T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, vec>& pack) {
+  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
+    *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(pack);
+  } else {
+    *p = pack.at[0];
+  }
+}
 
-constexpr int64_t padded(int64_t size) { return (size + 7) / 8 * 8; }
+template <typename T>
+constexpr int kVec = 16 / sizeof(T);
 
-// [pixel, group, padded(each)] = src[pixel, rows[group, c]] for the `each` channels c of a group, then zeros. Null rows:
-// all channels in their order. `like`: for the allocation.
-Tensor pack_pixels(const Tensor& like, const uint16_t* src, const Pixels& pixels, const int64_t* rows, int64_t groups,
-                   int64_t each, cudaStream_t stream);
+inline bool aligned_to_16(std::initializer_list<const void*> pointers) {
+  for (const void* p : pointers) {
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
+  }
+  return true;
+}
 
-// [group, tap, padded(k), padded(channels)] = src[rows[group, row], channel, tap], the taps in the order of tap_order;
-// zeros where there is no such row or channel. `k` and `channels` are those of a group.
-Tensor pack_weight(const Tensor& like, const uint16_t* src, const Taps& taps, const int64_t* rows, int64_t groups,
-                   int64_t k, int64_t channels, cudaStream_t stream);
+// Whether packs of 16 bytes start at the pointer and at every multiple of these numbers of elements.
+template <typename T>
+bool aligned(const T* pointer, std::initializer_list<int64_t> multiples) {
+  for (const int64_t m : multiples) {
+    if (m % kVec<T> != 0) return false;
+  }
+  return aligned_to_16({pointer});
+}
 
 }  // namespace wuskern

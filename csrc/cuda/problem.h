@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "pack.h"
+#include "packed.h"
 #include "simt.h"
 
 namespace wuskern {

@@ -65,6 +65,7 @@ __device__ __forceinline__ void load_columns(uint32_t tile, int64_t depth, const
 
 template <typename T, int n, bool wgmma>
 struct Multiplier {
+  static constexpr int kStagesInUse = 1;
   static constexpr int kColumns = n / 16;  // of 8 results, of a warp
   float acc[n / 8][4] = {};
 
@@ -101,6 +102,8 @@ struct Multiplier {
     }
   }
 
+  __device__ __forceinline__ void before_barrier() {}
+  __device__ __forceinline__ void after_loads() {}
   __device__ __forceinline__ void finish() {}
 
   // Calls use(m, n, v0, v1) for neighbours along n.
@@ -119,24 +122,40 @@ struct Multiplier {
 
 // ---- wgmma: two warpgroups of 64 x n results -------------------------------------------------------------------------
 
+// Where two blocks share a processor, one multiplies while the other waits at its barrier. A block that is alone lets its
+// warpgroups multiply across the barrier, and keeps one stage more for that.
 template <typename T, int n>
 struct Multiplier<T, n, true> {
+  static constexpr bool kAlone = n == kWidestTile;
+  static constexpr int kStagesInUse = kAlone ? 2 : 1;
   float acc[n / 8][4] = {};
 
   template <bool a_rows>
   __device__ __forceinline__ void add(uint32_t a, uint32_t b, int parts) {
     constexpr uint32_t panel = kTileDepth * kRowBytes, eight = 8 * kRowBytes;  // rows of 128 bytes
     const uint32_t half = threadIdx.x / 128 * panel;  // 64 columns of a, or 64 rows of it: the same number of bytes
-    fence_wgmma();
-    for (int part = 0; part < parts; ++part) {
+    const auto multiply = [&](int part) {
       const uint32_t a_part = part * (a_rows ? kPart * kRowBytes : kPart * 2);
       multiply_add_async<T, n, a_rows>(acc, tile_descriptor(a + half + a_part, panel, eight),
                                        tile_descriptor(b + part * kPart * kRowBytes, panel, eight));
+    };
+    if (parts == kTileDepth / kPart) {
+      fence_wgmma();
+#pragma unroll
+      for (int part = 0; part < kTileDepth / kPart; ++part) multiply(part);
+      commit_wgmma();
+      return;
     }
-    commit_wgmma();
-    wait_for_wgmma<1>();
+#pragma unroll 1
+    for (int part = 0; part < parts; ++part) {  // of the last stage
+      fence_wgmma();
+      multiply(part);
+      commit_wgmma();
+    }
   }
 
+  __device__ __forceinline__ void before_barrier() { show_copies_to_wgmma(); }
+  __device__ __forceinline__ void after_loads() { wait_for_wgmma<kAlone ? 1 : 0>(); }
   __device__ __forceinline__ void finish() { wait_for_wgmma<0>(); }
 
   template <class Use>
@@ -156,8 +175,7 @@ struct Multiplier<T, n, true> {
 template <typename T, int n, bool a_rows, bool wgmma, class LoadA, class LoadB>
 __device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier, int64_t begin, int64_t end,
                                              LoadA&& load_a, LoadB&& load_b) {
-  // wgmma may still read the stage before the one it works on: one stage less is on its way.
-  constexpr int stages = tile_stages(n), ahead = stages - (wgmma ? 2 : 1);
+  constexpr int stages = tile_stages(n), ahead = stages - Multiplier<T, n, wgmma>::kStagesInUse;
   const uint32_t shared = shared_address(tile_memory());
   const auto load = [&](int stage, int64_t depth) {
     if (depth < end) {
@@ -172,13 +190,15 @@ __device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier
   int stage = 0, next = ahead;
   for (int64_t depth = begin; depth < end; depth += kTileDepth) {
     wait_for_copies<ahead - 1>();
-    if constexpr (wgmma) show_copies_to_wgmma();
-    __syncthreads();  // this stage has arrived for all; all have used the one that is loaded now
-    load(next, depth + ahead * kTileDepth);
+    multiplier.before_barrier();
+    __syncthreads();  // this stage has arrived for all; nobody uses any more the one that is loaded now
     const uint32_t tile = shared + stage * tile_stage_bytes(n);
     const int64_t left = end - depth;
     const int parts = left < kTileDepth ? (static_cast<int>(left) + kPart - 1) / kPart : kTileDepth / kPart;
+    if constexpr (!wgmma) load(next, depth + ahead * kTileDepth);
     multiplier.template add<a_rows>(tile, tile + kTileM * kRowBytes, parts);
+    if constexpr (wgmma) load(next, depth + ahead * kTileDepth);
+    multiplier.after_loads();
     stage = stage + 1 == stages ? 0 : stage + 1;
     next = next + 1 == stages ? 0 : next + 1;
   }

@@ -2,44 +2,13 @@
 // one chosen row, a thread packs of 16 bytes of it where everything is aligned, else (and in double) single elements.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include "../common/half.h"
 #include "../common/reduction.h"
 #include "../common/row_update.h"
 #include "../row_memory.h"
 #include "launch.h"
+#include "pack.h"
 
 namespace wuskern {
-
-template <typename T>
-using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <typename T, int vec>
-struct alignas(sizeof(T) * vec) Pack {
-  T at[vec];
-};
-
-// One load or store instruction.
-template <int vec, typename T>
-__device__ __forceinline__ Pack<T, vec> load_pack(const T* p) {
-  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
-    return bit_cast<Pack<T, vec>>(*reinterpret_cast<const uint4*>(p));
-  } else {
-    return {{*p}};
-  }
-}
-
-template <int vec, typename T>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T, vec>& pack) {
-  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
-    *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(pack);
-  } else {
-    *p = pack.at[0];
-  }
-}
 
 constexpr int kPacksPerThread = 2;
 
@@ -65,13 +34,6 @@ __device__ __forceinline__ void for_packs(const ChosenRows<T>& chosen, int64_t s
     const int64_t its = memory.taps == 1 ? e : e % memory.channels * memory.taps + e / memory.channels;
     body(start + e, load_pack<vec>(values + its));
   }
-}
-
-inline bool aligned_to_16(std::initializer_list<const void*> pointers) {
-  for (const void* p : pointers) {
-    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
-  }
-  return true;
 }
 
 // Calls launch(vec, stretches of a row, blocks) with vec as a compile-time constant.

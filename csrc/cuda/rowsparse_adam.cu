@@ -17,10 +17,10 @@ struct Root {
 
 template <typename T, int vec, bool amsgrad>
 __global__ void __launch_bounds__(kThreads, 4)
-    update_adam(AdamNumbers<Arithmetic<T>> given, const AdamNumbers<Arithmetic<T>>* counted, T* __restrict__ param,
+    update_adam(AdamNumbers<Accumulator<T>> given, const AdamNumbers<Accumulator<T>>* counted, T* __restrict__ param,
                 T* __restrict__ first, T* __restrict__ second, T* __restrict__ most, ChosenRows<T> chosen,
                 int64_t stretches) {
-  using Acc = Arithmetic<T>;
+  using Acc = Accumulator<T>;
   const AdamNumbers<Acc> numbers = counted ? *counted : given;
   for_packs<vec>(chosen, stretches, [&](int64_t place, const Pack<T, vec>& gradient) {
     auto p = load_pack<vec>(param + place), m = load_pack<vec>(first + place), v = load_pack<vec>(second + place),
@@ -78,7 +78,7 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
   const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
   const cudaStream_t stream = current_stream(param.get_device_index());
   for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    const Counted<Arithmetic<T>> counted(step, arguments, stream);
+    const Counted<Accumulator<T>> counted(step, arguments, stream);
     T *const p = data_of<T>(param), *const m = data_of<T>(first), *const v = data_of<T>(second),
              *const w = data_of<T>(most);
     const ChosenRows<T> chosen{rows.const_data_ptr<int64_t>(), static_cast<const T*>(values.const_data_ptr()), memory};

@@ -4,9 +4,6 @@
 // shared memory, 16 bytes at a time where dX lets it. The 16-bit formats take tensor cores: dy comes packed, rows of a
 // Linear's weight are gathered where they lie, a convolution's are packed by tap. Pixels of a convolution with strides
 // come in phases that meet the same taps. float32 takes ordinary arithmetic and is exact; float64 too.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "problem.h"
 #include "sources.h"
 

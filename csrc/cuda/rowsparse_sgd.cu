@@ -6,9 +6,9 @@ namespace {
 
 template <typename T, int vec, bool has_buffer>
 __global__ void __launch_bounds__(kThreads, 4)
-    update_sgd(SgdNumbers<Arithmetic<T>> numbers, T* __restrict__ param, T* __restrict__ buffer, ChosenRows<T> chosen,
+    update_sgd(SgdNumbers<Accumulator<T>> numbers, T* __restrict__ param, T* __restrict__ buffer, ChosenRows<T> chosen,
                int64_t stretches) {
-  using Acc = Arithmetic<T>;
+  using Acc = Accumulator<T>;
   for_packs<vec>(chosen, stretches, [&](int64_t place, const Pack<T, vec>& gradient) {
     auto p = load_pack<vec>(param + place), b = p;
     if constexpr (has_buffer) b = load_pack<vec>(buffer + place);
@@ -32,7 +32,7 @@ void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Ten
   const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
   const cudaStream_t stream = current_stream(param.get_device_index());
   for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
+    const auto numbers = sgd_numbers<Accumulator<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
     T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
     const ChosenRows<T> chosen{rows.const_data_ptr<int64_t>(), static_cast<const T*>(values.const_data_ptr()), memory};
     for_vector_width<T>(memory, rows.numel(), {p, b, chosen.values}, [&](auto vec, int64_t stretches, unsigned blocks) {

@@ -4,9 +4,6 @@
 // blocks, which leave their sums in fp32, and those are added in their order. The 16-bit formats take tensor cores; x and
 // dy are read where they lie if 8 neighbours are 16 bytes, else from packed copies (NCHW too). float32 takes ordinary
 // arithmetic and is exact, whatever TF32 is allowed; float64 too.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "problem.h"
 #include "sources.h"
 
@@ -86,7 +83,7 @@ __global__ void __launch_bounds__(kGemmThreads, n == kWidestTile ? 1 : 2) wgrad(
 template <typename T>
 __global__ void __launch_bounds__(kSimtThreads)
     simt_wgrad(const T* __restrict__ dy, const T* __restrict__ x, const SimtProblem problem,
-               const WgradSchedule schedule, const WgradOutput<T, SimtAccumulator<T>> output) {
+               const WgradSchedule schedule, const WgradOutput<T, Accumulator<T>> output) {
   simt_wgrad_sum(dy, x, problem, schedule,
                  [&](int64_t split, int64_t row, int64_t feature, auto sum) { output.write(split, row, feature, sum); });
 }
@@ -186,7 +183,7 @@ void run(const Context& context, const SimtProblem& p) {
     if constexpr (sizeof(T) == 2) {
       if (cores) return tensor_core_wgrad<T>(context, p);
     }
-    using Acc = SimtAccumulator<T>;
+    using Acc = Accumulator<T>;
     const WgradSchedule schedule = wgrad_schedule(p.groups, p.features(), p.k, p.dy.count(), kSimtTile, kSimtTile,
                                                   kSimtDepth, 4 * context.gpu.processors);
     with_parts<T, Acc>(context, p, schedule, p.channels, [&](const WgradOutput<T, Acc>& output) {

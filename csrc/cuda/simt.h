@@ -6,15 +6,13 @@
 
 #include "../common/pixels.h"
 #include "pack.h"
+#include "packed.h"
 
 namespace wuskern {
 
 constexpr int kSimtTile = 64, kSimtDepth = 16, kSimtThreads = 256;
 constexpr int kSimtLoads = kSimtTile * kSimtDepth / kSimtThreads;  // of a thread for a stage and operand
 constexpr int kSimtStep = kSimtThreads / kSimtTile;                // terms from one of its loads to the next
-
-template <typename T>
-using SimtAccumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <typename Acc>
 struct SimtStage {
@@ -77,7 +75,7 @@ struct SimtProblem {
 template <typename T, typename Use>
 __device__ __forceinline__ void simt_wgrad_sum(const T* __restrict__ dy, const T* __restrict__ x, const SimtProblem& problem,
                                            const WgradSchedule& schedule, Use&& use) {
-  using Acc = SimtAccumulator<T>;
+  using Acc = Accumulator<T>;
   const WgradSchedule::Place place = schedule.at(blockIdx.x);
   const int64_t first = schedule.first_step(place.split), last = schedule.first_step(place.split + 1);
   const int64_t m0 = place.feature_block * kSimtTile, n0 = place.row_block * kSimtTile;
@@ -121,7 +119,7 @@ template <typename T>
 __global__ void __launch_bounds__(kSimtThreads, 1)
     simt_dgrad(const T* __restrict__ dy, const T* __restrict__ weight, SimtProblem problem, Taps taps,
                DgradSchedule schedule, Divisor k, T* __restrict__ dx) {
-  using Acc = SimtAccumulator<T>;
+  using Acc = Accumulator<T>;
   const DgradSchedule::Place place = schedule.at(blockIdx.x);
   const Pixels &in = problem.input, &out = problem.dy;
   const int64_t m0 = place.pixel_block * kSimtTile, n0 = place.column_block * kSimtTile;

@@ -1,19 +1,19 @@
-// See pack.h.
+// See packed.h.
+#include "packed.h"
+
 #include "pack.h"
 
 namespace wuskern {
 namespace {
 
-struct alignas(16) EightHalves {
-  uint16_t at[8];
-};
+using Eight = Pack<uint16_t, 8>;
 
 constexpr int kPixelsOfThread = 4;
 
 // out[pixel, group, padded] = src[pixel, rows[group, c]] for the `each` channels c of a group, then zeros. Null rows: all.
 __global__ void __launch_bounds__(kPackThreads)
     pack_pixels_kernel(const uint16_t* __restrict__ src, Pixels pixels, const int64_t* __restrict__ rows, int64_t groups,
-                int64_t each, int64_t padded, EightHalves* __restrict__ out) {
+                int64_t each, int64_t padded, uint16_t* __restrict__ out) {
   const int64_t thread = int64_t{blockIdx.x} * kPackThreads + threadIdx.x, chunks = groups * padded / 8;
   const int64_t strips = ceil_div(pixels.count(), kPixelsOfThread);
   if (thread >= chunks * strips) return;
@@ -33,10 +33,10 @@ __global__ void __launch_bounds__(kPackThreads)
     const int64_t pixel = strip + u * strips;
     if (pixel >= pixels.count()) return;
     const uint16_t* const from = src + pixels.offset(pixel);
-    EightHalves eight;
+    Eight eight;
 #pragma unroll
     for (int i = 0; i < 8; ++i) eight.at[i] = channel[i] < 0 ? uint16_t{0} : __ldg(from + channel[i]);
-    out[pixel * chunks + chunk] = eight;
+    store_pack<8>(out + (pixel * chunks + chunk) * 8, eight);
   }
 }
 
@@ -44,14 +44,14 @@ __global__ void __launch_bounds__(kPackThreads)
 // such row or channel. `k` rows and `channels` of a group, and what they are filled up to.
 __global__ void __launch_bounds__(kPackThreads)
     pack_weight_kernel(const uint16_t* __restrict__ src, Taps taps, const int64_t* __restrict__ rows, int64_t groups, int64_t k,
-                int64_t padded_k, int64_t channels, int64_t padded_channels, EightHalves* __restrict__ out) {
+                int64_t padded_k, int64_t channels, int64_t padded_channels, uint16_t* __restrict__ out) {
   const int64_t thread = int64_t{blockIdx.x} * kPackThreads + threadIdx.x, chunks = padded_channels / 8;
   const int64_t number = int64_t{taps.h.taps} * taps.w.taps;
   if (thread >= groups * number * padded_k * chunks) return;
   const int64_t chunk = thread % chunks, line = thread / chunks;
   const int64_t row = line % padded_k, tap = line / padded_k % number, group = line / padded_k / number;
   const int i = static_cast<int>(tap) / taps.w.taps, j = static_cast<int>(tap) % taps.w.taps;
-  EightHalves eight;
+  Eight eight;
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const int64_t c = chunk * 8 + e;
@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kPackThreads)
                               i * taps.h_stride + j * taps.w_stride)
                       : uint16_t{0};
   }
-  out[((group * number + tap_order(taps.h, taps.w, i, j)) * padded_k + row) * chunks + chunk] = eight;
+  const int64_t to = (group * number + tap_order(taps.h, taps.w, i, j)) * padded_k + row;
+  store_pack<8>(out + (to * chunks + chunk) * 8, eight);
 }
 
 unsigned blocks_of(int64_t threads) { return static_cast<unsigned>(ceil_div(threads, kPackThreads)); }
@@ -73,7 +74,7 @@ Tensor pack_pixels(const Tensor& like, const uint16_t* src, const Pixels& pixels
   Tensor out = new_vector(like, count * groups * width);
   const int64_t threads = groups * width / 8 * ceil_div(count, kPixelsOfThread);
   launch(pack_pixels_kernel, blocks_of(threads), kPackThreads, 0, stream, src, pixels, rows, groups, each, width,
-         static_cast<EightHalves*>(out.mutable_data_ptr()));
+         static_cast<uint16_t*>(out.mutable_data_ptr()));
   return out;
 }
 
@@ -82,7 +83,7 @@ Tensor pack_weight(const Tensor& like, const uint16_t* src, const Taps& taps, co
   const int64_t lines = groups * taps.h.taps * taps.w.taps * padded(k), width = padded(channels);
   Tensor out = new_vector(like, lines * width);
   launch(pack_weight_kernel, blocks_of(lines * width / 8), kPackThreads, 0, stream, src, taps, rows, groups, k,
-         padded(k), channels, width, static_cast<EightHalves*>(out.mutable_data_ptr()));
+         padded(k), channels, width, static_cast<uint16_t*>(out.mutable_data_ptr()));
   return out;
 }
 
