@@ -96,8 +96,7 @@ __device__ __forceinline__ void dgrad_tile(const Problem& problem) {
 
   constexpr int stride = n + 8;  // no bank conflicts
   T* const tile = reinterpret_cast<T*>(tile_memory());
-  wait_for_copies<0>();
-  __syncthreads();  // nobody reads a stage any more
+  __syncthreads();  // nobody reads a stage any more, and none is on its way
   multiplier.for_results([&](int m, int column, float v0, float v1) {
     tile[m * stride + column] = static_cast<T>(v0);
     tile[m * stride + column + 1] = static_cast<T>(v1);
