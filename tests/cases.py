@@ -93,6 +93,7 @@ GRADIENTS = [
     Gradient("linear unaligned", (300, 64), -1, "unaligned"),
     Gradient("conv 32px", (4, 16, 32, 32), 1),
     Gradient("conv 7px", (9, 20, 7, 7), 1),
+    Gradient("conv 7px images", (20, 12, 7, 7), 1),
     Gradient("conv 1px", (8, 24, 1, 1), 1),
     Gradient("conv large plane", (2, 17, 150, 151), 1),
     Gradient("conv channels_last", (4, 24, 9, 9), 1, "channels_last"),

@@ -106,6 +106,16 @@ def test_as_many_rows_as_layers_have(n, share, dtype, backend):
     assert ops.select_rows(scores, k).tolist() == sorted_choice(scores.tolist(), k)
 
 
+@pytest.mark.parametrize("name", ["native", "emulated"])
+@pytest.mark.parametrize(("n", "k", "block", "groups"), [(20000, 999, 1, 1), (262144, 13107, 1, 1), (70000, 4200, 2, 2)])
+def test_more_rows_than_a_block_of_threads_remembers(n, k, block, groups, name):
+    if obstacle := obstacle_to("select_rows", name):
+        pytest.skip(obstacle)
+    scores = torch.rand(n, dtype=torch.float64).mul(1000).round().float()  # ties everywhere, across warps too
+    with on_backend(name):
+        assert ops.select_rows(scores, k, block, groups).tolist() == sorted_choice(scores.tolist(), k, block, groups)
+
+
 def test_random_scores_choose_at_random_and_again_the_same(backend):
     draws = [ops.select_rows(torch.rand(100, generator=torch.Generator().manual_seed(s)), 10).tolist() for s in (1, 2, 1)]
     assert draws[0] == draws[2] != draws[1]

@@ -38,7 +38,9 @@ constexpr int kWidestTile = 256;
 constexpr int kLeastWgmma = 64;  // narrower tiles take mma.sync on Hopper too: they wait for memory
 
 WUSKERN_HOST_DEVICE constexpr int tile_stages(int n) { return n == kWidestTile ? 4 : 3; }
-WUSKERN_HOST_DEVICE constexpr int tile_stage_bytes(int n) { return 2 * kTileDepth * (kTileM + (n < kPanel ? kPanel : n)); }
+WUSKERN_HOST_DEVICE constexpr int tile_stage_bytes(int n) {
+  return 2 * kTileDepth * (kTileM + (n < kPanel ? kPanel : n));
+}
 WUSKERN_HOST_DEVICE constexpr int tile_shared_bytes(int n) { return tile_stages(n) * tile_stage_bytes(n); }
 
 // What decides on a GPU: 10 * major + minor of its compute capability, and its streaming multiprocessors.
@@ -88,8 +90,8 @@ inline int dgrad_tile(int64_t m, int64_t columns, int64_t others, const Gpu& gpu
 
 // ---- schedules -----------------------------------------------------------------------------------------------------
 
-// dW: every tile is summed in `splits` parts of its `steps`. Blocks that run together share their part of the tokens, so
-// that x and dy come from the L2 cache when a second tile needs them.
+// dW: every tile is summed in `splits` parts of its `steps`. Blocks that run together share their part of the tokens,
+// so that x and dy come from the L2 cache when a second tile needs them.
 struct WgradSchedule {
   int64_t groups, feature_blocks, row_blocks, steps, splits;
 
@@ -126,8 +128,8 @@ inline int64_t wgrad_splits(int64_t tiles, int64_t steps, int m, int n, int64_t 
   return best;
 }
 
-inline WgradSchedule wgrad_schedule(int64_t groups, int64_t features, int64_t k, int64_t tokens, int m, int n, int depth,
-                                    int64_t slots) {
+inline WgradSchedule wgrad_schedule(int64_t groups, int64_t features, int64_t k, int64_t tokens, int m, int n,
+                                    int depth, int64_t slots) {
   WgradSchedule s{groups, ceil_div(features, m), ceil_div(k, n), ceil_div(tokens, depth), 1};
   s.splits = wgrad_splits(s.blocks(), s.steps, m, n, slots);
   return s;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -11,13 +10,13 @@
 namespace wuskern {
 
 // Keys that ascend where scores fall: a NaN first, then +inf. Zeros have one key whatever their sign.
-inline uint32_t order_key(float score) {
+WUSKERN_INLINE uint32_t order_key(float score) {
   const uint32_t bits = bit_cast<uint32_t>(score + 0.0f), sign = 1u << 31;
   const uint32_t key = bits & sign ? bits : ~(bits | sign);
   return (bits & ~sign) > 0x7f800000u ? 0 : key;
 }
 
-inline uint64_t order_key(double score) {
+WUSKERN_INLINE uint64_t order_key(double score) {
   const uint64_t bits = bit_cast<uint64_t>(score + 0.0), sign = uint64_t{1} << 63;
   const uint64_t key = bits & sign ? bits : ~(bits | sign);
   return (bits & ~sign) > 0x7ff0000000000000u ? 0 : key;
@@ -29,25 +28,44 @@ struct Threshold {
   int64_t ties;  // so many of those equal to it are among the first k
 };
 
-// The k-th smallest of n keys, 1 <= k <= n, by 11 bits of what they differ in at a time. Overwrites scratch[n].
+// Keys from low to high in at most kBuckets buckets of neighbours.
+constexpr int kBucketBits = 11;
+constexpr int kBuckets = 1 << kBucketBits;
+
+template <typename Key>
+struct Buckets {
+  Key low, high;
+  int shift;
+
+  WUSKERN_HOST_DEVICE Buckets(Key low, Key high) : low(low), high(high), shift(0) {
+    while ((high - low) >> shift >= kBuckets) ++shift;
+  }
+
+  WUSKERN_HOST_DEVICE int count() const { return static_cast<int>((high - low) >> shift) + 1; }
+  WUSKERN_HOST_DEVICE int of(Key key) const { return static_cast<int>((key - low) >> shift); }
+  WUSKERN_HOST_DEVICE bool of_one_key() const { return shift == 0; }
+  WUSKERN_HOST_DEVICE Key first(int bucket) const { return low + (static_cast<Key>(bucket) << shift); }
+  WUSKERN_HOST_DEVICE Key last(int bucket) const { return bucket + 1 < count() ? first(bucket + 1) - 1 : high; }
+};
+
+// The k-th smallest of n keys, 1 <= k <= n, bucket by bucket. Overwrites scratch[n].
 template <typename Key>
 Threshold<Key> threshold(const Key* keys, int64_t n, int64_t k, Key* scratch) {
-  constexpr int kBits = 11;
-  int64_t counts[1 << kBits];
+  int64_t counts[kBuckets];
   for (;;) {
     Key low = keys[0], high = keys[0];
     for (int64_t i = 1; i < n; ++i) {
       low = std::min(low, keys[i]);
       high = std::max(high, keys[i]);
     }
-    const Key range = high - low;
-    const int shift = std::max(0, static_cast<int>(std::bit_width(range)) - kBits);
-    std::fill_n(counts, (range >> shift) + 1, 0);
+    const Buckets<Key> buckets(low, high);
+    const int shift = buckets.shift;  // in a register
+    std::fill_n(counts, buckets.count(), 0);
     for (int64_t i = 0; i < n; ++i) ++counts[(keys[i] - low) >> shift];
 
     Key bucket = 0;
     for (; counts[bucket] < k; ++bucket) k -= counts[bucket];
-    if (shift == 0) return {low + bucket, k};
+    if (buckets.of_one_key()) return {low + bucket, k};
 
     int64_t kept = 0;
     for (int64_t i = 0; i < n; ++i) {
@@ -101,7 +119,8 @@ void select(const T* scores, int64_t n, int64_t k, int64_t block, int64_t groups
 
 // The largest power of two, at most `most` > 0, of which the rows are runs of consecutive ones; k > 0.
 inline int64_t run_length(const int64_t* rows, int64_t k, int64_t most) {
-  int64_t length = std::bit_floor(static_cast<uint64_t>(most));
+  int64_t length = 1;
+  while (length <= most / 2) length *= 2;
   while (k % length) length /= 2;
   for (int64_t i = 1; i < k && length > 1; ++i) {
     while (i % length && rows[i] != rows[i - 1] + 1) length /= 2;

@@ -41,8 +41,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 
 // 16 bytes, both sides aligned to that; zeros, and nothing read, where not `valid`.
 __device__ __forceinline__ void copy_16_async(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to),
-               "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+               "r"(valid ? 16 : 0)
                : "memory");
 }
 

@@ -1,7 +1,6 @@
 // See packed.h.
-#include "packed.h"
-
 #include "pack.h"
+#include "packed.h"
 
 namespace wuskern {
 namespace {
@@ -10,10 +9,11 @@ using Eight = Pack<uint16_t, 8>;
 
 constexpr int kPixelsOfThread = 4;
 
-// out[pixel, group, padded] = src[pixel, rows[group, c]] for the `each` channels c of a group, then zeros. Null rows: all.
+// out[pixel, group, padded] = src[pixel, rows[group, c]] for the `each` channels c of a group, then zeros. Null rows:
+// all.
 __global__ void __launch_bounds__(kPackThreads)
-    pack_pixels_kernel(const uint16_t* __restrict__ src, Pixels pixels, const int64_t* __restrict__ rows, int64_t groups,
-                int64_t each, int64_t padded, uint16_t* __restrict__ out) {
+    pack_pixels_kernel(const uint16_t* __restrict__ src, Pixels pixels, const int64_t* __restrict__ rows,
+                       int64_t groups, int64_t each, int64_t padded, uint16_t* __restrict__ out) {
   const int64_t thread = int64_t{blockIdx.x} * kPackThreads + threadIdx.x, chunks = groups * padded / 8;
   const int64_t strips = ceil_div(pixels.count(), kPixelsOfThread);
   if (thread >= chunks * strips) return;
@@ -40,11 +40,12 @@ __global__ void __launch_bounds__(kPackThreads)
   }
 }
 
-// out[group, tap, row, channel] = src[rows[group, row], channel, tap] in the order of tap_order; zeros where there is no
-// such row or channel. `k` rows and `channels` of a group, and what they are filled up to.
+// out[group, tap, row, channel] = src[rows[group, row], channel, tap] in the order of tap_order; zeros where there is
+// no such row or channel. `k` rows and `channels` of a group, and what they are filled up to.
 __global__ void __launch_bounds__(kPackThreads)
-    pack_weight_kernel(const uint16_t* __restrict__ src, Taps taps, const int64_t* __restrict__ rows, int64_t groups, int64_t k,
-                int64_t padded_k, int64_t channels, int64_t padded_channels, uint16_t* __restrict__ out) {
+    pack_weight_kernel(const uint16_t* __restrict__ src, Taps taps, const int64_t* __restrict__ rows, int64_t groups,
+                       int64_t k, int64_t padded_k, int64_t channels, int64_t padded_channels,
+                       uint16_t* __restrict__ out) {
   const int64_t thread = int64_t{blockIdx.x} * kPackThreads + threadIdx.x, chunks = padded_channels / 8;
   const int64_t number = int64_t{taps.h.taps} * taps.w.taps;
   if (thread >= groups * number * padded_k * chunks) return;
@@ -55,10 +56,9 @@ __global__ void __launch_bounds__(kPackThreads)
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const int64_t c = chunk * 8 + e;
-    eight.at[e] = row < k && c < channels
-                      ? __ldg(src + rows[group * k + row] * taps.row_stride + c * taps.channel_stride +
-                              i * taps.h_stride + j * taps.w_stride)
-                      : uint16_t{0};
+    eight.at[e] = row < k && c < channels ? __ldg(src + rows[group * k + row] * taps.row_stride +
+                                                  c * taps.channel_stride + i * taps.h_stride + j * taps.w_stride)
+                                          : uint16_t{0};
   }
   const int64_t to = (group * number + tap_order(taps.h, taps.w, i, j)) * padded_k + row;
   store_pack<8>(out + (to * chunks + chunk) * 8, eight);

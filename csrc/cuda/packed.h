@@ -1,11 +1,11 @@
-// Copies that give a product on tensor cores what it reads: elements of 16 bits whose neighbours lie next to each other, in
-// rows that start at multiples of 16 bytes.
+// Copies that give a product on tensor cores what it reads: elements of 16 bits whose neighbours lie next to each
+// other, in rows that start at multiples of 16 bytes.
 //
-// Why dy is packed and not gathered by the product: a chosen element of a row of dy costs the sector of 32 bytes that it
-// lies in. Of N = 4096 and 5 % at random that is 1 - .95^16 = 56 % of a row, 4.6 KB, where the packed row has 416 bytes. A
-// product reads dy once for each tile of 128 features: K = 4096 reads 147 KB of L2 for a token by gathering, and by packing
-// 4.6 KB once, 0.4 KB written and 13 KB. So it is always packed, unless it came gathered and aligned. Rows of a weight are
-// gathered by the product: whole sectors, each read about as often as a packed copy would be.
+// Why dy is packed and not gathered by the product: a chosen element of a row of dy costs the sector of 32 bytes that
+// it lies in. Of N = 4096 and 5 % at random that is 1 - .95^16 = 56 % of a row, 4.6 KB, where the packed row has 416
+// bytes. A product reads dy once for each tile of 128 features: K = 4096 reads 147 KB of L2 for a token by gathering,
+// and by packing 4.6 KB once, 0.4 KB written and 13 KB. So it is always packed, unless it came gathered and aligned.
+// Rows of a weight are gathered by the product: whole sectors, each read about as often as a packed copy would be.
 #pragma once
 
 #include "../common/gemm.h"
@@ -36,8 +36,8 @@ constexpr int kPackThreads = 256;  // of a block of simple copies and sums
 
 constexpr int64_t padded(int64_t size) { return (size + 7) / 8 * 8; }
 
-// [pixel, group, padded(each)] = src[pixel, rows[group, c]] for the `each` channels c of a group, then zeros. Null rows:
-// all channels in their order. `like`: for the allocation.
+// [pixel, group, padded(each)] = src[pixel, rows[group, c]] for the `each` channels c of a group, then zeros. Null
+// rows: all channels in their order. `like`: for the allocation.
 Tensor pack_pixels(const Tensor& like, const uint16_t* src, const Pixels& pixels, const int64_t* rows, int64_t groups,
                    int64_t each, cudaStream_t stream);
 

@@ -38,6 +38,15 @@ inline Pixels image_pixels(const Tensor& t) {
   return {t.size(0), t.size(2), t.size(3), stride(0), t.stride(1), stride(2), stride(3)};
 }
 
+// A new tensor [B, C, H, W] as dy lies: channels_last where it is that and not contiguous.
+inline Tensor new_images(const Tensor& dy, int64_t channels, int64_t height, int64_t width) {
+  if (dy.is_contiguous() || !is_channels_last(dy.sizes().data(), dy.strides().data())) {
+    return torch::stable::new_empty(dy, {dy.size(0), channels, height, width});
+  }
+  const Tensor last = torch::stable::new_empty(dy, {dy.size(0), height, width, channels});
+  return torch::stable::transpose(torch::stable::transpose(last, 1, 3), 2, 3);
+}
+
 // The same pixels as images of one, where they are evenly spaced.
 inline Pixels one_by_one(const Pixels& p) {
   const int64_t step = p.width > 1 ? p.w_stride : p.height > 1 ? p.h_stride : p.image_stride;
@@ -54,8 +63,8 @@ inline bool loads_in_eights(const void* data, const Pixels& p, int64_t each) {
          (p.image_stride | p.h_stride | p.w_stride) % 8 == 0;
 }
 
-// Where a product on tensor cores reads 16-bit elements of pixels, and what keeps them alive. `each` channels of a group
-// fill `width`.
+// Where a product on tensor cores reads 16-bit elements of pixels, and what keeps them alive. `each` channels of a
+// group fill `width`.
 struct Packed {
   Tensor owner;
   const uint16_t* data;
@@ -73,8 +82,11 @@ inline Packed packed_pixels(const Tensor& t, const Pixels& pixels, const int64_t
   const int64_t width = padded(each), stride = groups * width;
   Tensor copy = pack_pixels(t, data, one_by_one(pixels), rows, groups, each, stream);
   const auto* const its = static_cast<const uint16_t*>(copy.const_data_ptr());
-  return {copy, its, {pixels.batch, pixels.height, pixels.width, pixels.height * pixels.width * stride, 1,
-                      pixels.width * stride, stride}, width};
+  return {copy,
+          its,
+          {pixels.batch, pixels.height, pixels.width, pixels.height * pixels.width * stride, 1, pixels.width * stride,
+           stride},
+          width};
 }
 
 // What tensor cores take and 31 bits index.

@@ -1,9 +1,10 @@
 // A tile of a product on tensor cores: out[m, n] = sum over depth of a[m, depth] * b[depth, n], in fp32.
 //
 // Blocks of kGemmThreads load kTileDepth terms at a time by 16-byte copies that do not wait, several stages ahead. In
-// shared memory 64 columns of 16 bits are a row of a panel, 128 bytes, whose 16-byte chunks are swizzled by the row: that
-// is the 128-byte swizzle of wgmma, and lets ldmatrix read eight rows without bank conflicts. `b`, and `a` where
-// `a_rows`, have a row for each term (memory runs along n or m); else `a` has a row for each m (memory runs along depth).
+// shared memory 64 columns of 16 bits are a row of a panel, 128 bytes, whose 16-byte chunks are swizzled by the row:
+// that is the 128-byte swizzle of wgmma, and lets ldmatrix read eight rows without bank conflicts. `b`, and `a` where
+// `a_rows`, have a row for each term (memory runs along n or m); else `a` has a row for each m (memory runs along
+// depth).
 #pragma once
 
 #include "../common/gemm.h"
@@ -61,7 +62,8 @@ __device__ __forceinline__ void load_columns(uint32_t tile, int64_t depth, const
   }
 }
 
-// ---- mma.sync: 4 x 2 warps of 32 x n / 2 results ----------------------------------------------------------------------
+// ---- mma.sync: 4 x 2 warps of 32 x n / 2 results
+// ----------------------------------------------------------------------
 
 template <typename T, int n, bool wgmma>
 struct Multiplier {
@@ -120,10 +122,11 @@ struct Multiplier {
   }
 };
 
-// ---- wgmma: two warpgroups of 64 x n results -------------------------------------------------------------------------
+// ---- wgmma: two warpgroups of 64 x n results
+// -------------------------------------------------------------------------
 
-// Where two blocks share a processor, one multiplies while the other waits at its barrier. A block that is alone lets its
-// warpgroups multiply across the barrier, and keeps one stage more for that.
+// Where two blocks share a processor, one multiplies while the other waits at its barrier. A block that is alone lets
+// its warpgroups multiply across the barrier, and keeps one stage more for that.
 template <typename T, int n>
 struct Multiplier<T, n, true> {
   static constexpr bool kAlone = n == kWidestTile;
@@ -169,7 +172,8 @@ struct Multiplier<T, n, true> {
   }
 };
 
-// ---- the loop --------------------------------------------------------------------------------------------------------
+// ---- the loop
+// --------------------------------------------------------------------------------------------------------
 
 // load_a(tile, depth) and load_b(tile, depth) start the copies of a stage.
 template <typename T, int n, bool a_rows, bool wgmma, class LoadA, class LoadB>

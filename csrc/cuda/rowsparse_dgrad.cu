@@ -80,8 +80,13 @@ struct ConvProblem {
     const int64_t first = place.pixel_block * kTileM, column = place.column_block * n + column_of<n>();
     const int64_t end = int64_t{of_h.count} * of_w.count * dy.k.value;
     const int64_t before = (int64_t{of_h.before} * phases.w.taps + int64_t{of_h.count} * of_w.before) * dy.k.value;
-    return {*this, phase_h, phase_w, dy.at(place.group * dy_group, first, phase_h, phase_w, of_h, of_w),
-            weight.at(place.group * weight_group + before * weight.stride, column, end), first, end};
+    return {*this,
+            phase_h,
+            phase_w,
+            dy.at(place.group * dy_group, first, phase_h, phase_w, of_h, of_w),
+            weight.at(place.group * weight_group + before * weight.stride, column, end),
+            first,
+            end};
   }
 };
 
@@ -125,7 +130,8 @@ __global__ void __launch_bounds__(kGemmThreads, n == kWidestTile ? 1 : 2) dgrad(
   choose_instruction<n>([&](auto wgmma) { dgrad_tile<T, n, wgmma>(problem); });
 }
 
-// ---- launchers -------------------------------------------------------------------------------------------------------
+// ---- launchers
+// -------------------------------------------------------------------------------------------------------
 
 struct Context {
   const Tensor &dy, &weight;
@@ -145,9 +151,12 @@ void launch_dgrad(const Context& context, Problem problem, int64_t pixels, int64
 template <typename T, class Problem>
 void launch_tile(const Context& context, const Problem& problem, int64_t pixels, int64_t phases, int64_t groups) {
   switch (dgrad_tile(pixels, problem.output.channels, phases * groups, context.gpu)) {
-    case 64: return launch_dgrad<T, 64>(context, problem, pixels, phases, groups);
-    case 128: return launch_dgrad<T, 128>(context, problem, pixels, phases, groups);
-    default: return launch_dgrad<T, kWidestTile>(context, problem, pixels, phases, groups);
+    case 64:
+      return launch_dgrad<T, 64>(context, problem, pixels, phases, groups);
+    case 128:
+      return launch_dgrad<T, 128>(context, problem, pixels, phases, groups);
+    default:
+      return launch_dgrad<T, kWidestTile>(context, problem, pixels, phases, groups);
   }
 }
 
@@ -157,7 +166,12 @@ void tensor_core_dgrad(const Context& context, const SimtProblem& p) {
   const T* const data = reinterpret_cast<const T*>(dy.data);
   T* const dx = static_cast<T*>(context.dx.mutable_data_ptr());
   const auto output_to = [&](const Pixels& to) {
-    return DgradOutput<T>{dx, to.image_stride, to.channel_stride, to.h_stride, to.w_stride, p.channels,
+    return DgradOutput<T>{dx,
+                          to.image_stride,
+                          to.channel_stride,
+                          to.h_stride,
+                          to.w_stride,
+                          p.channels,
                           loads_in_eights(dx, to, p.channels)};
   };
   const Pixels line = one_by_one(dy.pixels), to = one_by_one(p.input);
@@ -166,20 +180,31 @@ void tensor_core_dgrad(const Context& context, const SimtProblem& p) {
   if (is_plain(p) && is_matrix(line) && is_matrix(to) && loads_in_eights(weight, weight_rows, p.channels)) {
     const LinearProblem<T> problem{{data, line.image_stride, line.batch},
                                    {reinterpret_cast<const T*>(weight), p.units, weight_rows.image_stride, p.channels},
-                                   p.k, dy.width, {}, output_to(to)};
+                                   p.k,
+                                   dy.width,
+                                   {},
+                                   output_to(to)};
     return launch_tile<T>(context, problem, line.batch, 1, 1);
   }
-  const Tensor packed = pack_weight(context.weight, weight, context.taps, p.units, p.groups, p.k, p.channels, context.stream);
+  const Tensor packed =
+      pack_weight(context.weight, weight, context.taps, p.units, p.groups, p.k, p.channels, context.stream);
   const int64_t width = padded(p.channels);
   const Images images{dy.pixels.image_stride, dy.pixels.h_stride, dy.pixels.w_stride, static_cast<int>(p.dy.height),
                       static_cast<int>(p.dy.width)};
   const int64_t lines = ceil_div(p.input.height, p.h.stride), columns = ceil_div(p.input.width, p.w.stride);
-  const Phases phases{p.h, p.w, static_cast<int>(p.input.height), static_cast<int>(p.input.width), p.input.batch,
-                      Divisor(lines * columns), Divisor(columns)};
-  const ConvProblem<T> problem{
-      {data, images, phases, Divisor(padded(p.k))},
-      {static_cast<const T*>(packed.const_data_ptr()), width, width},
-      dy.width, p.h.taps * p.w.taps * padded(p.k) * width, {}, output_to(p.input)};
+  const Phases phases{p.h,
+                      p.w,
+                      static_cast<int>(p.input.height),
+                      static_cast<int>(p.input.width),
+                      p.input.batch,
+                      Divisor(lines * columns),
+                      Divisor(columns)};
+  const ConvProblem<T> problem{{data, images, phases, Divisor(padded(p.k))},
+                               {static_cast<const T*>(packed.const_data_ptr()), width, width},
+                               dy.width,
+                               p.h.taps * p.w.taps * padded(p.k) * width,
+                               {},
+                               output_to(p.input)};
   launch_tile<T>(context, problem, p.input.batch * lines * columns, int64_t{p.h.stride} * p.w.stride, p.groups);
 }
 
@@ -211,21 +236,17 @@ Tensor rowsparse_dgrad(Tensor dy, Tensor weight, Tensor rows) {
   const Pixels pixels = matrix_pixels(dy);
   const Geometry linear;
   const Side h = linear.side(0, 1), w = linear.side(1, 1);
-  const SimtProblem problem{pixels, {pixels.batch, 1, 1, features, 1, 0, 0}, dy.size(-1) == k ? nullptr : units, units,
-                            h, w, 1, k, features};
+  const SimtProblem problem{
+      pixels, {pixels.batch, 1, 1, features, 1, 0, 0}, dy.size(-1) == k ? nullptr : units, units, h, w, 1, k, features};
   const int32_t device = dy.get_device_index();
-  run({dy, weight, dx, {weight.stride(0), weight.stride(1), 0, 0, h, w},
-       {compute_capability(device), processor_count(device)}, current_stream(device)}, problem);
+  run({dy,
+       weight,
+       dx,
+       {weight.stride(0), weight.stride(1), 0, 0, h, w},
+       {compute_capability(device), processor_count(device)},
+       current_stream(device)},
+      problem);
   return dx;
-}
-
-// [B, C, H, W] as dy lies: channels_last where it is that and not contiguous.
-Tensor new_images(const Tensor& dy, int64_t channels, int64_t height, int64_t width) {
-  if (dy.is_contiguous() || !is_channels_last(dy.sizes().data(), dy.strides().data())) {
-    return torch::stable::new_empty(dy, {dy.size(0), channels, height, width});
-  }
-  const Tensor last = torch::stable::new_empty(dy, {dy.size(0), height, width, channels});
-  return torch::stable::transpose(torch::stable::transpose(last, 1, 3), 2, 3);
 }
 
 Tensor rowsparse_dgrad_conv2d(Tensor dy, Tensor weight, Tensor rows, Pair input_size, Pair stride, Pair padding,
@@ -239,10 +260,15 @@ Tensor rowsparse_dgrad_conv2d(Tensor dy, Tensor weight, Tensor rows, Pair input_
   const Geometry geometry{stride, padding, dilation, groups};
   const Side h = geometry.side(0, weight.size(2)), w = geometry.side(1, weight.size(3));
   const SimtProblem problem{image_pixels(dy), image_pixels(dx), dy.size(1) == k ? nullptr : units, units, h, w, groups,
-                            k / groups, channels};
+                            k / groups,       channels};
   const int32_t device = dy.get_device_index();
-  run({dy, weight, dx, {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3), h, w},
-       {compute_capability(device), processor_count(device)}, current_stream(device)}, problem);
+  run({dy,
+       weight,
+       dx,
+       {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3), h, w},
+       {compute_capability(device), processor_count(device)},
+       current_stream(device)},
+      problem);
   return dx;
 }
 

@@ -1,9 +1,9 @@
 // rowsparse_wgrad and rowsparse_wgrad_conv2d on NVIDIA GPUs: dW[k, features] = dY[tokens, rows]^T X[tokens, features].
 //
 // The features are the m of a tile and the chosen rows, few, its n. Few tiles and a long sum: the tokens are split over
-// blocks, which leave their sums in fp32, and those are added in their order. The 16-bit formats take tensor cores; x and
-// dy are read where they lie if 8 neighbours are 16 bytes, else from packed copies (NCHW too). float32 takes ordinary
-// arithmetic and is exact, whatever TF32 is allowed; float64 too.
+// blocks, which leave their sums in fp32, and those are added in their order. The 16-bit formats take tensor cores; x
+// and dy are read where they lie if 8 neighbours are 16 bytes, else from packed copies (NCHW too). float32 takes
+// ordinary arithmetic and is exact, whatever TF32 is allowed; float64 too.
 #include "problem.h"
 #include "sources.h"
 
@@ -84,8 +84,9 @@ template <typename T>
 __global__ void __launch_bounds__(kSimtThreads)
     simt_wgrad(const T* __restrict__ dy, const T* __restrict__ x, const SimtProblem problem,
                const WgradSchedule schedule, const WgradOutput<T, Accumulator<T>> output) {
-  simt_wgrad_sum(dy, x, problem, schedule,
-                 [&](int64_t split, int64_t row, int64_t feature, auto sum) { output.write(split, row, feature, sum); });
+  simt_wgrad_sum(dy, x, problem, schedule, [&](int64_t split, int64_t row, int64_t feature, auto sum) {
+    output.write(split, row, feature, sum);
+  });
 }
 
 constexpr int kParts = 4;  // loads of a thread on their way
@@ -111,7 +112,8 @@ __global__ void __launch_bounds__(kPackThreads) add_parts(const WgradOutput<T, A
   output.dw[row * output.order.channels * output.order.taps + place] = static_cast<T>(sum);
 }
 
-// ---- launchers -------------------------------------------------------------------------------------------------------
+// ---- launchers
+// -------------------------------------------------------------------------------------------------------
 
 struct Context {
   const Tensor &dy, &x;
@@ -144,18 +146,22 @@ void launch_wgrad(const Context& context, const SimtProblem& p, const X& x, int6
   const MatrixRows<T> rows{reinterpret_cast<const T*>(dy.data), one_by_one(dy.pixels).image_stride, dy.width};
   with_parts<T, float>(context, p, schedule, x_width, [&](const WgradOutput<T, float>& output) {
     const WgradProblem<T, X> problem{x, rows, p.k, tokens, x_width, dy.width, schedule, output};
-    launch(wgrad<T, n, X>, static_cast<unsigned>(schedule.blocks()), kGemmThreads, tile_shared_bytes(n),
-           context.stream, problem);
+    launch(wgrad<T, n, X>, static_cast<unsigned>(schedule.blocks()), kGemmThreads, tile_shared_bytes(n), context.stream,
+           problem);
   });
 }
 
 template <typename T, class X>
 void launch_tile(const Context& context, const SimtProblem& p, const X& x, int64_t x_width, const Packed& dy) {
   switch (wgrad_tile(p.k, context.gpu)) {
-    case 32: return launch_wgrad<T, 32>(context, p, x, x_width, dy);
-    case 64: return launch_wgrad<T, 64>(context, p, x, x_width, dy);
-    case 128: return launch_wgrad<T, 128>(context, p, x, x_width, dy);
-    default: return launch_wgrad<T, kWidestTile>(context, p, x, x_width, dy);
+    case 32:
+      return launch_wgrad<T, 32>(context, p, x, x_width, dy);
+    case 64:
+      return launch_wgrad<T, 64>(context, p, x, x_width, dy);
+    case 128:
+      return launch_wgrad<T, 128>(context, p, x, x_width, dy);
+    default:
+      return launch_wgrad<T, kWidestTile>(context, p, x, x_width, dy);
   }
 }
 
@@ -170,9 +176,19 @@ void tensor_core_wgrad(const Context& context, const SimtProblem& p) {
   }
   const Images images{x.pixels.image_stride, x.pixels.h_stride, x.pixels.w_stride, static_cast<int>(x.pixels.height),
                       static_cast<int>(x.pixels.width)};
-  const PixelRows<T> source{data, images, x.width * p.h.taps * p.w.taps, Divisor(x.width), Divisor(p.w.taps),
-                            Divisor(p.dy.height * p.dy.width), Divisor(p.dy.width), p.h.stride, p.w.stride,
-                            p.h.padding, p.w.padding, p.h.dilation, p.w.dilation};
+  const PixelRows<T> source{data,
+                            images,
+                            x.width * p.h.taps * p.w.taps,
+                            Divisor(x.width),
+                            Divisor(p.w.taps),
+                            Divisor(p.dy.height * p.dy.width),
+                            Divisor(p.dy.width),
+                            p.h.stride,
+                            p.w.stride,
+                            p.h.padding,
+                            p.w.padding,
+                            p.h.dilation,
+                            p.w.dilation};
   launch_tile<T>(context, p, source, x.width, dy);
 }
 
@@ -220,8 +236,14 @@ Tensor rowsparse_wgrad_conv2d(Tensor dy, Tensor x, Tensor rows, Pair kernel_size
   if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
   const int64_t* const chosen = dy.size(1) == k ? nullptr : rows.const_data_ptr<int64_t>();
   const Geometry geometry{stride, padding, dilation, groups};
-  const SimtProblem problem{image_pixels(dy), image_pixels(x), chosen, nullptr,
-                            geometry.side(0, kernel_size[0]), geometry.side(1, kernel_size[1]), groups, k / groups,
+  const SimtProblem problem{image_pixels(dy),
+                            image_pixels(x),
+                            chosen,
+                            nullptr,
+                            geometry.side(0, kernel_size[0]),
+                            geometry.side(1, kernel_size[1]),
+                            groups,
+                            k / groups,
                             channels};
   const int32_t device = dy.get_device_index();
   run({dy, x, dw, {compute_capability(device), processor_count(device)}, current_stream(device)}, problem);

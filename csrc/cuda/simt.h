@@ -73,8 +73,8 @@ struct SimtProblem {
 
 // dW: features of x along m, rows along n, output pixels are the terms.
 template <typename T, typename Use>
-__device__ __forceinline__ void simt_wgrad_sum(const T* __restrict__ dy, const T* __restrict__ x, const SimtProblem& problem,
-                                           const WgradSchedule& schedule, Use&& use) {
+__device__ __forceinline__ void simt_wgrad_sum(const T* __restrict__ dy, const T* __restrict__ x,
+                                               const SimtProblem& problem, const WgradSchedule& schedule, Use&& use) {
   using Acc = Accumulator<T>;
   const WgradSchedule::Place place = schedule.at(blockIdx.x);
   const int64_t first = schedule.first_step(place.split), last = schedule.first_step(place.split + 1);
@@ -100,7 +100,8 @@ __device__ __forceinline__ void simt_wgrad_sum(const T* __restrict__ dy, const T
       const bool there = at.image < out.batch;
       const int64_t y = at.y * problem.h.stride + tap_h, z = at.x * problem.w.stride + tap_w;
       const bool inside = there && is_feature && y >= 0 && y < in.height && z >= 0 && z < in.width;
-      a[i] = inside ? static_cast<Acc>(x_channel[at.image * in.image_stride + y * in.h_stride + z * in.w_stride]) : Acc(0);
+      a[i] =
+          inside ? static_cast<Acc>(x_channel[at.image * in.image_stride + y * in.h_stride + z * in.w_stride]) : Acc(0);
       b[i] = there && is_row
                  ? static_cast<Acc>(dy_row[at.image * out.image_stride + at.y * out.h_stride + at.x * out.w_stride])
                  : Acc(0);

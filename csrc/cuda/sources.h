@@ -1,4 +1,5 @@
-// Where the tiles of a product come from: 8 neighbouring elements of 16 bits at a time, their addresses aligned to 16 bytes.
+// Where the tiles of a product come from: 8 neighbouring elements of 16 bits at a time, their addresses aligned to 16
+// bytes.
 #pragma once
 
 #include "product.h"
@@ -127,7 +128,8 @@ struct Phases {
   };
   __device__ __forceinline__ Pixel pixel(int64_t m, int phase_h, int phase_w) const {
     const uint32_t at = static_cast<uint32_t>(m), image = plane.quotient(at), rest = at - image * plane.value;
-    const int y = static_cast<int>(columns.quotient(rest)), x = static_cast<int>(rest) - y * static_cast<int>(columns.value);
+    const int y = static_cast<int>(columns.quotient(rest)),
+              x = static_cast<int>(rest) - y * static_cast<int>(columns.value);
     const bool inside = image < batch && phase_h + y * h.stride < height && phase_w + x * w.stride < width;
     return {inside ? static_cast<int64_t>(image) : -1, y, x};
   }

@@ -6,8 +6,8 @@
 
 namespace wuskern {
 
-// How wgmma finds a tile: where it starts, and how far it is from 64 columns to the next 64 (`across`) and from 8 rows to
-// the next 8 (`down`), in bytes; 128-byte rows, swizzled. Rows are terms where the tile is transposed for wgmma, and
+// How wgmma finds a tile: where it starts, and how far it is from 64 columns to the next 64 (`across`) and from 8 rows
+// to the next 8 (`down`), in bytes; 128-byte rows, swizzled. Rows are terms where the tile is transposed for wgmma, and
 // `across` is not used where they are not.
 __device__ __forceinline__ uint64_t tile_descriptor(uint32_t start, uint32_t across, uint32_t down) {
   return static_cast<uint64_t>(start >> 4) | static_cast<uint64_t>(across >> 4) << 16 |
@@ -25,21 +25,21 @@ __device__ __forceinline__ void wait_for_wgmma() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
-#define WUSKERN_SUMS_64 \
+#define WUSKERN_SUMS_64                                                    \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WUSKERN_SUMS_128 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define WUSKERN_SUMS_128                                                             \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "           \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define WUSKERN_SUMS_256 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+#define WUSKERN_SUMS_256                                                                         \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define WUSKERN_4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
@@ -47,10 +47,10 @@ __device__ __forceinline__ void wait_for_wgmma() {
 #define WUSKERN_32(i) WUSKERN_16(i), WUSKERN_16(i + 4)
 #define WUSKERN_64(i) WUSKERN_32(i), WUSKERN_32(i + 8)
 #define WUSKERN_128(i) WUSKERN_64(i), WUSKERN_64(i + 16)
-#define WUSKERN_WGMMA(N, TYPE, SUMS, A, B, SCALE, TRANSPOSED_A, TRANSPOSED_B)                                          \
+#define WUSKERN_WGMMA(N, TYPE, SUMS, A, B, SCALE, TRANSPOSED_A, TRANSPOSED_B)                                         \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " SCALE ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE \
-               "." TYPE " {" WUSKERN_SUMS_##N "}, " A ", " B ", p, 1, 1, " TRANSPOSED_A ", " TRANSPOSED_B ";\n}"         \
-               : SUMS                                                                                                  \
+               "." TYPE " {" WUSKERN_SUMS_##N "}, " A ", " B ", p, 1, 1, " TRANSPOSED_A ", " TRANSPOSED_B ";\n}"      \
+               : SUMS                                                                                                 \
                : "l"(a), "l"(b), "r"(1), "n"(transposed_a), "n"(1))
 
 // d[64, n] += a[64, 16] b[16, n], of a warpgroup; b transposed, a as it is said.

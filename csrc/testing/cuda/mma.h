@@ -1,6 +1,6 @@
 // Twins on the CPU of the functions of csrc/cuda/mma.h, written from what the PTX ISA says of their instructions: the
-// layouts of fragments, of descriptors and of swizzled tiles, and what may be late. A copy arrives when it is waited for,
-// and until then its place holds NaN; so do sums that wgmma works on.
+// layouts of fragments, of descriptors and of swizzled tiles, and what may be late. A copy arrives when it is waited
+// for, and until then its place holds NaN; so do sums that wgmma works on.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -49,7 +49,8 @@ State& of_thread() {
   return states[thread_number()];
 }
 
-// ---- copies ----------------------------------------------------------------------------------------------------------
+// ---- copies
+// ----------------------------------------------------------------------------------------------------------
 
 struct Copy {
   uint32_t to;
@@ -117,7 +118,8 @@ inline void show_copies_to_wgmma() {
   mine.hidden.clear();
 }
 
-// ---- ldmatrix and mma.sync -------------------------------------------------------------------------------------------
+// ---- ldmatrix and mma.sync
+// -------------------------------------------------------------------------------------------
 
 namespace emulation {
 
@@ -158,8 +160,8 @@ void unpack(uint32_t bits, float (&out)[2]) {
   out[1] = pair[1];
 }
 
-// m16n8k16: with g = lane / 4 and t = lane % 4, a[i] is row g + 8 * (i % 2), columns 2 t + 8 * (i / 2) and the next one;
-// b[i] is column g, rows 2 t + 8 i and the next one; d[i] is row g + 8 * (i / 2), column 2 t + i % 2.
+// m16n8k16: with g = lane / 4 and t = lane % 4, a[i] is row g + 8 * (i % 2), columns 2 t + 8 * (i / 2) and the next
+// one; b[i] is column g, rows 2 t + 8 i and the next one; d[i] is row g + 8 * (i / 2), column 2 t + i % 2.
 template <typename T>
 void multiply_of_warp(const Items& items) {
   float a[16][16], b[16][8], pair[2];
