@@ -46,11 +46,15 @@ def dgrad(dy, weight, rows):
 
 
 def wgrad_conv(t: ConvTensors, dy: torch.Tensor) -> torch.Tensor:
-    return emulation.op("rowsparse_wgrad_conv2d")(dy, t.x, t.rows, list(t.weight.shape[2:]), *map(list, t.geometry[:3]), t.groups)
+    return emulation.op("rowsparse_wgrad_conv2d")(
+        dy, t.x, t.rows, list(t.weight.shape[2:]), *map(list, t.geometry[:3]), t.groups
+    )
 
 
 def dgrad_conv(t: ConvTensors, dy: torch.Tensor) -> torch.Tensor:
-    return emulation.op("rowsparse_dgrad_conv2d")(dy, t.weight, t.rows, list(t.x.shape[2:]), *map(list, t.geometry[:3]), t.groups)
+    return emulation.op("rowsparse_dgrad_conv2d")(
+        dy, t.weight, t.rows, list(t.x.shape[2:]), *map(list, t.geometry[:3]), t.groups
+    )
 
 
 def check_linear(tokens, n, inputs, k, dtype, gathered=False, layout="contiguous"):
@@ -88,8 +92,8 @@ def test_every_tile_with_every_tail_of_its_sum(k, capability):
 @pytest.mark.parametrize("features", [8, 64, 128, 136, 264, 520])
 def test_every_tile_of_an_input_gradient_with_every_tail(features, capability):
     emulation.configure(processors=1, capability=capability)
-    for k in (3, 16, 40, 64, 72, 130, 200):
-        check_linear(140, 210, features, k, torch.bfloat16)
+    for k in (3, 16, 40, 64, 72, 130, 520, 600):
+        check_linear(140, 610, features, k, torch.bfloat16)
 
 
 @settings(max_examples=40, deadline=None)

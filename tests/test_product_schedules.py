@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 few = st.integers(1, 5)
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 LIMITS = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB of shared memory that a block can have
-gpus = st.tuples(st.sampled_from(CAPABILITIES), st.integers(1, 160))
+gpus = st.tuples(st.sampled_from(CAPABILITIES), st.integers(1, 160)).map(lambda gpu: (*gpu, gpu[0] == 90))
 
 
 @given(n=st.integers(0, 2**31 - 1), by=st.one_of(st.integers(1, 300), st.integers(1, 2**31 - 1)))
@@ -38,9 +38,9 @@ def test_the_tile_of_a_weight_gradient_fits_its_gpu(common, gpu, k):
     assert k > 128 or n == max(32, 2 ** math.ceil(math.log2(k)))
 
 
-@given(gpu=gpus, m=st.integers(1, 10**6), columns=st.integers(1, 20000), others=st.integers(1, 64))
-def test_the_tile_of_an_input_gradient_fits_its_gpu(common, gpu, m, columns, others):
-    n = common.dgrad_tile(m, columns, others, common.Gpu(*gpu))
+@given(gpu=gpus, m=st.integers(1, 10**6), columns=st.integers(1, 20000), terms=st.integers(0, 2000), others=st.integers(1, 64))
+def test_the_tile_of_an_input_gradient_fits_its_gpu(common, gpu, m, columns, terms, others):
+    n = common.dgrad_tile(m, columns, terms, others, common.Gpu(*gpu))
     assert n in (64, 128, common.widest_tile)
     assert common.tile_shared_bytes(n) <= 1024 * LIMITS[gpu[0]]
     assert n == 64 or columns > n // 2
@@ -48,10 +48,18 @@ def test_the_tile_of_an_input_gradient_fits_its_gpu(common, gpu, m, columns, oth
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_as_many_blocks_run_together_as_shared_memory_holds(common, capability):
-    gpu = common.Gpu(capability, 1)
+    gpu = common.Gpu(capability, 1, False)
     for n in (32, 64, 128):
         assert gpu.blocks(n) * (common.tile_shared_bytes(n) + 1024) <= gpu.shared_bytes()
     assert gpu.shared_bytes() == 1024 * (LIMITS[capability] + 1)
+
+
+def test_the_widest_tile_is_for_wgmma_alone(common):
+    hopper, without = common.Gpu(90, 132, True), common.Gpu(90, 132, False)
+    assert common.wgrad_tile(205, hopper) == common.widest_tile > common.wgrad_tile(205, without)
+    assert common.dgrad_tile(32768, 16384, 819, 1, hopper) == common.widest_tile
+    assert common.dgrad_tile(32768, 16384, 819, 1, without) == common.dgrad_tile(32768, 16384, 102, 1, hopper) == 128
+    assert common.dgrad_tile(512, 768, 38, 1, hopper) == 64
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
@@ -68,9 +76,11 @@ def test_every_step_of_every_tile_is_summed_once(common, groups, feature_blocks,
     assert sorted(parts) == list(itertools.product(range(groups), range(feature_blocks), range(row_blocks)))
     for of_tile in parts.values():
         ends = [0, *(last for _, last in sorted(of_tile))]
-        assert [first for first, _ in sorted(of_tile)] == ends[:-1] and ends[-1] == steps
+        assert [first for first, _ in sorted(of_tile)] == ends[:-1]
+        assert ends[-1] == steps
         lengths = {last - first for first, last in of_tile}
-        assert max(lengths) - min(lengths) <= 1 and min(lengths) >= 1
+        assert max(lengths) - min(lengths) <= 1
+        assert min(lengths) >= 1
 
 
 @given(
@@ -86,7 +96,7 @@ def test_a_schedule_covers_its_problem(common, groups, features, k, tokens, n, s
 
 
 def test_few_tiles_fill_the_gpu_with_parts_of_their_sum(common):
-    gpu = common.Gpu(90, 132)
+    gpu = common.Gpu(90, 132, True)
     s = common.wgrad_schedule(1, 4096, 204, 8192, 128, 256, 64, gpu.blocks(256))
     assert 100 <= s.blocks() <= 132
     s = common.wgrad_schedule(1, 768, 38, 32768, 128, 64, 64, gpu.blocks(64))
@@ -117,7 +127,9 @@ def test_an_input_pixel_meets_the_taps_of_its_phase(common, side, n):
     for phase in range(stride):
         first, count, _ = ours.taps_of(phase)
         pixel = phase + n * stride
-        meets = {t: (pixel + padding - t * dilation) // stride for t in range(taps) if (pixel + padding - t * dilation) % stride == 0}
+        meets = {
+            t: (pixel + padding - t * dilation) // stride for t in range(taps) if (pixel + padding - t * dilation) % stride == 0
+        }
         assert [first + i * ours.step() for i in range(count)] == list(meets)
         assert {t: n + ours.output(t, phase) for t in meets} == meets
 
@@ -131,7 +143,5 @@ def test_taps_are_ordered_by_phase(common, h, w):
         first_h, count_h, before_h = side_h.taps_of(phase_h)
         first_w, count_w, before_w = side_w.taps_of(phase_w)
         start = before_h * w[0] + count_h * before_w
-        expected = [
-            (first_h + a * side_h.step(), first_w + b * side_w.step()) for a in range(count_h) for b in range(count_w)
-        ]
+        expected = [(first_h + a * side_h.step(), first_w + b * side_w.step()) for a in range(count_h) for b in range(count_w)]
         assert [order[start + i] for i in range(len(expected))] == expected

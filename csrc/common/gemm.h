@@ -43,18 +43,19 @@ WUSKERN_HOST_DEVICE constexpr int tile_stage_bytes(int n) {
 }
 WUSKERN_HOST_DEVICE constexpr int tile_shared_bytes(int n) { return tile_stages(n) * tile_stage_bytes(n); }
 
-// What decides on a GPU: 10 * major + minor of its compute capability, and its streaming multiprocessors.
+// What decides on a GPU: 10 * major + minor of its compute capability, its streaming multiprocessors, and whether the
+// code that it runs has wgmma.
 struct Gpu {
   int capability;
   int64_t processors;
+  bool wgmma;
 
   // Bytes of shared memory of one processor; a block takes 1024 less at most.
   int shared_bytes() const {
     const bool large = capability == 90 || capability / 10 == 10 || capability / 10 == 11;
     return (large ? 228 : capability == 80 || capability == 87 ? 164 : 100) * 1024;
   }
-  // The widest tile needs the registers of a whole processor, and pays where wgmma reads it from shared memory.
-  bool takes_widest_tile() const { return capability == 90; }
+  // That run at once. The widest tile needs the registers of a whole processor; it is compiled for wgmma alone.
   int64_t blocks(int n) const {
     const int fit = shared_bytes() / (tile_shared_bytes(n) + 1024);
     return processors * (n == kWidestTile || fit < 2 ? 1 : 2);
@@ -67,7 +68,7 @@ inline int wgrad_tile(int64_t k, const Gpu& gpu) {
   int best = 32;
   int64_t least = -1;
   for (const int n : {32, 64, 128, kWidestTile}) {
-    if (n == kWidestTile && !gpu.takes_widest_tile()) continue;
+    if (n == kWidestTile && !gpu.wgmma) continue;
     const int64_t cost = ceil_div(k, n) * (n + kTileM / 4);
     if (least < 0 || cost < least) {
       least = cost;
@@ -78,10 +79,13 @@ inline int wgrad_tile(int64_t k, const Gpu& gpu) {
 }
 
 // dX has tokens (pixels) along m and features along n. `columns` are the features of a group, `others` how many such
-// matrices of m rows there are: the widest tile that leaves no processor idle.
-inline int dgrad_tile(int64_t m, int64_t columns, int64_t others, const Gpu& gpu) {
+// matrices of m rows there are: the widest tile that leaves no processor idle. A block that is alone on its processor
+// writes its tile while nothing is loaded: that pays for long sums only.
+constexpr int64_t kLongSum = 512;
+
+inline int dgrad_tile(int64_t m, int64_t columns, int64_t terms, int64_t others, const Gpu& gpu) {
   for (const int n : {kWidestTile, 128}) {
-    if (n == kWidestTile && !gpu.takes_widest_tile()) continue;
+    if (n == kWidestTile && !(gpu.wgmma && terms >= kLongSum)) continue;
     const bool enough = ceil_div(m, kTileM) * ceil_div(columns, n) * others >= gpu.blocks(n);
     if (enough && columns > n / 2) return n;
   }

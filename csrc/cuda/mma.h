@@ -16,14 +16,17 @@
 
 namespace wuskern {
 
-// use(wgmma), a bool_constant: whether a tile n wide takes Hopper's own instruction. Nothing where no GPU of this
-// architecture is given such a tile.
+// use(wgmma), a bool_constant: whether a tile n wide takes Hopper's own instruction. Only that GPU is given the widest.
 template <int n, class Use>
 __device__ __forceinline__ void choose_instruction(Use&& use) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   use(std::bool_constant<(n >= kLeastWgmma)>{});
 #else
-  if constexpr (n < kWidestTile) use(std::false_type{});
+  if constexpr (n < kWidestTile) {
+    use(std::false_type{});
+  } else {
+    __trap();
+  }
 #endif
 }
 

@@ -89,6 +89,18 @@ inline Packed packed_pixels(const Tensor& t, const Pixels& pixels, const int64_t
           width};
 }
 
+// Whether this library has code for Hopper with its own instructions. "9.0" and PTX have not.
+#ifdef WUSKERN_CUDA_ARCHITECTURES
+inline bool built_for_hopper() { return std::string(WUSKERN_CUDA_ARCHITECTURES).find("9.0a") != std::string::npos; }
+#else
+inline bool built_for_hopper() { return true; }
+#endif
+
+inline Gpu gpu_of(int32_t device) {
+  const int capability = compute_capability(device);
+  return {capability, processor_count(device), capability == 90 && built_for_hopper()};
+}
+
 // What tensor cores take and 31 bits index.
 inline bool takes_tensor_cores(ScalarType dtype, const SimtProblem& p) {
   constexpr int64_t most = (int64_t{1} << 31) - kTileM;

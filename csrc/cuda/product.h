@@ -62,8 +62,7 @@ __device__ __forceinline__ void load_columns(uint32_t tile, int64_t depth, const
   }
 }
 
-// ---- mma.sync: 4 x 2 warps of 32 x n / 2 results
-// ----------------------------------------------------------------------
+// ---- mma.sync: 4 x 2 warps of 32 x n / 2 results ------------------------------------------------------------------
 
 template <typename T, int n, bool wgmma>
 struct Multiplier {
@@ -122,8 +121,7 @@ struct Multiplier {
   }
 };
 
-// ---- wgmma: two warpgroups of 64 x n results
-// -------------------------------------------------------------------------
+// ---- wgmma: two warpgroups of 64 x n results ----------------------------------------------------------------------
 
 // Where two blocks share a processor, one multiplies while the other waits at its barrier. A block that is alone lets
 // its warpgroups multiply across the barrier, and keeps one stage more for that.
@@ -172,8 +170,7 @@ struct Multiplier<T, n, true> {
   }
 };
 
-// ---- the loop
-// --------------------------------------------------------------------------------------------------------
+// ---- the loop -----------------------------------------------------------------------------------------------------
 
 // load_a(tile, depth) and load_b(tile, depth) start the copies of a stage.
 template <typename T, int n, bool a_rows, bool wgmma, class LoadA, class LoadB>

@@ -5,115 +5,12 @@
 // and dy are read where they lie if 8 neighbours are 16 bytes, else from packed copies (NCHW too). float32 takes
 // ordinary arithmetic and is exact, whatever TF32 is allowed; float64 too.
 #include "problem.h"
-#include "sources.h"
+#include "wgrad_tile.h"
 
 namespace wuskern {
 namespace {
 
-// ---- kernels -------------------------------------------------------------------------------------------------------
-
-// Where element `feature` of a row of dW lies in it: sums have [taps, channels], channels filled up to `padded`, and dW
-// has [channels, taps].
-struct FeatureOrder {
-  Divisor padded;
-  int64_t channels, taps;
-
-  // Or -1 of a channel that is not one.
-  __device__ __forceinline__ int64_t place(int64_t feature) const {
-    const int64_t tap = padded.quotient(static_cast<uint32_t>(feature)), channel = feature - tap * padded.value;
-    return channel < channels ? channel * taps + tap : -1;
-  }
-};
-
-// dW, and the partial sums [split, row, feature] where there are several.
-template <typename T, typename Acc>
-struct WgradOutput {
-  T* dw;
-  Acc* parts;
-  int64_t rows, features;
-  FeatureOrder order;
-
-  __device__ __forceinline__ void write(int64_t split, int64_t row, int64_t feature, Acc sum) const {
-    if (parts) {
-      parts[(split * rows + row) * features + feature] = sum;
-    } else if (const int64_t place = order.place(feature); place >= 0) {
-      dw[row * order.channels * order.taps + place] = static_cast<T>(sum);
-    }
-  }
-};
-
-// On tensor cores. `k` rows of a group; x and dy have so many elements for one.
-template <typename T, class X>
-struct WgradProblem {
-  X x;
-  MatrixRows<T> dy;
-  int64_t k, tokens, x_group, dy_group;
-  WgradSchedule schedule;
-  WgradOutput<T, float> output;
-};
-
-template <typename T, int n, bool wgmma, class X>
-__device__ __forceinline__ void wgrad_tile_sum(const WgradProblem<T, X>& problem) {
-  const WgradSchedule::Place place = problem.schedule.at(blockIdx.x);
-  const int64_t begin = problem.schedule.first_step(place.split) * kTileDepth;
-  const int64_t end = min(problem.schedule.first_step(place.split + 1) * kTileDepth, problem.tokens);
-  const int64_t m0 = place.feature_block * kTileM, n0 = place.row_block * n;
-  const auto x = problem.x.at(place.group * problem.x_group, m0 + column_of<kTileM>(), end);
-  const auto dy = problem.dy.at(place.group * problem.dy_group, n0 + column_of<n>(), end);
-
-  Multiplier<T, n, wgmma> multiplier;
-  sum_products<T, n, true>(
-      multiplier, begin, end, [&](uint32_t tile, int64_t depth) { load_rows<kTileM>(tile, depth, x); },
-      [&](uint32_t tile, int64_t depth) { load_rows<n>(tile, depth, dy); });
-
-  const int64_t row0 = place.group * problem.k;
-  multiplier.for_results([&](int m, int column, float v0, float v1) {
-    const int64_t feature = m0 + m, row = n0 + column;
-    if (feature >= problem.output.features) return;
-    if (row < problem.k) problem.output.write(place.split, row0 + row, feature, v0);
-    if (row + 1 < problem.k) problem.output.write(place.split, row0 + row + 1, feature, v1);
-  });
-}
-
-template <typename T, int n, class X>
-__global__ void __launch_bounds__(kGemmThreads, n == kWidestTile ? 1 : 2) wgrad(const WgradProblem<T, X> problem) {
-  choose_instruction<n>([&](auto wgmma) { wgrad_tile_sum<T, n, wgmma>(problem); });
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kSimtThreads)
-    simt_wgrad(const T* __restrict__ dy, const T* __restrict__ x, const SimtProblem problem,
-               const WgradSchedule schedule, const WgradOutput<T, Accumulator<T>> output) {
-  simt_wgrad_sum(dy, x, problem, schedule, [&](int64_t split, int64_t row, int64_t feature, auto sum) {
-    output.write(split, row, feature, sum);
-  });
-}
-
-constexpr int kParts = 4;  // loads of a thread on their way
-
-// dW from the partial sums, added from the first to the last.
-template <typename T, typename Acc>
-__global__ void __launch_bounds__(kPackThreads) add_parts(const WgradOutput<T, Acc> output, int64_t splits) {
-  const int64_t i = int64_t{blockIdx.x} * kPackThreads + threadIdx.x, size = output.rows * output.features;
-  if (i >= size) return;
-  const int64_t row = i / output.features, place = output.order.place(i - row * output.features);
-  if (place < 0) return;
-  const Acc* p = output.parts + i;
-  Acc sum = 0;
-  int64_t split = 0;
-  for (; split + kParts <= splits; split += kParts) {
-    Acc part[kParts];
-#pragma unroll
-    for (int u = 0; u < kParts; ++u, p += size) part[u] = *p;
-#pragma unroll
-    for (int u = 0; u < kParts; ++u) sum += part[u];
-  }
-  for (; split < splits; ++split, p += size) sum += *p;
-  output.dw[row * output.order.channels * output.order.taps + place] = static_cast<T>(sum);
-}
-
-// ---- launchers
-// -------------------------------------------------------------------------------------------------------
+// ---- launchers ----------------------------------------------------------------------------------------------------
 
 struct Context {
   const Tensor &dy, &x;
@@ -223,7 +120,7 @@ Tensor rowsparse_wgrad(Tensor dy, Tensor x, Tensor rows) {
   const Geometry linear;
   const SimtProblem problem{dy_pixels, x_pixels, chosen, nullptr, linear.side(0, 1), linear.side(1, 1), 1, k, features};
   const int32_t device = dy.get_device_index();
-  run({dy, x, dw, {compute_capability(device), processor_count(device)}, current_stream(device)}, problem);
+  run({dy, x, dw, gpu_of(device), current_stream(device)}, problem);
   return dw;
 }
 
@@ -246,7 +143,7 @@ Tensor rowsparse_wgrad_conv2d(Tensor dy, Tensor x, Tensor rows, Pair kernel_size
                             k / groups,
                             channels};
   const int32_t device = dy.get_device_index();
-  run({dy, x, dw, {compute_capability(device), processor_count(device)}, current_stream(device)}, problem);
+  run({dy, x, dw, gpu_of(device), current_stream(device)}, problem);
   return dw;
 }
 

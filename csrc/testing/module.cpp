@@ -94,11 +94,12 @@ void bind_products(py::module_& m) {
   m.attr("widest_tile") = kWidestTile;
   m.def("tile_shared_bytes", [](int n) { return tile_shared_bytes(n); });
   py::class_<Gpu>(m, "Gpu")
-      .def(py::init<int, int64_t>(), py::arg("capability"), py::arg("processors"))
+      .def(py::init<int, int64_t, bool>(), py::arg("capability"), py::arg("processors"), py::arg("wgmma"))
       .def("shared_bytes", &Gpu::shared_bytes)
       .def("blocks", &Gpu::blocks);
   m.def("wgrad_tile", &wgrad_tile, py::arg("k"), py::arg("gpu"));
-  m.def("dgrad_tile", &dgrad_tile, py::arg("m"), py::arg("columns"), py::arg("others"), py::arg("gpu"));
+  m.def("dgrad_tile", &dgrad_tile, py::arg("m"), py::arg("columns"), py::arg("terms"), py::arg("others"),
+        py::arg("gpu"));
 
   py::class_<WgradSchedule>(m, "WgradSchedule")
       .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t>(), py::arg("groups"), py::arg("feature_blocks"),
