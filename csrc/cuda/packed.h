@@ -32,6 +32,17 @@ struct Taps {
   Side h, w;
 };
 
+// A convolution, or a Linear: one of 1 x 1 taps on images of one pixel. Channels and rows are those of a group.
+struct RowProduct {
+  Pixels dy, input;      // the input is x, or dX
+  const int64_t* rows;   // of dy; null: dy holds the chosen ones
+  const int64_t* units;  // of the weight
+  Side h, w;
+  int64_t groups, k, channels;
+
+  WUSKERN_HOST_DEVICE int64_t features() const { return channels * h.taps * w.taps; }
+};
+
 constexpr int kPackThreads = 256;  // of a block of simple copies and sums
 
 constexpr int64_t padded(int64_t size) { return (size + 7) / 8 * 8; }

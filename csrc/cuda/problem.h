@@ -101,17 +101,16 @@ inline Gpu gpu_of(int32_t device) {
   return {capability, processor_count(device), capability == 90 && built_for_hopper()};
 }
 
-// What tensor cores take and 31 bits index.
-inline bool takes_tensor_cores(ScalarType dtype, const SimtProblem& p) {
+// 16-bit formats, where 31 bits count tokens (pixels), features and terms; elements may be more.
+inline bool takes_tensor_cores(ScalarType dtype, const RowProduct& p) {
   constexpr int64_t most = (int64_t{1} << 31) - kTileM;
   const bool is_half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   const int64_t across = std::max(p.features(), int64_t{p.h.taps} * p.w.taps * padded(p.k));
-  // Pixels of phases: up to a stride more on each side.
-  const int64_t phases = p.input.batch * (p.input.height + p.h.stride) * (p.input.width + p.w.stride);
-  return is_half && across < most && (is_matrix(p.input) || std::max(p.dy.count(), phases) < most);
+  return is_half && std::max({across, p.dy.count(), p.input.count()}) < most;
 }
 
-inline bool is_plain(const SimtProblem& p) {
+// A product of two matrices.
+inline bool is_plain(const RowProduct& p) {
   const auto plain = [](const Side& s) { return s.taps == 1 && s.stride == 1 && s.padding == 0; };
   return p.groups == 1 && plain(p.h) && plain(p.w);
 }

@@ -40,7 +40,7 @@ void launch_tile(const Context& context, const Problem& problem, int64_t pixels,
 }
 
 template <typename T>
-void tensor_core_dgrad(const Context& context, const SimtProblem& p) {
+void tensor_core_dgrad(const Context& context, const RowProduct& p) {
   const Packed dy = packed_pixels(context.dy, p.dy, p.rows, p.groups, p.k, false, context.stream);
   const T* const data = reinterpret_cast<const T*>(dy.data);
   T* const dx = static_cast<T*>(context.dx.mutable_data_ptr());
@@ -87,7 +87,7 @@ void tensor_core_dgrad(const Context& context, const SimtProblem& p) {
   launch_tile<T>(context, problem, p.input.batch * lines * columns, int64_t{p.h.stride} * p.w.stride, p.groups);
 }
 
-void run(const Context& context, const SimtProblem& p) {
+void run(const Context& context, const RowProduct& p) {
   const ScalarType dtype = context.dy.scalar_type();
   const bool cores = takes_tensor_cores(dtype, p);
   for_dtype<__half, __nv_bfloat16>(dtype, [&]<typename T>(std::type_identity<T>) {
@@ -115,7 +115,7 @@ Tensor rowsparse_dgrad(Tensor dy, Tensor weight, Tensor rows) {
   const Pixels pixels = matrix_pixels(dy);
   const Geometry linear;
   const Side h = linear.side(0, 1), w = linear.side(1, 1);
-  const SimtProblem problem{
+  const RowProduct problem{
       pixels, {pixels.batch, 1, 1, features, 1, 0, 0}, dy.size(-1) == k ? nullptr : units, units, h, w, 1, k, features};
   const int32_t device = dy.get_device_index();
   run({dy, weight, dx, {weight.stride(0), weight.stride(1), 0, 0, h, w}, gpu_of(device), current_stream(device)},
@@ -133,8 +133,8 @@ Tensor rowsparse_dgrad_conv2d(Tensor dy, Tensor weight, Tensor rows, Pair input_
   const int64_t* const units = rows.const_data_ptr<int64_t>();
   const Geometry geometry{stride, padding, dilation, groups};
   const Side h = geometry.side(0, weight.size(2)), w = geometry.side(1, weight.size(3));
-  const SimtProblem problem{image_pixels(dy), image_pixels(dx), dy.size(1) == k ? nullptr : units, units, h, w, groups,
-                            k / groups,       channels};
+  const RowProduct problem{image_pixels(dy), image_pixels(dx), dy.size(1) == k ? nullptr : units, units, h, w, groups,
+                           k / groups,       channels};
   const int32_t device = dy.get_device_index();
   run({dy,
        weight,

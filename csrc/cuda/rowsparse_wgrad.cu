@@ -21,7 +21,7 @@ struct Context {
 
 // Runs body(output) with room for the partial sums where there are several, and adds those.
 template <typename T, typename Acc, class Body>
-void with_parts(const Context& context, const SimtProblem& p, const WgradSchedule& schedule, int64_t width,
+void with_parts(const Context& context, const RowProduct& p, const WgradSchedule& schedule, int64_t width,
                 Body&& body) {
   const int64_t taps = int64_t{p.h.taps} * p.w.taps, rows = p.groups * p.k, features = taps * width;
   const ScalarType accumulator = std::is_same_v<Acc, double> ? ScalarType::Double : ScalarType::Float;
@@ -36,7 +36,7 @@ void with_parts(const Context& context, const SimtProblem& p, const WgradSchedul
 }
 
 template <typename T, int n, class X>
-void launch_wgrad(const Context& context, const SimtProblem& p, const X& x, int64_t x_width, const Packed& dy) {
+void launch_wgrad(const Context& context, const RowProduct& p, const X& x, int64_t x_width, const Packed& dy) {
   const int64_t features = x_width * p.h.taps * p.w.taps, tokens = p.dy.count();
   const WgradSchedule schedule =
       wgrad_schedule(p.groups, features, p.k, tokens, kTileM, n, kTileDepth, context.gpu.blocks(n));
@@ -49,7 +49,7 @@ void launch_wgrad(const Context& context, const SimtProblem& p, const X& x, int6
 }
 
 template <typename T, class X>
-void launch_tile(const Context& context, const SimtProblem& p, const X& x, int64_t x_width, const Packed& dy) {
+void launch_tile(const Context& context, const RowProduct& p, const X& x, int64_t x_width, const Packed& dy) {
   switch (wgrad_tile(p.k, context.gpu)) {
     case 32:
       return launch_wgrad<T, 32>(context, p, x, x_width, dy);
@@ -63,7 +63,7 @@ void launch_tile(const Context& context, const SimtProblem& p, const X& x, int64
 }
 
 template <typename T>
-void tensor_core_wgrad(const Context& context, const SimtProblem& p) {
+void tensor_core_wgrad(const Context& context, const RowProduct& p) {
   const Packed dy = packed_pixels(context.dy, p.dy, p.rows, p.groups, p.k, true, context.stream);
   const Packed x = packed_pixels(context.x, p.input, nullptr, p.groups, p.channels, false, context.stream);
   const T* const data = reinterpret_cast<const T*>(x.data);
@@ -89,7 +89,7 @@ void tensor_core_wgrad(const Context& context, const SimtProblem& p) {
   launch_tile<T>(context, p, source, x.width, dy);
 }
 
-void run(const Context& context, const SimtProblem& p) {
+void run(const Context& context, const RowProduct& p) {
   const ScalarType dtype = context.dy.scalar_type();
   const bool cores = takes_tensor_cores(dtype, p);
   for_dtype<__half, __nv_bfloat16>(dtype, [&]<typename T>(std::type_identity<T>) {
@@ -118,7 +118,7 @@ Tensor rowsparse_wgrad(Tensor dy, Tensor x, Tensor rows) {
   const Pixels dy_pixels = matrix_pixels(dy), x_pixels = matrix_pixels(x);
   const int64_t* const chosen = dy.size(-1) == k ? nullptr : rows.const_data_ptr<int64_t>();
   const Geometry linear;
-  const SimtProblem problem{dy_pixels, x_pixels, chosen, nullptr, linear.side(0, 1), linear.side(1, 1), 1, k, features};
+  const RowProduct problem{dy_pixels, x_pixels, chosen, nullptr, linear.side(0, 1), linear.side(1, 1), 1, k, features};
   const int32_t device = dy.get_device_index();
   run({dy, x, dw, gpu_of(device), current_stream(device)}, problem);
   return dw;
@@ -133,15 +133,15 @@ Tensor rowsparse_wgrad_conv2d(Tensor dy, Tensor x, Tensor rows, Pair kernel_size
   if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
   const int64_t* const chosen = dy.size(1) == k ? nullptr : rows.const_data_ptr<int64_t>();
   const Geometry geometry{stride, padding, dilation, groups};
-  const SimtProblem problem{image_pixels(dy),
-                            image_pixels(x),
-                            chosen,
-                            nullptr,
-                            geometry.side(0, kernel_size[0]),
-                            geometry.side(1, kernel_size[1]),
-                            groups,
-                            k / groups,
-                            channels};
+  const RowProduct problem{image_pixels(dy),
+                           image_pixels(x),
+                           chosen,
+                           nullptr,
+                           geometry.side(0, kernel_size[0]),
+                           geometry.side(1, kernel_size[1]),
+                           groups,
+                           k / groups,
+                           channels};
   const int32_t device = dy.get_device_index();
   run({dy, x, dw, gpu_of(device), current_stream(device)}, problem);
   return dw;

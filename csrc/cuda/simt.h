@@ -60,21 +60,10 @@ __device__ __forceinline__ void simt_sum(Acc (&acc)[4][4], int64_t stages, Load&
   }
 }
 
-// A convolution, or a Linear: one of 1 x 1 taps on images of one pixel. Channels and rows are those of a group.
-struct SimtProblem {
-  Pixels dy, input;      // the input is x, or dX
-  const int64_t* rows;   // of dy; null: dy holds the chosen ones
-  const int64_t* units;  // of the weight
-  Side h, w;
-  int64_t groups, k, channels;
-
-  WUSKERN_HOST_DEVICE int64_t features() const { return channels * h.taps * w.taps; }
-};
-
 // dW: features of x along m, rows along n, output pixels are the terms.
 template <typename T, typename Use>
 __device__ __forceinline__ void simt_wgrad_sum(const T* __restrict__ dy, const T* __restrict__ x,
-                                               const SimtProblem& problem, const WgradSchedule& schedule, Use&& use) {
+                                               const RowProduct& problem, const WgradSchedule& schedule, Use&& use) {
   using Acc = Accumulator<T>;
   const WgradSchedule::Place place = schedule.at(blockIdx.x);
   const int64_t first = schedule.first_step(place.split), last = schedule.first_step(place.split + 1);
@@ -118,7 +107,7 @@ __device__ __forceinline__ void simt_wgrad_sum(const T* __restrict__ dy, const T
 // dX: pixels of the input along m, channels along n, taps and rows are the terms.
 template <typename T>
 __global__ void __launch_bounds__(kSimtThreads, 1)
-    simt_dgrad(const T* __restrict__ dy, const T* __restrict__ weight, SimtProblem problem, Taps taps,
+    simt_dgrad(const T* __restrict__ dy, const T* __restrict__ weight, RowProduct problem, Taps taps,
                DgradSchedule schedule, Divisor k, T* __restrict__ dx) {
   using Acc = Accumulator<T>;
   const DgradSchedule::Place place = schedule.at(blockIdx.x);

@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kGemmThreads, n == kWidestTile ? 1 : 2) wgrad(
 
 template <typename T>
 __global__ void __launch_bounds__(kSimtThreads)
-    simt_wgrad(const T* __restrict__ dy, const T* __restrict__ x, const SimtProblem problem,
+    simt_wgrad(const T* __restrict__ dy, const T* __restrict__ x, const RowProduct problem,
                const WgradSchedule schedule, const WgradOutput<T, Accumulator<T>> output) {
   simt_wgrad_sum(dy, x, problem, schedule, [&](int64_t split, int64_t row, int64_t feature, auto sum) {
     output.write(split, row, feature, sum);
