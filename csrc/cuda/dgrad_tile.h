@@ -21,7 +21,7 @@ template <typename T>
 struct LinearProblem {
   MatrixColumns<T> dy;
   GatheredRows<T> weight;
-  int64_t k, padded_k;
+  int k, padded_k;
   DgradSchedule schedule;
   DgradOutput<T> output;
 
@@ -31,7 +31,8 @@ struct LinearProblem {
     const LinearProblem& all;
     const typename MatrixColumns<T>::OfThread dy;
     const typename GatheredRows<T>::OfThread weight;
-    int64_t first, end;
+    int64_t first;
+    int end;
 
     // Of m of the tile in dX; negative where there is no such token.
     __device__ __forceinline__ int64_t place(int m) const {
@@ -64,7 +65,8 @@ struct ConvProblem {
     int phase_h, phase_w;
     const typename PhasePixels<T>::OfThread dy;
     const typename MatrixRows<T>::OfThread weight;
-    int64_t first, end;
+    int64_t first;
+    int end;
 
     __device__ __forceinline__ int64_t place(int m) const {
       const Phases& phases = all.dy.phases;
@@ -81,7 +83,7 @@ struct ConvProblem {
     const int phase_w = static_cast<int>(place.phase) % phases.w.stride;
     const PhaseTaps of_h = phases.h.taps_of(phase_h), of_w = phases.w.taps_of(phase_w);
     const int64_t first = place.pixel_block * kTileM, column = place.column_block * n + column_of<n>();
-    const int64_t end = int64_t{of_h.count} * of_w.count * dy.k.value;
+    const int end = of_h.count * of_w.count * static_cast<int>(dy.k.value);
     const int64_t before = (int64_t{of_h.before} * phases.w.taps + int64_t{of_h.count} * of_w.before) * dy.k.value;
     return {*this,
             phase_h,
@@ -99,8 +101,8 @@ __device__ __forceinline__ void dgrad_tile(const Problem& problem) {
   const auto block = problem.template at<n>(place);
   Multiplier<T, n, wgmma> multiplier;
   sum_products<T, n, false>(
-      multiplier, 0, block.end, [&](uint32_t tile, int64_t depth) { load_columns(tile, depth, block.dy); },
-      [&](uint32_t tile, int64_t depth) { load_rows<n>(tile, depth, block.weight); });
+      multiplier, 0, block.end, [&](uint32_t tile, int depth) { load_columns(tile, depth, block.dy); },
+      [&](uint32_t tile, int depth) { load_rows<n>(tile, depth, block.weight); });
 
   constexpr int stride = n + 8;  // no bank conflicts
   T* const tile = reinterpret_cast<T*>(tile_memory());

@@ -103,7 +103,8 @@ inline Gpu gpu_of(int32_t device) {
 
 // 16-bit formats, where 31 bits count tokens (pixels), features and terms; elements may be more.
 inline bool takes_tensor_cores(ScalarType dtype, const RowProduct& p) {
-  constexpr int64_t most = (int64_t{1} << 31) - kTileM;
+  constexpr int64_t most =
+      (int64_t{1} << 31) - kTileM - 4 * kTileDepth;  // a tile and its loads may start before the end
   const bool is_half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   const int64_t across = std::max(p.features(), int64_t{p.h.taps} * p.w.taps * padded(p.k));
   return is_half && std::max({across, p.dy.count(), p.input.count()}) < most;

@@ -33,7 +33,7 @@ __device__ __forceinline__ int column_of() {
 }
 
 template <int width, class Source>
-__device__ __forceinline__ void load_rows(uint32_t tile, int64_t depth, const Source& source) {
+__device__ __forceinline__ void load_rows(uint32_t tile, int depth, const Source& source) {
   constexpr int chunks = width / 8, step = kGemmThreads / chunks;
   const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
 #pragma unroll
@@ -52,7 +52,7 @@ __device__ __forceinline__ int row_of(int pass) {
 }
 
 template <class Source>
-__device__ __forceinline__ void load_columns(uint32_t tile, int64_t depth, const Source& source) {
+__device__ __forceinline__ void load_columns(uint32_t tile, int depth, const Source& source) {
   const int chunk = threadIdx.x % (kTileDepth / 8);
   const auto term = source.at(depth + chunk * 8);
 #pragma unroll
@@ -174,11 +174,11 @@ struct Multiplier<T, n, true> {
 
 // load_a(tile, depth) and load_b(tile, depth) start the copies of a stage.
 template <typename T, int n, bool a_rows, bool wgmma, class LoadA, class LoadB>
-__device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier, int64_t begin, int64_t end,
-                                             LoadA&& load_a, LoadB&& load_b) {
+__device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier, int begin, int end, LoadA&& load_a,
+                                             LoadB&& load_b) {
   constexpr int stages = tile_stages(n), ahead = stages - Multiplier<T, n, wgmma>::kStagesInUse;
   const uint32_t shared = shared_address(tile_memory());
-  const auto load = [&](int stage, int64_t depth) {
+  const auto load = [&](int stage, int depth) {
     if (depth < end) {
       const uint32_t tile = shared + stage * tile_stage_bytes(n);
       load_a(tile, depth);
@@ -189,13 +189,12 @@ __device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier
 #pragma unroll
   for (int stage = 0; stage < ahead; ++stage) load(stage, begin + stage * kTileDepth);
   int stage = 0, next = ahead;
-  for (int64_t depth = begin; depth < end; depth += kTileDepth) {
+  for (int depth = begin; depth < end; depth += kTileDepth) {
     wait_for_copies<ahead - 1>();
     multiplier.before_barrier();
     __syncthreads();  // this stage has arrived for all; nobody uses any more the one that is loaded now
     const uint32_t tile = shared + stage * tile_stage_bytes(n);
-    const int64_t left = end - depth;
-    const int parts = left < kTileDepth ? (static_cast<int>(left) + kPart - 1) / kPart : kTileDepth / kPart;
+    const int left = end - depth, parts = left < kTileDepth ? (left + kPart - 1) / kPart : kTileDepth / kPart;
     if constexpr (!wgmma) load(next, depth + ahead * kTileDepth);
     multiplier.template add<a_rows>(tile, tile + kTileM * kRowBytes, parts);
     if constexpr (wgmma) load(next, depth + ahead * kTileDepth);

@@ -59,8 +59,8 @@ void tensor_core_dgrad(const Context& context, const RowProduct& p) {
   if (is_plain(p) && is_matrix(line) && is_matrix(to) && loads_in_eights(weight, weight_rows, p.channels)) {
     const LinearProblem<T> problem{{data, line.image_stride, line.batch},
                                    {reinterpret_cast<const T*>(weight), p.units, weight_rows.image_stride, p.channels},
-                                   p.k,
-                                   dy.width,
+                                   static_cast<int>(p.k),
+                                   static_cast<int>(dy.width),
                                    {},
                                    output_to(to)};
     return launch_tile<T>(context, problem, line.batch, 1, 1);

@@ -27,8 +27,31 @@ __device__ __forceinline__ void simt_sum(Acc (&acc)[4][4], int64_t stages, Load&
   const int column = threadIdx.x % kSimtTile, term = threadIdx.x / kSimtTile;
   const int m = threadIdx.x / 16 * 4, n = threadIdx.x % 16 * 4;
   Acc a[kSimtLoads], b[kSimtLoads];
-  if (stages > 0) load(a, b);
-  for (int64_t s = 0; s < stages; ++s) {
+  for (int64_t s = 0; s <= stages; ++s) {  // loads of a stage are on their way while the one before is multiplied
+    if (s < stages) load(a, b);
+    if (s > 0) {
+      Acc part[4][4] = {};
+#pragma unroll
+      for (int d = 0; d < kSimtDepth; ++d) {
+        Acc x[4], y[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          x[i] = stage.a[d][m + i];
+          y[i] = stage.b[d][n + i];
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) part[i][j] += x[i] * y[j];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) acc[i][j] += part[i][j];
+      }
+    }
+    if (s == stages) return;
     __syncthreads();  // all have used the stage before
 #pragma unroll
     for (int i = 0; i < kSimtLoads; ++i) {
@@ -36,27 +59,6 @@ __device__ __forceinline__ void simt_sum(Acc (&acc)[4][4], int64_t stages, Load&
       stage.b[term + i * kSimtStep][column] = b[i];
     }
     __syncthreads();
-    if (s + 1 < stages) load(a, b);
-    Acc part[4][4] = {};
-#pragma unroll
-    for (int d = 0; d < kSimtDepth; ++d) {
-      Acc x[4], y[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[i] = stage.a[d][m + i];
-        y[i] = stage.b[d][n + i];
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) part[i][j] += x[i] * y[j];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) acc[i][j] += part[i][j];
-    }
   }
 }
 

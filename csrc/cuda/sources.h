@@ -14,11 +14,12 @@ struct MatrixRows {
 
   struct OfThread {
     const T* column;
-    int64_t stride, end;
-    __device__ __forceinline__ Chunk operator()(int64_t row) const { return {column + row * stride, row < end}; }
+    int64_t stride;
+    int end;
+    __device__ __forceinline__ Chunk operator()(int row) const { return {column + row * stride, row < end}; }
   };
   // The thread's chunk of rows up to `end`, `column` in a part that starts `offset` elements later.
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int64_t end) const {
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
     return {data + offset + column, stride, column < columns ? end : 0};
   }
 };
@@ -33,13 +34,14 @@ struct GatheredRows {
   struct OfThread {
     const T* column;
     const int64_t* rows;
-    int64_t stride, end;
-    __device__ __forceinline__ Chunk operator()(int64_t row) const {
+    int64_t stride;
+    int end;
+    __device__ __forceinline__ Chunk operator()(int row) const {
       const bool valid = row < end;
       return {column + (valid ? __ldg(rows + row) : 0) * stride, valid};
     }
   };
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int64_t end) const {
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
     return {data + offset + column, rows, stride, column < columns ? end : 0};
   }
 };
@@ -64,9 +66,8 @@ struct PixelRows {
   struct OfThread {
     const PixelRows& all;
     const T* channel;
-    int tap_h, tap_w;
-    int64_t end;
-    __device__ __forceinline__ Chunk operator()(int64_t row) const {
+    int tap_h, tap_w, end;
+    __device__ __forceinline__ Chunk operator()(int row) const {
       const uint32_t pixel = row < end ? static_cast<uint32_t>(row) : 0;
       const uint32_t image = all.plane.quotient(pixel), rest = pixel - image * all.plane.value;
       const uint32_t y = all.out_width.quotient(rest), x = rest - y * all.out_width.value;
@@ -77,7 +78,7 @@ struct PixelRows {
       return {channel + (image * in.image_stride + h * in.h_stride + w * in.w_stride), valid};
     }
   };
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int64_t end) const {
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
     const uint32_t tap = channels.quotient(static_cast<uint32_t>(column));
     const uint32_t i = kernel_width.quotient(tap), j = tap - i * kernel_width.value;
     return {*this, data + offset + (column - int64_t{tap} * channels.value),
@@ -95,13 +96,13 @@ struct MatrixColumns {
   struct OfThread {
     const T* row[kRowsOfThread];
     bool valid[kRowsOfThread];
-    int64_t end;
-    __device__ __forceinline__ int64_t at(int64_t term) const { return term; }
-    __device__ __forceinline__ Chunk operator()(int pass, int64_t term) const {
+    int end;
+    __device__ __forceinline__ int at(int term) const { return term; }
+    __device__ __forceinline__ Chunk operator()(int pass, int term) const {
       return {row[pass] + term, valid[pass] && term < end};
     }
   };
-  __device__ __forceinline__ OfThread at(int64_t first, int64_t end) const {
+  __device__ __forceinline__ OfThread at(int64_t first, int end) const {
     OfThread mine;
     mine.end = end;
 #pragma unroll
@@ -153,12 +154,11 @@ struct PhasePixels {
     const PhasePixels& all;
     PhaseTaps taps_h, taps_w;
     int phase_h, phase_w;
-    int step_h, step_w;
-    int64_t end;
+    int step_h, step_w, end;
     const T* pixel[kRowsOfThread];  // where output pixel (y, x) lies, inside or not; null where there is no input pixel
     int y[kRowsOfThread], x[kRowsOfThread];
 
-    __device__ __forceinline__ Term at(int64_t term) const {
+    __device__ __forceinline__ Term at(int term) const {
       const Phases& p = all.phases;
       const uint32_t at = term < end ? static_cast<uint32_t>(term) : 0, tap = all.k.quotient(at);
       const int a = static_cast<int>(tap) / taps_w.count, b = static_cast<int>(tap) - a * taps_w.count;
@@ -179,7 +179,7 @@ struct PhasePixels {
   __device__ __forceinline__ OfThread at(int64_t offset, int64_t first, int phase_h, int phase_w,
                                          const PhaseTaps& taps_h, const PhaseTaps& taps_w) const {
     OfThread mine{*this, taps_h, taps_w, phase_h, phase_w, phases.h.step(), phases.w.step()};
-    mine.end = int64_t{taps_h.count} * taps_w.count * k.value;
+    mine.end = taps_h.count * taps_w.count * static_cast<int>(k.value);
 #pragma unroll
     for (int pass = 0; pass < kRowsOfThread; ++pass) {
       const Phases::Pixel at = phases.pixel(first + row_of(pass), phase_h, phase_w);

@@ -52,16 +52,16 @@ struct WgradProblem {
 template <typename T, int n, bool wgmma, class X>
 __device__ __forceinline__ void wgrad_tile_sum(const WgradProblem<T, X>& problem) {
   const WgradSchedule::Place place = problem.schedule.at(blockIdx.x);
-  const int64_t begin = problem.schedule.first_step(place.split) * kTileDepth;
-  const int64_t end = min(problem.schedule.first_step(place.split + 1) * kTileDepth, problem.tokens);
+  const int begin = static_cast<int>(problem.schedule.first_step(place.split) * kTileDepth);
+  const int end = static_cast<int>(min(problem.schedule.first_step(place.split + 1) * kTileDepth, problem.tokens));
   const int64_t m0 = place.feature_block * kTileM, n0 = place.row_block * n;
   const auto x = problem.x.at(place.group * problem.x_group, m0 + column_of<kTileM>(), end);
   const auto dy = problem.dy.at(place.group * problem.dy_group, n0 + column_of<n>(), end);
 
   Multiplier<T, n, wgmma> multiplier;
   sum_products<T, n, true>(
-      multiplier, begin, end, [&](uint32_t tile, int64_t depth) { load_rows<kTileM>(tile, depth, x); },
-      [&](uint32_t tile, int64_t depth) { load_rows<n>(tile, depth, dy); });
+      multiplier, begin, end, [&](uint32_t tile, int depth) { load_rows<kTileM>(tile, depth, x); },
+      [&](uint32_t tile, int depth) { load_rows<n>(tile, depth, dy); });
 
   const int64_t row0 = place.group * problem.k;
   multiplier.for_results([&](int m, int column, float v0, float v1) {
