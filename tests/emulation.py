@@ -7,12 +7,14 @@ takes the place of ``torch.ops.wuskern_native``, so that what wuskern composes i
 import contextlib
 import ctypes
 import functools
+import mmap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from wuskern import backends, native_updates, ops
 
@@ -48,9 +50,56 @@ def configure(processors: int = PROCESSORS, seed: int = 0, tensors_on_gpu: bool 
     library.wuskern_emulate_capability(capability)
 
 
+class Fenced:
+    """A copy of a tensor, with its strides and its alignment to 16 bytes, that ends within 16 bytes of a page that nobody may
+    touch; NaN around it."""
+
+    def __init__(self, original: Tensor) -> None:
+        self.original, size = original, original.element_size()
+        elements = 1 + sum((n - 1) * step for n, step in zip(original.shape, original.stride(), strict=True))
+        self.elements = elements if original.numel() else 0
+        used = self.elements * size
+        inside = -(-(used + 32) // mmap.PAGESIZE) * mmap.PAGESIZE
+        start = mmap.PAGESIZE + inside - used
+        start -= (start - original.data_ptr()) % 16
+        memory = mmap.mmap(-1, inside + 2 * mmap.PAGESIZE)
+        first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        ctypes.memset(first, 0xFF, len(memory))
+        for page in (first, first + mmap.PAGESIZE + inside):
+            ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 0)  # PROT_NONE
+        everything = torch.frombuffer(memory, dtype=original.dtype, offset=mmap.PAGESIZE + start % size)
+        self.line = everything[(start - mmap.PAGESIZE) // size :][: self.elements]
+        self.line.copy_(self._line_of(original))
+        self.tensor = self.line.as_strided(original.shape, original.stride())
+
+    def _line_of(self, t: Tensor) -> Tensor:
+        return t.detach().as_strided((self.elements,), (1,))
+
+    def give_back(self) -> None:
+        """To the original, what was written."""
+        self._line_of(self.original).copy_(self.line)
+
+
 def op(name: str) -> Callable[..., Any]:
-    """The kernel registered for CUDA, on tensors of the CPU."""
-    return functools.partial(getattr(torch.ops.wuskern_emulated, name).default.redispatch, _CUDA)
+    """The kernel registered for CUDA, on tensors of the CPU: on fenced copies of them, in memory that holds NaN where nothing
+    was written."""
+    overload = getattr(torch.ops.wuskern_emulated, name).default
+    written = [a.alias_info is not None for a in overload._schema.arguments]
+
+    def run(*arguments: Any) -> Any:
+        fenced = [Fenced(a) if isinstance(a, Tensor) else a for a in arguments]
+        was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True)  # fills what is allocated
+        try:
+            result = overload.redispatch(_CUDA, *(f.tensor if isinstance(f, Fenced) else f for f in fenced))
+        finally:
+            torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+        for one, changed in zip(fenced, written, strict=False):
+            if changed and isinstance(one, Fenced):
+                one.give_back()
+        return result
+
+    return run
 
 
 def op_obstacle(name: str, device: str) -> str | None:
@@ -84,7 +133,8 @@ def _choose(name: str, device: str) -> backends.Choice:
 
 @contextlib.contextmanager
 def emulated() -> Iterator[None]:
-    """Every op inside runs on the emulation."""
-    configure()
+    """Every op inside runs on the emulation, on a machine and in an order of threads that torch's seed chooses."""
+    seed = torch.initial_seed() % 2**32
+    configure(PROCESSORS + seed % 3, seed)
     with mock.patch.object(backends, "choose", _choose), mock.patch.object(torch.ops, "wuskern_native", _Namespace()):
         yield

@@ -166,6 +166,22 @@ def test_the_threshold_is_the_kth_key(common, data, bits):
     assert found == (expected, sorted(keys)[:k].count(expected))
 
 
+@given(data=st.data(), bits=st.sampled_from([32, 64]))
+def test_every_key_of_a_range_has_its_bucket(common, data, bits):
+    low = data.draw(st.integers(0, 2**bits - 1))
+    high = data.draw(st.one_of(st.integers(low, 2**bits - 1), st.integers(low, min(low + 9000, 2**bits - 1))))
+    buckets = getattr(common, f"Buckets{bits}")(low, high)
+    assert common.most_buckets / 2 < buckets.count() <= common.most_buckets or buckets.of_one_key()
+    assert (buckets.of(low), buckets.of(high)) == (0, buckets.count() - 1)
+    assert (buckets.first(0), buckets.last(buckets.count() - 1)) == (low, high)
+    key = data.draw(st.integers(low, high))
+    bucket = buckets.of(key)
+    assert buckets.first(bucket) <= key <= buckets.last(bucket)
+    assert buckets.of_one_key() == (buckets.last(0) == low and buckets.count() == high - low + 1)
+    if bucket > 0:
+        assert buckets.last(bucket - 1) + 1 == buckets.first(bucket)
+
+
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.sampled_from([1, 2, 4, 8]), st.integers(1, 33))
 def test_run_length_is_the_longest_power_of_two_that_fits(common, starts, block, most):
     rows = [start * block + i for start in starts for i in range(block)]

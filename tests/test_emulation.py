@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests import emulation
+from tests.accuracy import assert_as_right_as_stock
 from wuskern import ops, update_ops
 
 
@@ -58,6 +59,7 @@ def test_a_barrier_does_not_wait_for_threads_that_have_returned():
     [
         ("diverge", r"threads of one block went to different barriers: probes.cu:\d+ and probes.cu:\d+"),
         ("wait for ever", "32 threads have returned; 31 threads wait in __shfl_sync at probes.*; 1 threads wait in a barrier"),
+        ("read past", r"thread \(63, 0, 0\) of block \(0, 0, 0\) reads or writes memory out of range"),
         ("write past", "a block wrote past its 256 bytes of shared memory"),
         ("too many threads", "a launch that no GPU takes: 1 x 1 x 1 blocks of 1025 x 1 x 1 threads"),
         ("no blocks", "a launch that no GPU takes: 0 x 1 x 1 blocks"),
@@ -68,6 +70,20 @@ def test_what_a_gpu_refuses_or_hangs_on_is_an_error(name, message):
         with pytest.raises(RuntimeError, match=message):
             probe(name)
         assert probe("reverse", 64).tolist() == list(reversed(range(64)))
+
+
+@pytest.mark.parametrize("shape", [(64,), (5, 3), (0, 4), ()])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64])
+def test_a_fenced_tensor_is_the_tensor(shape, dtype):
+    base = torch.randn(*shape, 2).mul(50).to(dtype)
+    for original in (base, base.transpose(0, -1), base[..., 1], base[..., :1].expand(base.shape), base.flatten()[1:]):
+        fenced = emulation.Fenced(original)
+        assert torch.equal(fenced.tensor, original)
+        assert fenced.tensor.stride() == original.stride()
+        assert fenced.tensor.data_ptr() % 16 == original.data_ptr() % 16 or original.numel() == 0
+        fenced.tensor.zero_()
+        fenced.give_back()
+        assert not original.any()
 
 
 def test_shuffles_and_votes():
@@ -95,14 +111,20 @@ def test_every_thread_of_a_grid_runs_once():
     assert out.view(12, 64).tolist() == [[block + 1.0] * 64 for block in range(12)]
 
 
-@pytest.mark.parametrize("processors", [1, 3, 132])
-def test_a_kernel_is_launched_for_the_number_of_processors(processors):
-    """Each chunk of the rows has its own sum in float32, which differ in the last bits."""
-    dy = torch.randn(3000, 40)
+@pytest.mark.parametrize("processors", [1, 8, 132])
+@pytest.mark.parametrize("shape", [(3000, 40), (700, 33), (2, 3, 60, 61), (2, 3, 64, 64), (40, 6, 7, 7)], ids=str)
+def test_sums_are_right_for_any_number_of_processors(shape, processors):
+    """Which says how many chunks have a sum of their own: one, or many, added by a launch or two more."""
+    dy = torch.randn(20, *shape)
+    others = [d for d in range(len(shape)) if d != 1]
     with emulation.emulated():
         emulation.configure(processors)
-        ours = ops.bias_grad(dy, -1)
-    torch.testing.assert_close(ours, dy.sum(0), rtol=1e-4, atol=1e-4)
+        ours = [(ops.bias_grad(one, 1), *ops.row_stats(one, 1, "l2")) for one in dy]
+    biases, sums, scores = (torch.stack(results) for results in zip(*ours, strict=True))
+    assert torch.equal(biases, sums)
+    for result, wide in ((biases, dy.double()), (scores, dy.double().square())):
+        stock = torch.stack([one.sum(others) for one in wide.float()])
+        assert_as_right_as_stock(result, stock, torch.stack([one.sum(others) for one in wide]))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

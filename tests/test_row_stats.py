@@ -53,6 +53,8 @@ def test_hand_worked(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
 def test_cases(case, dtype, score, backend, device):
+    if backend == "emulated" and case.name == "conv large plane":
+        pytest.skip("smaller ones take the same way, in less time")
     check_case(case, dtype, score, device)
 
 

@@ -32,7 +32,7 @@ struct Targets {
   }
 };
 
-// ---- kernels -------------------------------------------------------------------------------------------------------
+// ---- kernels ------------------------------------------------------------------------------------------------------
 
 // What a thread adds up.
 template <Score score, int vec, typename Acc>
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// ---- launchers: raw pointers and a stream; partial sums come from PyTorch's allocator -------------------------------
+// ---- launchers: raw pointers and a stream; partial sums come from PyTorch's allocator -----------------------------
 
 struct Context {
   const Tensor& dy;  // for allocations

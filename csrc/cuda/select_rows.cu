@@ -21,7 +21,7 @@ constexpr int kMostWarps = kMostThreads<true> / kLanes;
 constexpr int64_t kKeptBytes = 64 * 1024;  // of keys in shared memory, which every GPU from sm_80 on has
 constexpr unsigned kAll = 0xffffffffu;
 
-// ---- kernel --------------------------------------------------------------------------------------------------------
+// ---- kernel -------------------------------------------------------------------------------------------------------
 
 // A group's keys: of each `block` rows, the order of the sum of their scores.
 template <typename T, bool kept>
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kMostThreads<kept>, 1)
   write_rows(keys, n, last, first_row, rows + blockIdx.x * wanted * block);
 }
 
-// ---- op ------------------------------------------------------------------------------------------------------------
+// ---- op -----------------------------------------------------------------------------------------------------------
 
 // A power of two, so that a thread has about four keys.
 int threads_for(int64_t n, int most) {

@@ -148,10 +148,11 @@ __global__ void __launch_bounds__(kSimtThreads, 1)
   for (int i = 0; i < 4; ++i) {
     const int64_t m = m0 + threadIdx.x / 16 * 4 + i;
     if (m >= in.count()) continue;
+    T* const to = dx + in.offset(m);
     for (int j = 0; j < 4; ++j) {
       const int64_t c = n0 + threadIdx.x % 16 * 4 + j;
       if (c >= problem.channels) continue;
-      dx[in.offset(m) + (place.group * problem.channels + c) * in.channel_stride] = static_cast<T>(acc[i][j]);
+      to[(place.group * problem.channels + c) * in.channel_stride] = static_cast<T>(acc[i][j]);
     }
   }
 }

@@ -39,6 +39,19 @@ struct WgradOutput {
   }
 };
 
+// Four neighbouring sums of a row; features come in eights.
+template <typename T>
+__device__ __forceinline__ void write_four(const WgradOutput<T, float>& output, int64_t split, int64_t row,
+                                           int64_t feature, const float4& sums) {
+  if (output.parts) {
+    *reinterpret_cast<float4*>(output.parts + (split * output.rows + row) * output.features + feature) = sums;
+    return;
+  }
+  const float each[4] = {sums.x, sums.y, sums.z, sums.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) output.write(split, row, feature + i, each[i]);
+}
+
 // On tensor cores. `k` rows of a group; x and dy have so many elements for one.
 template <typename T, class X>
 struct WgradProblem {
@@ -63,13 +76,24 @@ __device__ __forceinline__ void wgrad_tile_sum(const WgradProblem<T, X>& problem
       multiplier, begin, end, [&](uint32_t tile, int depth) { load_rows<kTileM>(tile, depth, x); },
       [&](uint32_t tile, int depth) { load_rows<n>(tile, depth, dy); });
 
-  const int64_t row0 = place.group * problem.k;
+  // Through shared memory: the sums of a thread lie apart.
+  constexpr int stride = kTileM + 4;  // no bank conflicts
+  float* const tile = reinterpret_cast<float*>(tile_memory());
+  static_assert(n * stride * sizeof(float) <= tile_shared_bytes(n));
+  __syncthreads();  // nobody reads a stage any more, and none is on its way
   multiplier.for_results([&](int m, int column, float v0, float v1) {
-    const int64_t feature = m0 + m, row = n0 + column;
-    if (feature >= problem.output.features) return;
-    if (row < problem.k) problem.output.write(place.split, row0 + row, feature, v0);
-    if (row + 1 < problem.k) problem.output.write(place.split, row0 + row + 1, feature, v1);
+    tile[column * stride + m] = v0;
+    tile[(column + 1) * stride + m] = v1;
   });
+  __syncthreads();
+  const int features = static_cast<int>(min(problem.output.features - m0, int64_t{kTileM}));
+  const int rows = static_cast<int>(min(problem.k - n0, int64_t{n})), m = threadIdx.x % (kTileM / 4) * 4;
+  if (m >= features) return;
+#pragma unroll 1
+  for (int row = threadIdx.x / (kTileM / 4); row < rows; row += kGemmThreads / (kTileM / 4)) {
+    const float4 sums = *reinterpret_cast<const float4*>(tile + row * stride + m);
+    write_four(problem.output, place.split, place.group * problem.k + n0 + row, m0 + m, sums);
+  }
 }
 
 template <typename T, int n, class X>

@@ -43,6 +43,18 @@ std::pair<Key, int64_t> threshold_of(const std::vector<Key>& keys, int64_t k) {
   return {found.key, found.ties};
 }
 
+template <typename Key>
+void show_buckets(py::module_& m, const char* name) {
+  using B = Buckets<Key>;
+  py::class_<B>(m, name)
+      .def(py::init<Key, Key>())
+      .def("count", &B::count)
+      .def("of", &B::of)
+      .def("of_one_key", &B::of_one_key)
+      .def("first", &B::first)
+      .def("last", &B::last);
+}
+
 double fold_tree_of_eight(const std::vector<double>& values) {
   double lane[8];
   std::copy_n(values.begin(), 8, lane);
@@ -157,6 +169,9 @@ PYBIND11_MODULE(wuskern_testing, m) {
   m.def("order_key_double", [](double score) { return order_key(score); });
   m.def("threshold_32", &threshold_of<uint32_t>);
   m.def("threshold_64", &threshold_of<uint64_t>);
+  show_buckets<uint32_t>(m, "Buckets32");
+  show_buckets<uint64_t>(m, "Buckets64");
+  m.attr("most_buckets") = kBuckets;
   m.def("run_length", [](const std::vector<int64_t>& rows, int64_t most) {
     return run_length(rows.data(), static_cast<int64_t>(rows.size()), most);
   });

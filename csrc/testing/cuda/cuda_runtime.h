@@ -24,8 +24,7 @@
 using std::max;
 using std::min;
 
-// ---- vectors
-// ---------------------------------------------------------------------------------------------------------
+// ---- vectors ------------------------------------------------------------------------------------------------------
 
 #define WUSKERN_VECTORS(NAME, TYPE, BYTES)                                 \
   struct alignas(2 * BYTES) NAME##2 { TYPE x, y; };                        \
@@ -53,8 +52,7 @@ T __ldcg(const T* p) {
   return __ldg(p);
 }
 
-// ---- bits
-// ------------------------------------------------------------------------------------------------------------
+// ---- bits ---------------------------------------------------------------------------------------------------------
 
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __popcll(unsigned long long x) { return std::popcount(x); }
@@ -67,8 +65,7 @@ inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 
-// ---- atomics: one thread runs at a time
-// ------------------------------------------------------------------------------
+// ---- atomics: one thread runs at a time ---------------------------------------------------------------------------
 
 #define WUSKERN_ATOMIC(NAME, EXPRESSION)            \
   template <typename T>                             \
@@ -99,8 +96,7 @@ inline void __threadfence_block() {}
 
 #include "warp.h"
 
-// ---- the runtime
-// -----------------------------------------------------------------------------------------------------
+// ---- the runtime --------------------------------------------------------------------------------------------------
 
 using cudaStream_t = struct CUstream_st*;
 enum cudaError_t { cudaSuccess = 0 };

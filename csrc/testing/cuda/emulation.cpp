@@ -3,6 +3,7 @@
 
 #include <link.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -12,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -77,8 +79,7 @@ std::string text(const Place& place) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(place.line());
 }
 
-// ---- switching
-// -------------------------------------------------------------------------------------------------------
+// ---- switching ----------------------------------------------------------------------------------------------------
 
 __attribute__((noinline)) void to_scheduler() {
   if (_setjmp(fibers[running].at) == 0) _longjmp(scheduler, 1);
@@ -128,8 +129,42 @@ __attribute__((noinline)) void to_thread(int number) {
   setcontext(&fiber.start);
 }
 
-// ---- meeting
-// ---------------------------------------------------------------------------------------------------------
+// ---- memory out of range ------------------------------------------------------------------------------------------
+
+void on_bad_access(int, siginfo_t*, void*) {
+  const auto text = [](uint3 i) {
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+  };
+  error = std::make_exception_ptr(std::runtime_error("thread " + text(threadIdx) + " of block " + text(blockIdx) +
+                                                     " reads or writes memory out of range"));
+  _longjmp(scheduler, 1);
+}
+
+// While it lives, a kernel's access to memory that is not there ends the launch, and not the process.
+class AccessGuard {
+ public:
+  AccessGuard() : stack_(64 * 1024) {
+    stack_t memory{};
+    memory.ss_sp = stack_.data();
+    memory.ss_size = stack_.size();
+    sigaltstack(&memory, &stack_before_);
+    struct sigaction action{};
+    action.sa_sigaction = on_bad_access;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &before_);
+  }
+  ~AccessGuard() {
+    sigaction(SIGSEGV, &before_, nullptr);
+    sigaltstack(&stack_before_, nullptr);
+  }
+
+ private:
+  std::vector<char> stack_;
+  stack_t stack_before_;
+  struct sigaction before_;
+};
+
+// ---- meeting ------------------------------------------------------------------------------------------------------
 
 bool same(const Fiber& a, const Fiber& b) {
   return a.state == b.state && a.mask == b.mask && (a.what == b.what || strcmp(a.what, b.what) == 0);
@@ -185,8 +220,7 @@ void count_arrival(int number, int threads, bool vote, Place where) {
   barrier.yes += vote;
 }
 
-// ---- a block
-// ---------------------------------------------------------------------------------------------------------
+// ---- a block ------------------------------------------------------------------------------------------------------
 
 [[noreturn]] void report_deadlock() {
   std::map<std::string, int> places;
@@ -221,6 +255,22 @@ std::pair<void*, size_t> static_shared_memory() {
   return found;
 }
 
+// Those that can go on, of the first warp in the block's order of warps that has any; or of all warps, for even steps.
+void collect_ready(const std::vector<int>& warps, bool even_steps, std::vector<int>& ready) {
+  ready.clear();
+  for (const int warp : warps) {
+    for (int i = warp * kWarp; i < std::min((warp + 1) * kWarp, count); ++i) {
+      if (fibers[i].state == State::ready) ready.push_back(i);
+    }
+    if (!ready.empty() && !even_steps) break;
+  }
+  for (int i = 0; ready.empty() && i < count; ++i) {
+    if (fibers[i].state == State::waiting && fibers[i].ready()) ready.push_back(i);
+  }
+}
+
+// In one half of the blocks all threads go from one meeting to the next together, in the other a warp goes as far ahead
+// as it can.
 void run_block() {
   ++blocks_run;
   live = count;
@@ -229,18 +279,15 @@ void run_block() {
     fibers[i].state = State::ready;
     fibers[i].thread = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
   }
-  std::vector<int> order;
+  std::vector<int> warps((count + kWarp - 1) / kWarp), ready;
+  std::iota(warps.begin(), warps.end(), 0);
+  std::shuffle(warps.begin(), warps.end(), settings.order);
+  const bool even_steps = settings.order() % 2;
   while (live > 0) {
-    order.clear();
-    for (int i = 0; i < count; ++i) {
-      if (fibers[i].state == State::ready) order.push_back(i);
-    }
-    for (int i = 0; order.empty() && i < count; ++i) {
-      if (fibers[i].state == State::waiting && fibers[i].ready()) order.push_back(i);
-    }
-    if (order.empty()) report_deadlock();
-    std::shuffle(order.begin(), order.end(), settings.order);
-    for (const int number : order) {
+    collect_ready(warps, even_steps, ready);
+    if (ready.empty()) report_deadlock();
+    std::shuffle(ready.begin(), ready.end(), settings.order);
+    for (const int number : ready) {
       fibers[number].state = State::ready;
       to_thread(number);
       if (error) std::rethrow_exception(error);
@@ -330,8 +377,9 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
   const auto [memory, size] = static_shared_memory();
 
   std::vector<uint64_t> order(uint64_t{blocks.x} * blocks.y * blocks.z);
-  for (uint64_t i = 0; i < order.size(); ++i) order[i] = i;
+  std::iota(order.begin(), order.end(), uint64_t{0});
   std::shuffle(order.begin(), order.end(), settings.order);
+  const AccessGuard guard;
   try {
     for (const uint64_t block : order) {
       memset(memory, kPoison, size);
@@ -352,8 +400,7 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
 
 }  // namespace wuskern::emulation
 
-// ---- what a GPU would be asked
-// ----------------------------------------------------------------------------------------
+// ---- what a GPU would be asked ------------------------------------------------------------------------------------
 
 using wuskern::emulation::settings;
 

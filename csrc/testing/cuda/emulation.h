@@ -1,7 +1,8 @@
 // CUDA on the CPU, for tests: a launch runs block after block, every thread of a block on a stack of its own.
 //
 // One thread runs at a time, until it has to wait for others; which of those that can go on comes next is drawn by a
-// seed. So a missing barrier shows, and a barrier that some threads never reach is an error that names it.
+// seed, and often a warp runs far ahead. So a missing barrier shows, and one that some threads never reach is an error
+// that names it.
 #pragma once
 
 #include <array>

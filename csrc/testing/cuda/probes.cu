@@ -52,6 +52,8 @@ __global__ void wait_for_ever(float* out) {
   }
 }
 
+__global__ void read_past(float* out) { out[number()] = out[number() + 1]; }
+
 __global__ void write_past(float*) { static_cast<float*>(dynamic_shared())[64] = 1; }
 
 __global__ void shuffles(float* out) {
@@ -95,6 +97,7 @@ void probe(const std::string& name, Tensor& out, int64_t threads) {
   if (name == "some return") return launch(some_return, 1, threads, 0, nullptr, p);
   if (name == "diverge") return launch(diverge, 1, block, 0, nullptr, p);
   if (name == "wait for ever") return launch(wait_for_ever, 1, threads, 0, nullptr, p);
+  if (name == "read past") return launch(read_past, 1, threads, 0, nullptr, p);
   if (name == "write past") return launch(write_past, 1, 1, 256, nullptr, p);
   if (name == "shuffles") return launch(shuffles, 1, threads, 0, nullptr, p);
   if (name == "missing lane") return launch(missing_lane, 1, threads, 0, nullptr, p);
