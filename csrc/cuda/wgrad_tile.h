@@ -89,7 +89,7 @@ __device__ __forceinline__ void wgrad_tile_sum(const WgradProblem<T, X>& problem
   const int features = static_cast<int>(min(problem.output.features - m0, int64_t{kTileM}));
   const int rows = static_cast<int>(min(problem.k - n0, int64_t{n})), m = threadIdx.x % (kTileM / 4) * 4;
   if (m >= features) return;
-#pragma unroll 1
+#pragma unroll 4
   for (int row = threadIdx.x / (kTileM / 4); row < rows; row += kGemmThreads / (kTileM / 4)) {
     const float4 sums = *reinterpret_cast<const float4*>(tile + row * stride + m);
     write_four(problem.output, place.split, place.group * problem.k + n0 + row, m0 + m, sums);
