@@ -43,6 +43,9 @@ WUSKERN_HOST_DEVICE constexpr int tile_stage_bytes(int n) {
 }
 WUSKERN_HOST_DEVICE constexpr int tile_shared_bytes(int n) { return tile_stages(n) * tile_stage_bytes(n); }
 
+// Blocks whose registers one processor holds: operands of mma.sync take registers too, those of wgmma do not.
+WUSKERN_HOST_DEVICE constexpr int tile_blocks(int n, bool wgmma) { return n < 128 || (n == 128 && wgmma) ? 2 : 1; }
+
 // What decides on a GPU: 10 * major + minor of its compute capability, its streaming multiprocessors, and whether the
 // code that it runs has wgmma.
 struct Gpu {
@@ -55,10 +58,10 @@ struct Gpu {
     const bool large = capability == 90 || capability / 10 == 10 || capability / 10 == 11;
     return (large ? 228 : capability == 80 || capability == 87 ? 164 : 100) * 1024;
   }
-  // That run at once. The widest tile needs the registers of a whole processor; it is compiled for wgmma alone.
+  // That run at once. The widest tile is compiled for wgmma alone.
   int64_t blocks(int n) const {
-    const int fit = shared_bytes() / (tile_shared_bytes(n) + 1024);
-    return processors * (n == kWidestTile || fit < 2 ? 1 : 2);
+    const int fit = shared_bytes() / (tile_shared_bytes(n) + 1024), most = tile_blocks(n, wgmma);
+    return processors * (fit < most ? fit : most);
   }
 };
 

@@ -131,7 +131,7 @@ __device__ __forceinline__ void dgrad_tile(const Problem& problem) {
 }
 
 template <typename T, int n, class Problem>
-__global__ void __launch_bounds__(kGemmThreads, n == kWidestTile ? 1 : 2) dgrad(const Problem problem) {
+__global__ void __launch_bounds__(kGemmThreads, tile_blocks(n, kHasWgmma)) dgrad(const Problem problem) {
   choose_instruction<n>([&](auto wgmma) { dgrad_tile<T, n, wgmma>(problem); });
 }
 

@@ -16,18 +16,20 @@
 
 namespace wuskern {
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kHasWgmma = true;
+#else
+constexpr bool kHasWgmma = false;
+#endif
+
 // use(wgmma), a bool_constant: whether a tile n wide takes Hopper's own instruction. Only that GPU is given the widest.
 template <int n, class Use>
 __device__ __forceinline__ void choose_instruction(Use&& use) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  use(std::bool_constant<(n >= kLeastWgmma)>{});
-#else
-  if constexpr (n < kWidestTile) {
-    use(std::false_type{});
+  if constexpr (n < kWidestTile || kHasWgmma) {
+    use(std::bool_constant<(kHasWgmma && n >= kLeastWgmma)>{});
   } else {
     __trap();
   }
-#endif
 }
 
 // The dynamic shared memory of a block whose tiles are swizzled: they start where the pattern of 1024 bytes does.

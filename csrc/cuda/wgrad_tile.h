@@ -97,7 +97,7 @@ __device__ __forceinline__ void wgrad_tile_sum(const WgradProblem<T, X>& problem
 }
 
 template <typename T, int n, class X>
-__global__ void __launch_bounds__(kGemmThreads, n == kWidestTile ? 1 : 2) wgrad(const WgradProblem<T, X> problem) {
+__global__ void __launch_bounds__(kGemmThreads, tile_blocks(n, kHasWgmma)) wgrad(const WgradProblem<T, X> problem) {
   choose_instruction<n>([&](auto wgmma) { wgrad_tile_sum<T, n, wgmma>(problem); });
 }
 

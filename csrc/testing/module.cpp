@@ -105,6 +105,7 @@ void bind_products(py::module_& m) {
   m.attr("tile_depth") = kTileDepth;
   m.attr("widest_tile") = kWidestTile;
   m.def("tile_shared_bytes", [](int n) { return tile_shared_bytes(n); });
+  m.def("tile_blocks", [](int n, bool wgmma) { return tile_blocks(n, wgmma); });
   py::class_<Gpu>(m, "Gpu")
       .def(py::init<int, int64_t, bool>(), py::arg("capability"), py::arg("processors"), py::arg("wgmma"))
       .def("shared_bytes", &Gpu::shared_bytes)
