@@ -98,12 +98,27 @@ def test_any_scores(data):
 @pytest.mark.parametrize("n", [4096, 10007])
 @pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_as_many_rows_as_layers_have(n, share, dtype, backend):
+def test_as_many_rows_as_layers_have(n, share, dtype, backend, device):
     """float16 and bfloat16 have many ties among so many, and some scores stand far from the others."""
     scores = torch.rand(n, dtype=torch.float64).to(dtype)
     scores[:: n // 7] = torch.tensor([0.0, 1e-30, 1e4, NAN, INF, -1.0, 3.0, 1e-7], dtype=dtype)[: len(scores[:: n // 7])]
     k = int(share * n)
-    assert ops.select_rows(scores, k).tolist() == sorted_choice(scores.tolist(), k)
+    assert ops.select_rows(scores.to(device), k).tolist() == sorted_choice(scores.tolist(), k)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [3000, 262144])
+def test_a_cuda_graph_chooses_again_at_each_replay(n):
+    scores = torch.rand(n, device="cuda")
+    with on_backend("native"):
+        ops.select_rows(scores, n // 20)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            rows = ops.select_rows(scores, n // 20)
+    for _ in range(2):
+        scores.copy_(torch.rand(n))
+        graph.replay()
+        assert rows.tolist() == sorted_choice(scores.tolist(), n // 20)
 
 
 @pytest.mark.parametrize("name", ["native", "emulated"])

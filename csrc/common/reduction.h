@@ -57,7 +57,7 @@ constexpr int kLanes = 32;
 constexpr int kWarps = 8;
 constexpr int kThreads = kLanes * kWarps;
 constexpr int kUnroll = 4;
-constexpr int64_t kBlocksPerProcessor = 8;  // 8 blocks x 256 threads x 4 loads x 16 bytes = 128 KiB in flight
+constexpr int64_t kBlocksPerProcessor = 8;  // four of them at a time have 4 x 256 x 4 x 16 bytes = 64 KiB in flight
 constexpr int64_t kMaxChunks = 65535;       // gridDim.y
 constexpr int64_t kMinRows = 64;            // per block; so few are not worth a further pass
 constexpr int64_t kMinOuterForRows = 16;    // fewer images than this would leave a row of partial sums each

@@ -1,4 +1,4 @@
-// The scheduler of emulation.h, and stand-ins for what PyTorch and the driver say of a GPU.
+// The scheduler of emulation.h.
 #include "emulation.h"
 
 #include <link.h>
@@ -24,17 +24,13 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace wuskern::emulation {
+
+Settings settings;
+
 namespace {
 
-constexpr size_t kStack = 256 * 1024, kPage = 4096, kFence = 256, kAlignment = 128;
+constexpr size_t kStack = 256 * 1024, kFence = 256, kAlignment = 128;
 constexpr int kMostThreads = 1024, kBarriers = 16;
-constexpr unsigned char kPoison = 0xff;  // NaN in every format
-
-struct Settings {
-  int processors = 2, capability = 90;
-  bool tensors_on_gpu = false;
-  std::mt19937 order{0};
-} settings;
 
 enum class State { ready, in_warp, at_barrier, waiting, returned };
 
@@ -320,8 +316,6 @@ void* dynamic_shared_memory() {
 
 uint64_t block_number() { return blocks_run; }
 
-int compute_capability() { return settings.capability; }
-
 int thread_number() { return running; }
 
 void meet_warp(const char* what, unsigned mask, void* item, void (*act)(const Items&), Place where) {
@@ -399,60 +393,3 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
 }
 
 }  // namespace wuskern::emulation
-
-// ---- what a GPU would be asked ------------------------------------------------------------------------------------
-
-using wuskern::emulation::settings;
-
-// A device has as many processors as its index says, so that nothing remembered of one is wrong of another.
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  *value = attribute == cudaDevAttrMultiProcessorCount            ? device
-           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? static_cast<int>(wuskern::emulation::kMostShared)
-           : attribute == cudaDevAttrComputeCapabilityMajor       ? settings.capability / 10
-                                                                  : settings.capability % 10;
-  return cudaSuccess;
-}
-
-extern "C" {
-
-// Read by the tests, through ctypes.
-__attribute__((visibility("default"))) void wuskern_emulate(int processors, unsigned seed, bool tensors_on_gpu) {
-  settings.processors = processors;
-  settings.order.seed(seed);
-  settings.tensors_on_gpu = tensors_on_gpu;
-}
-
-__attribute__((visibility("default"))) void wuskern_emulate_capability(int capability) {
-  settings.capability = capability;
-}
-
-AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* index) {
-  *index = settings.processors;
-  return AOTI_TORCH_SUCCESS;
-}
-
-AOTITorchError aoti_torch_get_device_type(AtenTensorHandle, int32_t* type) {
-  *type = settings.tensors_on_gpu ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
-  return AOTI_TORCH_SUCCESS;
-}
-
-AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard) {
-  *guard = nullptr;
-  return AOTI_TORCH_SUCCESS;
-}
-
-AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) { return AOTI_TORCH_SUCCESS; }
-
-AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return AOTI_TORCH_SUCCESS;
-}
-
-AOTITorchError torch_c10_cuda_check_msg(int32_t error, const char*, const char*, uint32_t, bool, char** message) {
-  *message = error == cudaSuccess ? nullptr : strdup("an error of the emulated CUDA runtime");
-  return AOTI_TORCH_SUCCESS;
-}
-
-void torch_c10_cuda_free_error_msg(char* message) { free(message); }
-
-}  // extern "C"

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <random>
 #include <source_location>
 #include <string>
 
@@ -28,7 +29,17 @@ extern dim3 blockDim, gridDim;
 namespace wuskern::emulation {
 
 constexpr int kWarp = 32;
+constexpr size_t kPage = 4096;
+constexpr unsigned char kPoison = 0xff;     // NaN in every format
 constexpr size_t kMostShared = 227 * 1024;  // bytes of a block on sm_90 and sm_100
+
+// The machine, and in which order its threads run.
+struct Settings {
+  int processors = 2, capability = 90;  // 10 * major + minor
+  bool tensors_on_gpu = false;
+  std::mt19937 order{0};
+};
+extern Settings settings;
 
 using Place = std::source_location;
 using Items = std::array<void*, kWarp>;
@@ -44,9 +55,6 @@ void* dynamic_shared_memory();
 
 // Of all blocks of all launches, the one that runs.
 uint64_t block_number();
-
-// 10 * major + minor of the GPU that is emulated.
-int compute_capability();
 
 // The thread's number in its block, and in its warp.
 int thread_number();

@@ -16,7 +16,7 @@ namespace wuskern {
 
 template <int n, class Use>
 void choose_instruction(Use&& use) {
-  if (n >= kLeastWgmma && emulation::compute_capability() == 90) return use(std::true_type{});
+  if (n >= kLeastWgmma && emulation::settings.capability == 90) return use(std::true_type{});
   if (n == kWidestTile) emulation::fail("a tile that is not compiled for this GPU");
   use(std::false_type{});
 }

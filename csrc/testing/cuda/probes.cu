@@ -98,6 +98,10 @@ void probe(const std::string& name, Tensor& out, int64_t threads) {
   if (name == "diverge") return launch(diverge, 1, block, 0, nullptr, p);
   if (name == "wait for ever") return launch(wait_for_ever, 1, threads, 0, nullptr, p);
   if (name == "read past") return launch(read_past, 1, threads, 0, nullptr, p);
+  if (name == "write past a workspace") {
+    Tensor workspace = new_vector(out, threads - 4);
+    return launch(where_am_i, 1, threads, 0, nullptr, static_cast<float*>(workspace.mutable_data_ptr()));
+  }
   if (name == "write past") return launch(write_past, 1, 1, 256, nullptr, p);
   if (name == "shuffles") return launch(shuffles, 1, threads, 0, nullptr, p);
   if (name == "missing lane") return launch(missing_lane, 1, threads, 0, nullptr, p);
