@@ -43,9 +43,12 @@ def obstacle() -> str | None:
     return None
 
 
-def configure(processors: int = PROCESSORS, seed: int = 0, tensors_on_gpu: bool = False) -> None:
-    """The machine that is emulated; ``seed``: in which order threads run, ``tensors_on_gpu``: what they say of themselves."""
-    ctypes.CDLL(str(LIBRARY)).wuskern_emulate(processors, ctypes.c_uint(seed), tensors_on_gpu)
+def configure(processors: int = PROCESSORS, seed: int = 0, tensors_on_gpu: bool = False, capability: int = 90) -> None:
+    """The machine that is emulated; ``seed``: in which order threads run, ``tensors_on_gpu``: what they say of themselves,
+    ``capability``: 80 for 8.0."""
+    library = ctypes.CDLL(str(LIBRARY))
+    library.wuskern_emulate(processors, ctypes.c_uint(seed), tensors_on_gpu)
+    library.wuskern_emulate_capability(capability)
 
 
 class Fenced:

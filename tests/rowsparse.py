@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from tests.cases import CONVS, MEMORY_FORMATS, Conv
+from tests.conftest import on_backend
 from wuskern import backends, paths
 from wuskern.shapes import memory_format
 
@@ -125,7 +126,7 @@ def kernel_of(op: str, backend: str, request: pytest.FixtureRequest, device: str
     dtype = getattr(request.node, "callspec", None) and request.node.callspec.params.get("dtype")
     if backend == "triton" and dtype is torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("Triton's interpreter computes wrong products in bfloat16")
-    with backends.backend(backend):
+    with on_backend(backend):
         try:
             backends.choose(op, device)
         except RuntimeError as error:

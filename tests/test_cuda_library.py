@@ -21,41 +21,55 @@ def cuobjdump():
     return lambda *flags: subprocess.run([tool, *flags, cuda_library()], capture_output=True, text=True, check=True).stdout
 
 
-def test_no_kernel_spills(cuobjdump, record_property, capsys):
-    usage = cuobjdump("-res-usage")
-    by_arch: dict[str, list[tuple[str, int, int, int]]] = {}
-    arch = ""
-    for line in usage.splitlines():
-        if found := re.search(r"arch = (sm_\w+)", line):
-            arch = found.group(1)
-        elif found := re.search(r"Function (\S+):", line):
-            name = found.group(1)
-        elif found := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
-            registers, stack, _, local = map(int, found.groups())
-            if any(k in name for k in KERNELS):
-                by_arch.setdefault(arch, []).append((name, registers, stack, local))
+@pytest.fixture(scope="module")
+def usage(cuobjdump):
+    """What each kernel takes, by architecture and name: registers, stack, static shared and local memory in bytes."""
+    found: dict[str, dict[str, tuple[int, int, int, int]]] = {}
+    for line in cuobjdump("-res-usage").splitlines():
+        if match := re.search(r"arch = (sm_\w+)", line):
+            arch = match.group(1)
+        elif match := re.search(r"Function (\S+):", line):
+            name = match.group(1)
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            found.setdefault(arch, {})[name] = tuple(map(int, match.groups()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def instructions(cuobjdump):
+    """The instructions of each kernel, by architecture and name: memory and matrix ones, with their suffixes."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for line in cuobjdump("-sass").splitlines():
+        if match := re.search(r"arch = (sm_\w+)", line):
+            arch = match.group(1)
+        elif match := re.search(r"Function : (\S+)", line):
+            kinds = found.setdefault((arch, match.group(1)), set())
+        elif match := re.search(r"\b(LDG|STG|LDGSTS|LDSM|HMMA|HGMMA)\.\S+", line):
+            kinds.add(match.group(0))
+    return found
+
+
+def test_no_kernel_spills(usage, capsys):
+    by_arch = {
+        arch: [(name, *kernel) for name, kernel in kernels.items() if any(k in name for k in KERNELS)]
+        for arch, kernels in usage.items()
+    }
     assert {"sm_80", "sm_90a"} <= by_arch.keys()
     with capsys.disabled():
         for arch, kernels in sorted(by_arch.items()):
-            registers = [r for _, r, _, _ in kernels]
+            registers = [r for _, r, *_ in kernels]
             print(f"\n{arch}: {len(kernels)} kernels, {min(registers)} to {max(registers)} registers, no spills", end="")
     for arch, kernels in by_arch.items():
-        spilled = [name for name, _, stack, local in kernels if stack or local]
+        spilled = [name for name, _, stack, _, local in kernels if stack or local]
         assert not spilled, f"{arch}: {spilled}"
-        for name, registers, _, _ in kernels:  # four blocks of 256 threads fit a processor, or one of 1024, or of 512
+        for name, registers, *_ in kernels:  # four blocks of 256 threads fit a processor, or one of 1024, or of 512
             assert registers <= (128 if re.search("select_rows_of_group.*Lb0E", name) else 64), (arch, name)
 
 
-def test_vector_kernels_load_16_bytes_at_a_time(cuobjdump):
+def test_vector_kernels_load_16_bytes_at_a_time(instructions):
     """Every load of a sum whose pack is 16 bytes is one LDG.128. A row update and a gather read a row's number beside such
     packs, and numbers of a step, or single elements."""
-    loads: dict[str, set[str]] = {}
-    name = ""
-    for line in cuobjdump("-sass").splitlines():
-        if found := re.search(r"Function : (\S+)", line):
-            name = found.group(1)
-        elif found := re.search(r"\b(LDG|STG)\.\S+", line):
-            loads.setdefault(name, set()).add(found.group(0))
+    loads = {name: kinds for (_, name), kinds in instructions.items()}
     # mangled: <type>Li<vec>E among the template's arguments; 8 halves, 4 floats or 2 doubles make 16 bytes
     vector = {n: kinds for n, kinds in loads.items() if re.search(r"(__halfLi8|bfloat16Li8|[IE](tLi8|fLi4|dLi2))E", n)}
     for kernel in ("sum_rows", "sum_planes", "update_sgd", "update_adam", "gather"):
@@ -67,3 +81,50 @@ def test_vector_kernels_load_16_bytes_at_a_time(cuobjdump):
         else:
             assert any(".128" in kind for kind in reads), (n, kinds)
             assert all(".128" in kind for kind in writes), (n, kinds)
+
+
+# ---- row-sparse products ---------------------------------------------------------------------------------------------
+
+LIMITS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90a": 227, "sm_100": 227, "sm_120": 99}  # KiB of shared memory of a block
+PRODUCT = re.compile(r"[wd]gradI(?:6__half|13__nv_bfloat16)Li(\d+)E")  # on tensor cores: the width of its tile
+OTHERS = ("simt_wgrad", "simt_dgrad", "add_parts", "pack_pixels", "pack_weight")
+
+
+def width(name: str) -> int | None:
+    match = PRODUCT.search(name)
+    return int(match.group(1)) if match and "simt" not in name else None
+
+
+def test_no_product_spills(usage, common, capsys):
+    """And each fits the shared memory of its GPU; the registers of a processor hold as many blocks as are to share it."""
+    assert {"sm_80", "sm_90a"} <= usage.keys()
+    for arch, kernels in sorted(usage.items()):
+        products = {name: kernel for name, kernel in kernels.items() if width(name)}
+        others = {name: kernel for name, kernel in kernels.items() if any(k in name for k in OTHERS)}
+        assert (len(products), len(others)) == (28, 14), arch
+        spilled = [name for name, (_, stack, _, local) in (products | others).items() if stack or local]
+        assert not spilled, f"{arch}: {spilled}"
+        for name, (registers, _, shared, _) in products.items():
+            n = width(name)
+            assert registers * 256 * common.tile_blocks(n, arch == "sm_90a") <= 65536, (arch, name)
+            if n < common.widest_tile or arch == "sm_90a":
+                assert shared <= 1024, (arch, name)  # what the system keeps
+                assert common.tile_shared_bytes(n) <= 1024 * LIMITS[arch], (arch, name)
+        with capsys.disabled():
+            tiles = {n: max(r for name, (r, *_) in products.items() if width(name) == n) for n in (32, 64, 128, 256)}
+            most = max(r for r, *_ in others.values())
+            print(f"\n{arch}: products n wide take registers {tiles}, what goes with them up to {most}", end="")
+
+
+def test_products_use_tensor_cores_and_copies_that_do_not_wait(instructions, common):
+    """mma.sync and ldmatrix everywhere; on Hopper wgmma for tiles of 64 and more. Tiles come by 16-byte LDGSTS."""
+    for (arch, name), kinds in instructions.items():
+        n = width(name)
+        if n is None or arch not in LIMITS or (n == common.widest_tile and arch != "sm_90a"):
+            continue
+        words = {kind.split(".")[0] for kind in kinds}
+        wgmma = arch == "sm_90a" and n >= 64
+        assert words & {"HGMMA", "HMMA", "LDSM"} == ({"HGMMA"} if wgmma else {"HMMA", "LDSM"}), (arch, name)
+        assert {".128" in kind for kind in kinds if kind.startswith("LDGSTS")} == {True}, (arch, name)
+        if wgmma:
+            assert all(f"64x{n}x16.F32" in kind for kind in kinds if kind.startswith("HGMMA") and "64x8x16" not in kind)

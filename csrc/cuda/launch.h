@@ -28,6 +28,14 @@ inline int64_t processor_count(int32_t device) {
   return count;
 }
 
+// 10 * major + minor.
+inline int compute_capability(int32_t device) {
+  int major = 0, minor = 0;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return 10 * major + minor;
+}
+
 // Every launch; `shared_bytes`: of dynamic shared memory, for each block.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,

@@ -2,8 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../common/gemm.h"
 #include "../common/half.h"
 #include "../common/layout.h"
+#include "../common/pixels.h"
 #include "../common/reduction.h"
 #include "../common/rows.h"
 
@@ -65,6 +67,80 @@ std::vector<std::pair<int64_t, int64_t>> walk(int64_t packs, int64_t start, int6
   return visited;
 }
 
+using Places = std::vector<std::array<int64_t, 3>>;
+
+Places walk_pixels(int64_t height, int64_t width, int64_t start, int64_t step, int64_t steps) {
+  Places visited;
+  for (PixelWalk w(height, width, start, step); steps > 0; --steps, w.advance()) {
+    visited.push_back({w.at.image, w.at.y, w.at.x});
+  }
+  return visited;
+}
+
+// Which tile a block sums, and from which step to which: (group, feature block, row block, first, last).
+std::vector<std::array<int64_t, 5>> wgrad_blocks(const WgradSchedule& schedule) {
+  std::vector<std::array<int64_t, 5>> all;
+  for (int64_t block = 0; block < schedule.blocks(); ++block) {
+    const auto [group, feature_block, row_block, split] = schedule.at(block);
+    all.push_back({group, feature_block, row_block, schedule.first_step(split), schedule.first_step(split + 1)});
+  }
+  return all;
+}
+
+std::vector<std::array<int64_t, 4>> dgrad_blocks(const DgradSchedule& schedule) {
+  std::vector<std::array<int64_t, 4>> all;
+  for (int64_t block = 0; block < schedule.blocks(); ++block) {
+    const auto [pixel_block, column_block, group, phase] = schedule.at(block);
+    all.push_back({phase, group, pixel_block, column_block});
+  }
+  return all;
+}
+
+void bind_products(py::module_& m) {
+  m.def("quotient", [](uint32_t n, int64_t by) { return Divisor(by).quotient(n); });
+  m.def("walk_pixels", &walk_pixels, py::arg("height"), py::arg("width"), py::arg("start"), py::arg("step"),
+        py::arg("steps"));
+
+  m.attr("tile_m") = kTileM;
+  m.attr("tile_depth") = kTileDepth;
+  m.attr("widest_tile") = kWidestTile;
+  m.def("tile_shared_bytes", [](int n) { return tile_shared_bytes(n); });
+  m.def("tile_blocks", [](int n, bool wgmma) { return tile_blocks(n, wgmma); });
+  py::class_<Gpu>(m, "Gpu")
+      .def(py::init<int, int64_t, bool>(), py::arg("capability"), py::arg("processors"), py::arg("wgmma"))
+      .def("shared_bytes", &Gpu::shared_bytes)
+      .def("blocks", &Gpu::blocks);
+  m.def("wgrad_tile", &wgrad_tile, py::arg("k"), py::arg("gpu"));
+  m.def("dgrad_tile", &dgrad_tile, py::arg("m"), py::arg("columns"), py::arg("terms"), py::arg("others"),
+        py::arg("gpu"));
+
+  py::class_<WgradSchedule>(m, "WgradSchedule")
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t>(), py::arg("groups"), py::arg("feature_blocks"),
+           py::arg("row_blocks"), py::arg("steps"), py::arg("splits"))
+      .def_readonly("steps", &WgradSchedule::steps)
+      .def_readonly("splits", &WgradSchedule::splits)
+      .def_readonly("feature_blocks", &WgradSchedule::feature_blocks)
+      .def_readonly("row_blocks", &WgradSchedule::row_blocks)
+      .def("blocks", &WgradSchedule::blocks);
+  m.def("wgrad_blocks", &wgrad_blocks);
+  m.def("wgrad_schedule", &wgrad_schedule, py::arg("groups"), py::arg("features"), py::arg("k"), py::arg("tokens"),
+        py::arg("m"), py::arg("n"), py::arg("depth"), py::arg("slots"));
+  m.def("dgrad_blocks", [](int64_t pixel_blocks, int64_t column_blocks, int64_t groups, int64_t phases) {
+    return dgrad_blocks({pixel_blocks, column_blocks, groups, phases});
+  });
+
+  py::class_<Side>(m, "Side")
+      .def(py::init<int, int, int, int>(), py::arg("taps"), py::arg("stride"), py::arg("padding"), py::arg("dilation"))
+      .def("taps_of",
+           [](const Side& side, int phase) {
+             const PhaseTaps taps = side.taps_of(phase);
+             return std::array{taps.first, taps.count, taps.before};
+           })
+      .def("step", &Side::step)
+      .def("output", &Side::output);
+  m.def("tap_order", [](const Side& h, const Side& w, int i, int j) { return tap_order(h, w, i, j); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(wuskern_testing, m) {
@@ -120,4 +196,5 @@ PYBIND11_MODULE(wuskern_testing, m) {
   });
   m.def("planes_grid", &planes_grid, py::arg("outer"), py::arg("channels"), py::arg("inner"), py::arg("vec"),
         py::arg("processors"));
+  bind_products(m);
 }

@@ -67,6 +67,7 @@ const std::function<void()>* kernel;
 std::exception_ptr error;
 jmp_buf scheduler;
 std::vector<unsigned char> shared;  // and what aligns it
+uint64_t blocks_run = 0;
 thread_local volatile char anchor;  // the library has thread-local memory, where __shared__ variables lie
 
 std::string text(const Place& place) {
@@ -267,6 +268,7 @@ void collect_ready(const std::vector<int>& warps, bool even_steps, std::vector<i
 // In one half of the blocks all threads go from one meeting to the next together, in the other a warp goes as far ahead
 // as it can.
 void run_block() {
+  ++blocks_run;
   live = count;
   std::fill_n(barriers, kBarriers, Barrier{});
   for (int i = 0; i < count; ++i) {
@@ -311,6 +313,8 @@ void* dynamic_shared_memory() {
   size_t space = shared.size();
   return std::align(kAlignment, 1, place, space);
 }
+
+uint64_t block_number() { return blocks_run; }
 
 int thread_number() { return running; }
 

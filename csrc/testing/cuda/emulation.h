@@ -35,7 +35,7 @@ constexpr size_t kMostShared = 227 * 1024;  // bytes of a block on sm_90 and sm_
 
 // The machine, and in which order its threads run.
 struct Settings {
-  int processors = 2;
+  int processors = 2, capability = 90;  // 10 * major + minor
   bool tensors_on_gpu = false;
   std::mt19937 order{0};
 };
@@ -52,6 +52,9 @@ void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<voi
 
 // The block's dynamic shared memory: poisoned before each block, what follows it checked after each.
 void* dynamic_shared_memory();
+
+// Of all blocks of all launches, the one that runs.
+uint64_t block_number();
 
 // The thread's number in its block, and in its warp.
 int thread_number();

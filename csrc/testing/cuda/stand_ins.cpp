@@ -45,8 +45,8 @@ AtenTensorHandle in_fenced_memory(const torch::stable::Tensor& t) {
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   *value = attribute == cudaDevAttrMultiProcessorCount            ? device
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? static_cast<int>(wuskern::emulation::kMostShared)
-           : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
-                                                                  : 0;
+           : attribute == cudaDevAttrComputeCapabilityMajor       ? settings.capability / 10
+                                                                  : settings.capability % 10;
   return cudaSuccess;
 }
 
@@ -57,6 +57,10 @@ __attribute__((visibility("default"))) void wuskern_emulate(int processors, unsi
   settings.processors = processors;
   settings.order.seed(seed);
   settings.tensors_on_gpu = tensors_on_gpu;
+}
+
+__attribute__((visibility("default"))) void wuskern_emulate_capability(int capability) {
+  settings.capability = capability;
 }
 
 // When nothing lives there any more.

@@ -1,0 +1,208 @@
+// A tile of a product on tensor cores: out[m, n] = sum over depth of a[m, depth] * b[depth, n], in fp32.
+//
+// Blocks of kGemmThreads load kTileDepth terms at a time by 16-byte copies that do not wait, several stages ahead. In
+// shared memory 64 columns of 16 bits are a row of a panel, 128 bytes, whose 16-byte chunks are swizzled by the row:
+// that is the 128-byte swizzle of wgmma, and lets ldmatrix read eight rows without bank conflicts. `b`, and `a` where
+// `a_rows`, have a row for each term (memory runs along n or m); else `a` has a row for each m (memory runs along
+// depth).
+#pragma once
+
+#include "../common/gemm.h"
+#include "mma.h"
+
+namespace wuskern {
+
+constexpr int kRowBytes = 2 * kPanel;
+constexpr int kPart = 16;  // terms of one instruction
+
+// Where 8 columns of a row lie in a tile; panels have kTileDepth rows.
+__device__ __forceinline__ uint32_t chunk_place(int row, int chunk) {
+  return chunk / 8 * (kTileDepth * kRowBytes) + row * kRowBytes + ((chunk % 8) ^ (row % 8)) * 16;
+}
+
+// What a source says of 8 columns: their address, and whether they are there; zeros where they are not.
+struct Chunk {
+  const void* from;
+  bool valid;
+};
+
+// kTileDepth rows of `width` columns. source(row) gives this thread's chunk of a row: that of column_of<width>().
+template <int width>
+__device__ __forceinline__ int column_of() {
+  return static_cast<int>(threadIdx.x) % (width / 8) * 8;
+}
+
+template <int width, class Source>
+__device__ __forceinline__ void load_rows(uint32_t tile, int depth, const Source& source) {
+  constexpr int chunks = width / 8, step = kGemmThreads / chunks;
+  const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
+#pragma unroll
+  for (int pass = 0; pass < kTileDepth / step; ++pass) {
+    const int row = first + pass * step;
+    const Chunk found = source(depth + row);
+    copy_16_async(tile + chunk_place(row, chunk), found.from, found.valid);
+  }
+}
+
+// kTileM rows of kTileDepth terms. source(pass, term) gives 8 terms of this thread's row number `pass`: row_of(pass).
+constexpr int kRowsOfThread = kTileM * (kTileDepth / 8) / kGemmThreads;
+
+__device__ __forceinline__ int row_of(int pass) {
+  return static_cast<int>(threadIdx.x) / (kTileDepth / 8) + pass * (kGemmThreads / (kTileDepth / 8));
+}
+
+template <class Source>
+__device__ __forceinline__ void load_columns(uint32_t tile, int depth, const Source& source) {
+  const int chunk = threadIdx.x % (kTileDepth / 8);
+  const auto term = source.at(depth + chunk * 8);
+#pragma unroll
+  for (int pass = 0; pass < kRowsOfThread; ++pass) {
+    const Chunk found = source(pass, term);
+    copy_16_async(tile + chunk_place(row_of(pass), chunk), found.from, found.valid);
+  }
+}
+
+// ---- mma.sync: 4 x 2 warps of 32 x n / 2 results ------------------------------------------------------------------
+
+template <typename T, int n, bool wgmma>
+struct Multiplier {
+  static constexpr int kStagesInUse = 1;
+  static constexpr int kColumns = n / 16;  // of 8 results, of a warp
+  float acc[n / 8][4] = {};
+
+  // `parts` of the stage's terms, kPart each.
+  template <bool a_rows>
+  __device__ __forceinline__ void add(uint32_t a, uint32_t b, int parts) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, matrix = lane / 8;
+    const int m0 = warp % 4 * 32, n0 = warp / 4 * (n / 2);
+#pragma unroll
+    for (int part = 0; part < kTileDepth / kPart; ++part) {
+      if (part >= parts) break;
+      uint32_t a_of[2][4];
+#pragma unroll
+      for (int strip = 0; strip < 2; ++strip) {
+        if constexpr (a_rows) {
+          const int row = part * kPart + matrix / 2 * 8 + lane % 8, column = m0 + strip * 16 + matrix % 2 * 8;
+          load_matrices_transposed(a_of[strip], a + chunk_place(row, column / 8));
+        } else {
+          const int row = m0 + strip * 16 + matrix % 2 * 8 + lane % 8;
+          load_matrices(a_of[strip], a + chunk_place(row, part * 2 + matrix / 2));
+        }
+      }
+#pragma unroll
+      for (int column = 0; column < kColumns; column += 2) {
+        uint32_t b_of[4];
+        const int row = part * kPart + matrix % 2 * 8 + lane % 8;
+        load_matrices_transposed(b_of, b + chunk_place(row, n0 / 8 + column + matrix / 2));
+#pragma unroll
+        for (int strip = 0; strip < 2; ++strip) {
+          multiply_add<T>(acc[strip * kColumns + column], a_of[strip], b_of[0], b_of[1]);
+          multiply_add<T>(acc[strip * kColumns + column + 1], a_of[strip], b_of[2], b_of[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void before_barrier() {}
+  __device__ __forceinline__ void after_loads() {}
+  __device__ __forceinline__ void finish() {}
+
+  // Calls use(m, n, v0, v1) for neighbours along n.
+  template <class Use>
+  __device__ __forceinline__ void for_results(Use&& use) const {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int m0 = warp % 4 * 32 + lane / 4, n0 = warp / 4 * (n / 2) + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < n / 8; ++i) {
+      const int m = m0 + i / kColumns * 16, column = n0 + i % kColumns * 8;
+      use(m, column, acc[i][0], acc[i][1]);
+      use(m + 8, column, acc[i][2], acc[i][3]);
+    }
+  }
+};
+
+// ---- wgmma: two warpgroups of 64 x n results ----------------------------------------------------------------------
+
+// Where two blocks share a processor, one multiplies while the other waits at its barrier. A block that is alone lets
+// its warpgroups multiply across the barrier, and keeps one stage more for that.
+template <typename T, int n>
+struct Multiplier<T, n, true> {
+  static constexpr bool kAlone = n == kWidestTile;
+  static constexpr int kStagesInUse = kAlone ? 2 : 1;
+  float acc[n / 8][4] = {};
+
+  template <bool a_rows>
+  __device__ __forceinline__ void add(uint32_t a, uint32_t b, int parts) {
+    constexpr uint32_t panel = kTileDepth * kRowBytes, eight = 8 * kRowBytes;  // rows of 128 bytes
+    const uint32_t half = threadIdx.x / 128 * panel;  // 64 columns of a, or 64 rows of it: the same number of bytes
+    const auto multiply = [&](int part) {
+      const uint32_t a_part = part * (a_rows ? kPart * kRowBytes : kPart * 2);
+      multiply_add_async<T, n, a_rows>(acc, tile_descriptor(a + half + a_part, panel, eight),
+                                       tile_descriptor(b + part * kPart * kRowBytes, panel, eight));
+    };
+    if (parts == kTileDepth / kPart) {
+      fence_wgmma();
+#pragma unroll
+      for (int part = 0; part < kTileDepth / kPart; ++part) multiply(part);
+      commit_wgmma();
+      return;
+    }
+#pragma unroll 1
+    for (int part = 0; part < parts; ++part) {  // of the last stage
+      fence_wgmma();
+      multiply(part);
+      commit_wgmma();
+    }
+  }
+
+  __device__ __forceinline__ void before_barrier() { show_copies_to_wgmma(); }
+  __device__ __forceinline__ void after_loads() { wait_for_wgmma<kAlone ? 1 : 0>(); }
+  __device__ __forceinline__ void finish() { wait_for_wgmma<0>(); }
+
+  template <class Use>
+  __device__ __forceinline__ void for_results(Use&& use) const {
+    const int lane = threadIdx.x % 32, m = threadIdx.x / 32 * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < n / 8; ++i) {
+      use(m, i * 8 + lane % 4 * 2, acc[i][0], acc[i][1]);
+      use(m + 8, i * 8 + lane % 4 * 2, acc[i][2], acc[i][3]);
+    }
+  }
+};
+
+// ---- the loop -----------------------------------------------------------------------------------------------------
+
+// load_a(tile, depth) and load_b(tile, depth) start the copies of a stage.
+template <typename T, int n, bool a_rows, bool wgmma, class LoadA, class LoadB>
+__device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier, int begin, int end, LoadA&& load_a,
+                                             LoadB&& load_b) {
+  constexpr int stages = tile_stages(n), ahead = stages - Multiplier<T, n, wgmma>::kStagesInUse;
+  const uint32_t shared = shared_address(tile_memory());
+  const auto load = [&](int stage, int depth) {
+    if (depth < end) {
+      const uint32_t tile = shared + stage * tile_stage_bytes(n);
+      load_a(tile, depth);
+      load_b(tile + kTileM * kRowBytes, depth);
+    }
+    commit_copies();  // empty ones too: the loop counts groups
+  };
+#pragma unroll
+  for (int stage = 0; stage < ahead; ++stage) load(stage, begin + stage * kTileDepth);
+  int stage = 0, next = ahead;
+  for (int depth = begin; depth < end; depth += kTileDepth) {
+    wait_for_copies<ahead - 1>();
+    multiplier.before_barrier();
+    __syncthreads();  // this stage has arrived for all; nobody uses any more the one that is loaded now
+    const uint32_t tile = shared + stage * tile_stage_bytes(n);
+    const int left = end - depth, parts = left < kTileDepth ? (left + kPart - 1) / kPart : kTileDepth / kPart;
+    if constexpr (!wgmma) load(next, depth + ahead * kTileDepth);
+    multiplier.template add<a_rows>(tile, tile + kTileM * kRowBytes, parts);
+    if constexpr (wgmma) load(next, depth + ahead * kTileDepth);
+    multiplier.after_loads();
+    stage = stage + 1 == stages ? 0 : stage + 1;
+    next = next + 1 == stages ? 0 : next + 1;
+  }
+  multiplier.finish();
+}
+
+}  // namespace wuskern

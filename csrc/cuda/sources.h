@@ -1,0 +1,196 @@
+// Where the tiles of a product come from: 8 neighbouring elements of 16 bits at a time, their addresses aligned to 16
+// bytes.
+#pragma once
+
+#include "product.h"
+
+namespace wuskern {
+
+// A matrix with a row for each term of the sums: tokens of x, tokens of a compact dy, rows of a packed weight.
+template <typename T>
+struct MatrixRows {
+  const T* data;
+  int64_t stride, columns;  // the columns are a multiple of 8, and so is the stride
+
+  struct OfThread {
+    const T* column;
+    int64_t stride;
+    int end;
+    __device__ __forceinline__ Chunk operator()(int row) const { return {column + row * stride, row < end}; }
+  };
+  // The thread's chunk of rows up to `end`, `column` in a part that starts `offset` elements later.
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
+    return {data + offset + column, stride, column < columns ? end : 0};
+  }
+};
+
+// The chosen rows of a weight.
+template <typename T>
+struct GatheredRows {
+  const T* data;
+  const int64_t* rows;
+  int64_t stride, columns;
+
+  struct OfThread {
+    const T* column;
+    const int64_t* rows;
+    int64_t stride;
+    int end;
+    __device__ __forceinline__ Chunk operator()(int row) const {
+      const bool valid = row < end;
+      return {column + (valid ? __ldg(rows + row) : 0) * stride, valid};
+    }
+  };
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
+    return {data + offset + column, rows, stride, column < columns ? end : 0};
+  }
+};
+
+// Images in [B, H, W, C], C elements next to each other; strides are in elements.
+struct Images {
+  int64_t image_stride, h_stride, w_stride;
+  int height, width;
+};
+
+// A convolution's input under its kernel: a row for each output pixel, a column for each tap and channel of a group
+// (channels a multiple of 8, the taps outside).
+template <typename T>
+struct PixelRows {
+  const T* data;
+  Images images;
+  int64_t columns;
+  Divisor channels, kernel_width;
+  Divisor plane, out_width;  // of output pixels
+  int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+
+  struct OfThread {
+    const PixelRows& all;
+    const T* channel;
+    int tap_h, tap_w, end;
+    __device__ __forceinline__ Chunk operator()(int row) const {
+      const uint32_t pixel = row < end ? static_cast<uint32_t>(row) : 0;
+      const uint32_t image = all.plane.quotient(pixel), rest = pixel - image * all.plane.value;
+      const uint32_t y = all.out_width.quotient(rest), x = rest - y * all.out_width.value;
+      const int h = static_cast<int>(y) * all.stride_h + tap_h, w = static_cast<int>(x) * all.stride_w + tap_w;
+      const bool valid = row < end && static_cast<unsigned>(h) < static_cast<unsigned>(all.images.height) &&
+                         static_cast<unsigned>(w) < static_cast<unsigned>(all.images.width);
+      const Images& in = all.images;
+      return {channel + (image * in.image_stride + h * in.h_stride + w * in.w_stride), valid};
+    }
+  };
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
+    const uint32_t tap = channels.quotient(static_cast<uint32_t>(column));
+    const uint32_t i = kernel_width.quotient(tap), j = tap - i * kernel_width.value;
+    return {*this, data + offset + (column - int64_t{tap} * channels.value),
+            static_cast<int>(i) * dilation_h - padding_h, static_cast<int>(j) * dilation_w - padding_w,
+            column < columns ? end : 0};
+  }
+};
+
+// A matrix with a row for each m: tokens of a compact dy.
+template <typename T>
+struct MatrixColumns {
+  const T* data;
+  int64_t stride, rows;
+
+  struct OfThread {
+    const T* row[kRowsOfThread];
+    bool valid[kRowsOfThread];
+    int end;
+    __device__ __forceinline__ int at(int term) const { return term; }
+    __device__ __forceinline__ Chunk operator()(int pass, int term) const {
+      return {row[pass] + term, valid[pass] && term < end};
+    }
+  };
+  __device__ __forceinline__ OfThread at(int64_t first, int end) const {
+    OfThread mine;
+    mine.end = end;
+#pragma unroll
+    for (int pass = 0; pass < kRowsOfThread; ++pass) {
+      const int64_t m = first + row_of(pass);
+      mine.valid[pass] = m < rows;
+      mine.row[pass] = data + m * stride;
+    }
+    return mine;
+  }
+};
+
+// The input of a convolution as dX sees it: its pixels in phases.
+struct Phases {
+  Side h, w;
+  int height, width;
+  int64_t batch;
+  Divisor plane, columns;  // pixels of one phase: of an image, of a line; some of them may lie outside
+
+  // The place of pixel m of a phase, counted in pixels of the phase; image < 0 where it is outside.
+  struct Pixel {
+    int64_t image;
+    int y, x;
+  };
+  __device__ __forceinline__ Pixel pixel(int64_t m, int phase_h, int phase_w) const {
+    const uint32_t at = static_cast<uint32_t>(m), image = plane.quotient(at), rest = at - image * plane.value;
+    const int y = static_cast<int>(columns.quotient(rest)),
+              x = static_cast<int>(rest) - y * static_cast<int>(columns.value);
+    const bool inside = image < batch && phase_h + y * h.stride < height && phase_w + x * w.stride < width;
+    return {inside ? static_cast<int64_t>(image) : -1, y, x};
+  }
+};
+
+// dy under the kernel of a convolution as dX sees it: a row for each input pixel of a phase, a term for each tap of the
+// phase and each row of dy (k of them, a multiple of 8, the taps outside).
+template <typename T>
+struct PhasePixels {
+  const T* data;
+  Images images;  // dy
+  Phases phases;
+  Divisor k;
+
+  struct Term {
+    int64_t offset;
+    int y, x;
+    bool valid;
+  };
+  struct OfThread {
+    const PhasePixels& all;
+    PhaseTaps taps_h, taps_w;
+    int phase_h, phase_w;
+    int step_h, step_w, end;
+    const T* pixel[kRowsOfThread];  // where output pixel (y, x) lies, inside or not; null where there is no input pixel
+    int y[kRowsOfThread], x[kRowsOfThread];
+
+    __device__ __forceinline__ Term at(int term) const {
+      const Phases& p = all.phases;
+      const uint32_t at = term < end ? static_cast<uint32_t>(term) : 0, tap = all.k.quotient(at);
+      const int a = static_cast<int>(tap) / taps_w.count, b = static_cast<int>(tap) - a * taps_w.count;
+      const int out_y = p.h.output(taps_h.first + a * step_h, phase_h);
+      const int out_x = p.w.output(taps_w.first + b * step_w, phase_w);
+      return {out_y * all.images.h_stride + out_x * all.images.w_stride + (at - tap * all.k.value), out_y, out_x,
+              term < end};
+    }
+    __device__ __forceinline__ Chunk operator()(int pass, const Term& term) const {
+      const int h = y[pass] + term.y, w = x[pass] + term.x;
+      const bool valid = term.valid && pixel[pass] != nullptr &&
+                         static_cast<unsigned>(h) < static_cast<unsigned>(all.images.height) &&
+                         static_cast<unsigned>(w) < static_cast<unsigned>(all.images.width);
+      return {pixel[pass] + term.offset, valid};
+    }
+  };
+  // The thread's rows from pixel `first` of a phase, dy from `offset` elements on.
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t first, int phase_h, int phase_w,
+                                         const PhaseTaps& taps_h, const PhaseTaps& taps_w) const {
+    OfThread mine{*this, taps_h, taps_w, phase_h, phase_w, phases.h.step(), phases.w.step()};
+    mine.end = taps_h.count * taps_w.count * static_cast<int>(k.value);
+#pragma unroll
+    for (int pass = 0; pass < kRowsOfThread; ++pass) {
+      const Phases::Pixel at = phases.pixel(first + row_of(pass), phase_h, phase_w);
+      mine.y[pass] = at.y;
+      mine.x[pass] = at.x;
+      mine.pixel[pass] = at.image < 0 ? nullptr
+                                      : data + offset + at.image * images.image_stride + at.y * images.h_stride +
+                                            at.x * images.w_stride;
+    }
+    return mine;
+  }
+};
+
+}  // namespace wuskern
