@@ -117,7 +117,11 @@ def backends_that_run(op: str) -> list[str]:
 
 def run_with_capability(capability: str, program: str) -> None:
     """A program that asserts, with the kernels of one instruction set; skips where the processor lacks it."""
-    program = f"import torch\nfrom wuskern import backends\ntorch.manual_seed(0)\n{program}\nprint(torch.ops.wuskern_native.cpu_capability())"
+    begin, end = (
+        "import torch\nfrom wuskern import backends\ntorch.manual_seed(0)",
+        "print(torch.ops.wuskern_native.cpu_capability())",
+    )
+    program = f"{begin}\n{program}\n{end}"
     env = os.environ | {"WUSKERN_CPU_CAPABILITY": capability}
     result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     if "expected baseline or a wider set up to this processor's" in result.stderr:
