@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,13 @@ from wuskern.rows import RowGrad
 
 REFUSED = ("capturable", "differentiable")  # of torch's arguments
 Group = dict[str, Any]
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _in_eager(method: Method) -> Method:
+    """Of a method that assigns to its optimizer, which torch 2.10 and 2.11 do not compile."""
+    old: bool = torch.__version__ < (2, 13)  # type: ignore[operator]
+    return torch.compiler.disable(method) if old else method
 
 
 class RowSparse(Optimizer):
@@ -94,11 +101,11 @@ class RowSparse(Optimizer):
         self._forget_unscaled()
         return loss
 
-    @torch.compiler.disable
+    @_in_eager
     def _forget_unscaled(self) -> None:
         self._unscaled = None
 
-    @torch.compiler.disable  # here and below: torch 2.10 compiles no assignment to an optimizer
+    @_in_eager
     def _look_at(self, in_rows: list[tuple[Group, Tensor, RowGrad]]) -> None:
         """Before anything moves."""
         last, self._spent = self._spent, {}
