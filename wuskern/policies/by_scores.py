@@ -57,8 +57,12 @@ class ByScores(Policy):
         self.steps = 0  # that the choice has been in use
 
     @abstractmethod
-    def _index(self, name: str, scores: Tensor | None) -> Tensor:
-        """The rows of a layer: by the scores ``[out]`` of all in the steps of the last choice, on the CPU, or by none."""
+    def _first_count(self, name: str) -> int:
+        """How many rows of a layer the first choice takes."""
+
+    @abstractmethod
+    def _index(self, name: str, scores: Tensor) -> Tensor:
+        """The rows of a layer by the scores ``[out]`` of all in the steps of the last choice, on the CPU."""
 
     @property
     def chooses(self) -> frozenset[str]:
@@ -81,7 +85,12 @@ class ByScores(Policy):
     def _choose(self, scores: dict[str, Tensor]) -> None:
         for name, observer in self.observers.items():
             observer.clear()
-            index = self._index(name, scores.get(name))
+            if name in scores:
+                index = self._index(name, scores[name])
+            elif name in self.rows:
+                continue
+            else:
+                index = self._largest(name, self._norms(name), self._first_count(name))
             device = self.layers[name].weight.device
             self.rows[name] = Rows(index.to(device), self.scope, self.bias, scores=observer)
         self.steps = 0

@@ -8,6 +8,7 @@ which the row was not chosen, and is cleared when it is.
 from collections.abc import Collection
 from typing import Any
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -56,17 +57,16 @@ class ScoreMemory(ByScores):
         self.eta, self.amount = eta, TopK(ratio=ratio, k=k, block=block)
         for name in self.observers:
             check_rows(self.layers[name], self.amount, f"{name or 'the model itself'}: ")
-        self.memory: dict[str, Tensor] = {}
+        self.memory = {name: torch.zeros(self._out(name), dtype=torch.float64) for name in self.observers}
         self._choose({})
         self.apply()
 
-    def _index(self, name: str, scores: Tensor | None) -> Tensor:
-        k = self.amount.count(*units(self.layers[name]))
-        if scores is None:
-            self.memory.setdefault(name, self._norms(name).zero_())
-            return self.rows[name].index.cpu() if name in self.rows else self._largest(name, self._norms(name), k)
+    def _first_count(self, name: str) -> int:
+        return self.amount.count(*units(self.layers[name]))
+
+    def _index(self, name: str, scores: Tensor) -> Tensor:
         values = scores + self.eta * self.memory[name]
-        index = self._largest(name, values, k)
+        index = self._largest(name, values, self._first_count(name))
         self.memory[name] = values.index_fill(0, index, 0.0)
         return index
 

@@ -76,11 +76,10 @@ class TinyProp(ByScores):
         ratio = (self.s_min + level * (self.s_max - self.s_min)) * self.zeta ** self.depth[name]
         return TopK(ratio=ratio, block=self.block)
 
-    def _index(self, name: str, scores: Tensor | None) -> Tensor:
-        if scores is None:
-            if name in self.rows:
-                return self.rows[name].index.cpu()
-            return self._largest(name, self._norms(name), self._amount(name, 1.0).count(*units(self.layers[name])))
+    def _first_count(self, name: str) -> int:
+        return self._amount(name, 1.0).count(*units(self.layers[name]))
+
+    def _index(self, name: str, scores: Tensor) -> Tensor:
         y = scores.sum().item()
         self.largest[name] = max(self.largest[name], y)
         size = y / self.largest[name] if self.largest[name] > 0 else 1.0
