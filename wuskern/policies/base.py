@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from wuskern.compact import wants_row_grad
-from wuskern.modules import skippable_layers, weight_owners
+from wuskern.modules import check_rows, skippable_layers, weight_owners
 from wuskern.rows import RowChoice
 
 
@@ -81,6 +81,10 @@ class Policy(ABC):
         if set(dense) == set(layers):
             raise ValueError(f"dense: expected some converted layer not to be dense, got all {len(layers)}")
         return tuple(name for name in layers if name in dense)
+
+    def check_choice(self, name: str, rows: RowChoice) -> None:
+        """Raises, with the layer's name, where it cannot have these rows."""
+        check_rows(self.layers[name], rows, f"{name or 'the model itself'}: ")
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights become ``None``.

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.modules import check_rows
 from wuskern.policies.base import Flags, Policy
 from wuskern.rows import PerExample, RowChoice, TopK
 
@@ -58,9 +57,9 @@ class MeProp(Policy):
         super().__init__(model)
         self.rows = _choice(per, ratio, k, scope=scope, score=score, block=block, bias=bias)
         self.dense = self.names_or_last(dense)
-        for name, layer in self.layers.items():
+        for name in self.layers:
             if name not in self.dense:
-                check_rows(layer, self.rows, f"{name or 'the model itself'}: ")
+                self.check_choice(name, self.rows)
         self.apply()
 
     def step(self, metric: float | None = None) -> bool:

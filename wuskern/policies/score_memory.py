@@ -13,7 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.arguments import number
-from wuskern.modules import check_rows, units
+from wuskern.modules import units
 from wuskern.policies.by_scores import ByScores
 from wuskern.rows import TopK
 
@@ -56,7 +56,7 @@ class ScoreMemory(ByScores):
             raise ValueError(f"eta: expected a number from 0 to 1, got {eta!r}")
         self.eta, self.amount = eta, TopK(ratio=ratio, k=k, block=block)
         for name in self.observers:
-            check_rows(self.layers[name], self.amount, f"{name or 'the model itself'}: ")
+            self.check_choice(name, self.amount)
         self.memory = {name: torch.zeros(self._out(name), dtype=torch.float64) for name in self.observers}
         self._choose({})
         self.apply()

@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.arguments import one_of, share, whole
-from wuskern.modules import SkippableConv2d, check_rows
+from wuskern.modules import SkippableConv2d
 from wuskern.policies.base import Flags, Policy
 from wuskern.rows import TopK
 
@@ -78,7 +78,7 @@ class SsProp(Policy):
         if not self.chosen:
             raise ValueError("model: expected a converted Conv2d, or linear=True and a Linear that is not the last layer")
         for name in self.chosen:
-            check_rows(self.layers[name], self._rows(ratio), f"{name or 'the model itself'}: ")
+            self.check_choice(name, self._rows(ratio))
         self.t = 0
         self.apply()
 

@@ -16,7 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.arguments import share
-from wuskern.modules import check_rows, units
+from wuskern.modules import units
 from wuskern.policies.by_scores import ByScores
 from wuskern.rows import TopK
 
@@ -65,7 +65,7 @@ class TinyProp(ByScores):
         self.s_min, self.s_max, self.zeta = s_min, s_max, zeta
         self.depth = {name: len(self.layers) - 1 - i for i, name in enumerate(self.layers)}  # L - l
         for name in self.observers:
-            check_rows(self.layers[name], self._amount(name, 1.0), f"{name or 'the model itself'}: ")
+            self.check_choice(name, self._amount(name, 1.0))
         self.largest: dict[str, float] = dict.fromkeys(self.observers, 0.0)
         self._choose({})
         self.apply()
