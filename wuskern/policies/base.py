@@ -14,8 +14,10 @@ from wuskern.rows import RowChoice
 
 
 class Flags(TypedDict, total=False):
-    """What a policy wants of a layer; a flag that it has no word on is missing."""
+    """What a policy wants of a layer; a flag that it has no word on is missing. A frozen layer has no backward at all,
+    whatever the other two say; a layer that skips computes no rows."""
 
+    frozen: bool
     skip: bool
     rows: RowChoice | None
 
@@ -56,8 +58,15 @@ class Policy(ABC):
     def apply(self) -> None:
         """Sets the layers' flags to what the policy wants. Idempotent."""
         for name, layer in self.layers.items():
-            for flag, value in self.wants(name).items():
-                setattr(layer, flag, value)
+            wanted = self.wants(name)
+            if "skip" in wanted:
+                layer.skip = wanted["skip"]
+            if "rows" in wanted:
+                layer.rows = wanted["rows"]
+
+    def frozen_parameters(self) -> Collection[nn.Parameter]:
+        """Those that have no backward now, of layers and of whatever lies between them."""
+        return ()
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...
@@ -87,7 +96,8 @@ class Policy(ABC):
         check_rows(self.layers[name], rows, f"{name or 'the model itself'}: ")
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
-        """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights become ``None``.
+        """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights and of frozen parameters
+        become ``None``.
 
         A skipped layer leaves ``weight.grad`` alone, but plain DDP and ``zero_grad(set_to_none=False)`` put zeros
         there, and zeros still let momentum and weight decay move the weight. A weight that some other module shares is
@@ -112,8 +122,14 @@ class Policy(ABC):
         def drop_skipped(*_: Any) -> None:
             for parameter, layers in watched:
                 if all(getattr(layer, "skip", False) for layer in layers):  # a reverted layer has none
-                    parameter.grad = None
-                    if wants_row_grad(parameter):
-                        parameter.row_grad = None  # type: ignore[attr-defined]
+                    _drop(parameter)
+            for parameter in self.frozen_parameters():
+                _drop(parameter)
 
         return optimizer.register_step_pre_hook(drop_skipped)
+
+
+def _drop(parameter: nn.Parameter) -> None:
+    parameter.grad = None
+    if wants_row_grad(parameter):
+        parameter.row_grad = None  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.arguments import one_of, whole
+from wuskern.arguments import check_keys, one_of, whole
 from wuskern.modules import units
 from wuskern.policies.base import Flags, Policy
 from wuskern.rows import BIASES, SCOPES, Rows, Scores
@@ -131,9 +131,7 @@ class ByScores(Policy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, and sets the layers' rows. Raises ``ValueError`` for other keys or layers."""
-        expected = set(self.state_dict())
-        if set(state) != expected:
-            raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(state, self.state_dict())
         if set(state["rows"]) != set(self.observers):
             raise ValueError(f"state: expected rows of {sorted(self.observers)}, got {sorted(state['rows'])}")
         self.steps = state["steps"]

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn as nn
+
 from wuskern.policies.base import Flags, Policy
 
 
 class Compose(Policy):
-    """Asks each policy in turn, and sets what they want together: a layer skips if one of them wants it to, and has the rows
-    that the one policy wants which chooses rows of it. A skip wins, as it does in the layer.
+    """Asks each policy in turn, and sets what they want together: a layer is frozen, or skips, if one of them wants it to, and
+    has the rows that the one policy wants which chooses rows of it. Frozen goes over skip, and skip over rows.
 
     Call its methods in place of those of the policies, which are then decided, attached and saved together.
 
@@ -54,12 +56,24 @@ class Compose(Policy):
     def before_step(self) -> None:
         for policy in self.policies:
             policy.before_step()
-        self.apply()
+        self._set_flags()
 
     def after_step(self) -> None:
         for policy in self.policies:
             policy.after_step()
-        self.apply()
+        self._set_flags()
+
+    def apply(self) -> None:
+        """Applies each policy, and then what they want together. Idempotent."""
+        for policy in self.policies:
+            policy.apply()
+        self._set_flags()
+
+    def _set_flags(self) -> None:
+        super().apply()
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        return [parameter for policy in self.policies for parameter in policy.frozen_parameters()]
 
     @property
     def chooses(self) -> frozenset[str]:
@@ -73,6 +87,8 @@ class Compose(Policy):
                 together["rows"] = wanted["rows"]
             if "skip" in wanted:
                 together["skip"] = together.get("skip", False) or wanted["skip"]
+            if "frozen" in wanted:
+                together["frozen"] = together.get("frozen", False) or wanted["frozen"]
         return together
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from wuskern.arguments import number, share, whole
+from wuskern.arguments import check_keys, number, share, whole
 
 UNSEEN, WRONG, RIGHT = range(3)
 
@@ -151,9 +151,7 @@ class SievingSampler(Sampler[int]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken. Raises ``ValueError`` for other keys, or another size of the data set."""
-        expected = set(self.state_dict())
-        if set(state) != expected:
-            raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(state, self.state_dict())
         if len(state["forgotten"]) != self.size:
             raise ValueError(f"state: expected that of {self.size} samples, got {len(state['forgotten'])}")
         for name, value in state.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import one_of, share, whole
+from wuskern.arguments import check_keys, one_of, share, whole
 from wuskern.modules import SkippableConv2d
 from wuskern.policies.base import Flags, Policy
 from wuskern.rows import TopK
@@ -125,7 +125,6 @@ class SsProp(Policy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken. Raises ``ValueError`` for other keys."""
-        if set(state) != {"t"}:
-            raise ValueError(f"state: expected the keys ['t'], got {sorted(state)}")
+        check_keys(state, self.state_dict())
         self.t = state["t"]
         self.apply()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import finite, one_of, positive, whole
+from wuskern.arguments import check_keys, finite, one_of, positive, whole
 from wuskern.policies.base import Flags, Policy
 
 
@@ -120,9 +120,7 @@ class WUS(Policy):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, and sets the layers' flags. Raises ``ValueError`` for other keys."""
-        expected = set(self.state_dict())
-        if set(state) != expected:
-            raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")
+        check_keys(state, self.state_dict())
         self.skipping, self.left, self.entry = state["skipping"], state["left"], state["entry"]
         self.history = list(state["history"])
         self.apply()

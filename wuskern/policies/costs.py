@@ -1,0 +1,67 @@
+"""What each layer's part of a training step costs, by one forward of an example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern.modules import SkippableLayer, skippable_layers, units
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of one sample, a multiplication and an addition as two. ``dgrad`` is zero where nothing before the layer trains.
+    ``rows``: output units."""
+
+    fprop: int
+    dgrad: int
+    wgrad: int
+    rows: int
+
+
+def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
+    """The cost of each converted layer by name, in the order of execution. A layer that runs several times adds up, and stands
+    where it ran first; one that did not run is missing.
+
+    The model runs once, in evaluation mode, and is left as it was; no random state moves.
+
+    Args:
+        example: the model's input, or a sequence of its positional inputs. The first tensor's first dimension is the batch.
+
+    Raises:
+        ValueError: the model has no converted layer, or none of them ran. Whatever the model itself raises.
+    """
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    batch = next((len(x) for x in inputs if isinstance(x, Tensor)), 0)
+    if batch == 0:
+        raise ValueError("example: expected a batch of at least one sample, got none")
+    found: dict[str, Cost] = {}
+
+    def count(name: str) -> Any:
+        def hook(layer: SkippableLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
+            fprop = 2 * output.numel() * layer.weight[0].numel() // batch
+            before = found.get(name, Cost(0, 0, 0, 0))
+            dgrad = before.dgrad + fprop * args[0].requires_grad
+            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, units(layer)[0])
+
+        return hook
+
+    layers = skippable_layers(model)
+    handles = [layer.register_forward_hook(count(name)) for name, layer in layers.items()]
+    modes = {module: module.training for module in model.modules()}
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            model.eval()
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    if not found:
+        raise ValueError("example: expected an input that runs through a converted layer, got none")
+    return found
