@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import clocks, memory, race, results
+from bench import clocks, race, results
 from bench.ceilings import Ceilings
 from tests.conftest import ROOT
 
