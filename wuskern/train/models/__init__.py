@@ -1,0 +1,41 @@
+"""The papers' networks, in their sizes for small images, and a small GPT."""
+
+from collections.abc import Callable, Sequence
+
+import torch.nn as nn
+
+from wuskern.train.models.alexnet import alexnet
+from wuskern.train.models.gpt import gpt
+from wuskern.train.models.mlp import mlp
+from wuskern.train.models.resnet import resnet18, resnet50
+from wuskern.train.models.vgg import VGG, vgg
+from wuskern.train.models.vit import vit
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "alexnet": alexnet,
+    "vgg11": vgg(VGG["vgg11"]),
+    "vgg16": vgg(VGG["vgg16"]),
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vit": vit,
+    "gpt": gpt,
+}
+FOR_TEXT = ("gpt",)
+
+
+def build(name: str, channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
+    """A model of ``MODELS`` for inputs of ``[N, channels, *size]``, by its name.
+
+    Text is ``[N, T]``: then ``channels`` is T and ``size`` is empty.
+
+    Raises:
+        ValueError: an unknown name, or data of the wrong kind.
+    """
+    if name not in MODELS:
+        raise ValueError(f"--model: expected one of {', '.join(MODELS)}, got {name!r}")
+    if (name in FOR_TEXT) != (not size):
+        kind = "text" if not size else "images"
+        fitting = [other for other in MODELS if (other in FOR_TEXT) == (not size)]
+        raise ValueError(f"--model: expected one for {kind} ({', '.join(fitting)}), got {name!r}")
+    return MODELS[name](channels, size, classes, width)
