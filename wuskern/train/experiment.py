@@ -3,6 +3,7 @@
 Then each method's control: dense training over as many epochs as take the method's time, its schedule rescaled to them.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -98,8 +99,11 @@ class Experiment:
                     run.built.wus.skipping = skip
                     run.built.wus.apply()
                 run.epoch()
+        for run in runs:
+            run.close()
         for method in self.methods:
-            self.peaks[method.label] = Run(method, self.settings, data, seed=0).peak_bytes()
+            with contextlib.closing(Run(method, self.settings, data, seed=0)) as run:
+                self.peaks[method.label] = run.peak_bytes()
 
     # ---- what is left to train --------------------------------------------------------------------------------------
 
@@ -146,6 +150,8 @@ class Experiment:
                 self.say(_line(run, epoch))
             self._save(complete=False)
             self.save_checkpoint()
+        for run in self.runs:
+            run.close()
         self.finished, self.runs = self.records, []
 
     def _start(self, group: Group) -> list[Run]:
@@ -179,7 +185,7 @@ class Experiment:
             ValueError: the data have changed since.
         """
         if state["data"] != self.data_checksum:
-            raise ValueError(f"expected the images and labels of the interrupted run, got others from {self.data.name}")
+            raise ValueError(f"expected the data of the interrupted run, got others from {self.data.name}")
         self.finished = [Record.from_state(record) for record in state["finished"]]
         if state["runs"]:
             self.runs = self._start(next(self._groups()))

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wuskern.convert import convert
 from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
-from wuskern.policies import Savings
+from wuskern.policies import Saved, Savings
 from wuskern.policies.freezing import ActivationCache, Freezing
 from wuskern.train import methods, processes
 from wuskern.train.data import Data
@@ -64,7 +65,14 @@ class Run:
         self.policy, self.sampler = self.built.policy, self.built.sampler
         self.savings = self._savings()
         self.trained, self.prepared = self._distributed()
-        self.batches = Batches(data.x_train, data.y_train, self.device, settings.memory_format, settings.host, settings.workers)
+        self.batches = Batches(
+            data.x_train,
+            data.y_train,
+            self.device,
+            host=settings.host,
+            workers=settings.workers,
+            memory_format=settings.memory_format,
+        )
         self.cache = self._cache()
 
     @property
@@ -106,10 +114,19 @@ class Run:
         return self.data.x_train[:2].to(self.device)
 
     def _savings(self) -> Savings | None:
-        """What PyTorch's own freezing saves is not known; of dense training it is nothing."""
-        if not self.method.parts or self.method.has("frozen"):
+        """What PyTorch's own freezing saves is not known."""
+        if self.policy is None or self.method.has("frozen"):
             return None
-        return Savings(self.policy or self.model, self._example(), samples=len(self.data.x_train))
+        return Savings(self.policy, self._example(), samples=len(self.data.x_train) // processes.world())
+
+    def _saved(self, samples: int) -> dict[str, float] | None:
+        """``samples``: those trained on, of all processes."""
+        if self.savings is not None:
+            return asdict(self.savings.report())
+        if self.sampler is None:
+            return None
+        left_out = 1 - samples / len(self.data.x_train)
+        return asdict(Saved(0.0, 0.0, 0.0, 0.0, samples=left_out, depth=0, total=left_out))
 
     def _distributed(self) -> tuple[nn.Module, Prepared | None]:
         """What is called in training: the model, or DDP around it, and what carries DDP's choice of rows."""
@@ -135,7 +152,7 @@ class Run:
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.trained.train()
         with self._own_random_state():
-            loss, train_accuracy, steps, seconds = self._train()
+            loss, train_accuracy, steps, samples, seconds = self._train()
         total = sum(seconds.values())
         test_loss, test_accuracy = self._test()
         record = Epoch(
@@ -149,7 +166,7 @@ class Run:
             seconds=total,
             total_seconds=total + (self.epochs[-1].total_seconds if self.epochs else 0.0),
             phase_seconds=seconds,
-            saved=self.savings.report().as_dict() if self.savings else None,
+            saved=self._saved(samples),
             lr=lr,
         )
         record = processes.of_first(record)
@@ -173,8 +190,8 @@ class Run:
             mine = list(map(processes.share, batches[:-1] if few else batches))
         return [batch.tensor_split(max(1, min(self.settings.accumulate, len(batch) // 2))) for batch in mine]
 
-    def _train(self) -> tuple[float, float, int, dict[str, float]]:
-        """Loss and accuracy over the epoch's samples, steps, seconds by phase."""
+    def _train(self) -> tuple[float, float, int, int, dict[str, float]]:
+        """Loss and accuracy over the epoch's samples, steps, samples, seconds by phase."""
         steps = self._steps()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.long)
@@ -188,7 +205,7 @@ class Run:
         samples = processes.world() * sum(len(index) for micro in steps for index in micro)
         labels = samples * self.data.y_train[0].numel()
         loss_mean = processes.total(loss_sum).item() / samples
-        return loss_mean, processes.total(correct).item() / labels, len(steps), seconds
+        return loss_mean, processes.total(correct).item() / labels, len(steps), samples, seconds
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor, Tensor]], micro: tuple[Tensor, ...], phases: Phases) -> Any:
         """One optimizer step; the sums of the samples' losses and of the right answers."""
@@ -217,10 +234,10 @@ class Run:
             unscale_(self.scaler, self.optimizer)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.policy is not None:
-            self.policy.after_step()
         if self.savings is not None:
             self.savings.count(size, cached_layers=self.cache.layers if self.cache else 0)
+        if self.policy is not None:
+            self.policy.after_step()
         phases.mark("optimizer")
         return loss_sum, correct
 
@@ -247,7 +264,7 @@ class Run:
         self.model.eval()
         loss, correct = 0.0, 0
         for x, y in zip(self.data.x_test.split(EVALUATED), self.data.y_test.split(EVALUATED), strict=True):
-            x, y = self.batches.move(x), y.to(self.device)
+            x, y = x.to(self.device), y.to(self.device)
             logits = self.model(x).flatten(0, -2)
             loss += F.cross_entropy(logits, y.flatten(), reduction="sum").item()
             correct += int((logits.argmax(-1) == y.flatten()).sum())
@@ -259,6 +276,10 @@ class Run:
         self.trained.train()
         with contextlib.closing(self.batches.epoch(list(micro))) as batches:
             return peak_bytes(lambda: self._step(batches, micro, Phases(self.device)), self.device.type)
+
+    def close(self) -> None:
+        """Ends the workers that fetch data."""
+        self.batches.close()
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
