@@ -27,6 +27,7 @@ def test_any_image_size(name, size):
         ("resnet18", 20, 11_173_962),
         ("resnet50", 53, 23_520_842),
         ("vit", 1, 2_693_578),
+        ("efficientnet", 81, 4_020_358),  # 49 of the blocks and around them, 32 of squeeze-excitation
     ],
 )
 def test_published_sizes(name, convs, parameters):

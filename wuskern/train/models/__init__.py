@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch.nn as nn
 
 from wuskern.train.models.alexnet import alexnet
+from wuskern.train.models.efficientnet import efficientnet
 from wuskern.train.models.gpt import gpt
 from wuskern.train.models.mlp import mlp
 from wuskern.train.models.resnet import resnet18, resnet50
@@ -19,6 +20,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "vit": vit,
+    "efficientnet": efficientnet,
     "gpt": gpt,
 }
 FOR_TEXT = ("gpt",)
