@@ -89,7 +89,6 @@ def test_a_model_of_torchvision_skips_and_has_chosen_rows(torchvision):
             32,
             r"--model: expected one for images of \(3, 32, 32\), got torchvision/vit_b_32 \(Wrong image height",
         ),
-        ("alexnet", 3, 32, r"--model: expected one for images of \(3, 32, 32\), got torchvision/alexnet"),
     ],
 )
 def test_what_torchvision_does_not_have_or_take(torchvision, name, channels, size, message):

@@ -99,7 +99,7 @@ def test_attention_is_the_softmax_of_the_products_in_float64():
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("vgg12", (8, 8), "--model: expected one of mlp, .*, gpt, got 'vgg12'"),
+        ("vgg12", (8, 8), "--model: expected one of mlp, .*, gpt, torchvision/NAME, timm/NAME, got 'vgg12'"),
         ("gpt", (8, 8), r"--model: expected one for images \(mlp, .*\), got 'gpt'"),
         ("vgg11", (), r"--model: expected one for text \(gpt\), got 'vgg11'"),
     ],
