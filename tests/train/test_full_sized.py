@@ -84,10 +84,10 @@ def test_a_model_of_torchvision_skips_and_has_chosen_rows(torchvision):
         ("googlenet", 3, 32, "--model: expected one with a single output, got torchvision/googlenet"),
         ("resnet18", 1, 32, "--model: expected images of 3 channels for torchvision/resnet18, got 1"),
         (
-            "vit_b_32",
+            "squeezenet1_1",
             3,
-            32,
-            r"--model: expected one for images of \(3, 32, 32\), got torchvision/vit_b_32 \(Wrong image height",
+            4,
+            r"--model: expected one for images of \(3, 4, 4\), got torchvision/squeezenet1_1 \(.*too small",
         ),
     ],
 )
