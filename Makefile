@@ -37,7 +37,7 @@ $(READY): .ci/requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install -q --disable-pip-version-check torch==$(TORCH)
 	$(PY) -m pip install -q --disable-pip-version-check -r .ci/requirements.txt
-	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/torchvision torchvision==0.28.0
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $(VENV)/torchvision torchvision==0.28.0 timm==1.0.31
 	$(PY) -c "import triton" 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check "triton<=$(TRITON)"
 	touch $@
 
@@ -67,12 +67,13 @@ lint: build
 	$(PY) -m mypy
 
 # Parts that must be there, or the tests that need them fail instead of being skipped; unless the build, or a Python
-# without headers, has said why not. torchvision is kept apart: PyPI's is for CUDA, and transformers trips over it.
+# without headers, has said why not. torchvision is kept apart, and timm, which imports it: PyPI's is for CUDA, and transformers
+# trips over it.
 EXPECT := cpu,cuda-file,testing,emulated,triton
 
 check: build
 	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
-	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py
+	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py tests/train/test_full_sized.py
 	$(PY) -m pytest -q bench --benchmark-disable -p no:cacheprovider
 
 bench: build

@@ -27,6 +27,7 @@ def test_any_image_size(name, size):
         ("resnet18", 20, 11_173_962),
         ("resnet50", 53, 23_520_842),
         ("vit", 1, 2_693_578),
+        ("efficientnet", 81, 4_020_358),  # 49 of the blocks and around them, 32 of squeeze-excitation
     ],
 )
 def test_published_sizes(name, convs, parameters):
@@ -98,7 +99,7 @@ def test_attention_is_the_softmax_of_the_products_in_float64():
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("vgg12", (8, 8), "--model: expected one of mlp, .*, gpt, got 'vgg12'"),
+        ("vgg12", (8, 8), "--model: expected one of mlp, .*, gpt, torchvision/NAME, timm/NAME, got 'vgg12'"),
         ("gpt", (8, 8), r"--model: expected one for images \(mlp, .*\), got 'gpt'"),
         ("vgg11", (), r"--model: expected one for text \(gpt\), got 'vgg11'"),
     ],

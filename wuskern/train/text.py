@@ -13,7 +13,7 @@ TEST_SHARE = 10  # one of so many bytes, the last ones
 
 
 def standard_library(limit: int) -> bytes:
-    """The first ``limit`` bytes of the ``*.py`` files of this Python's library outside of packages, in the order of their names.
+    """The first ``limit`` bytes of the ``*.py`` files of this Python's library outside of packages, ordered by name.
 
     Raises ``ValueError`` where this Python keeps no such files.
     """

@@ -1,10 +1,13 @@
-"""The papers' networks, in their sizes for small images, and a small GPT."""
+"""The papers' networks, in their sizes for small images, and a small GPT; the full-sized ones of other packages."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch.nn as nn
 
 from wuskern.train.models.alexnet import alexnet
+from wuskern.train.models.efficientnet import efficientnet
+from wuskern.train.models.full_sized import PACKAGES, full_sized
 from wuskern.train.models.gpt import gpt
 from wuskern.train.models.mlp import mlp
 from wuskern.train.models.resnet import resnet18, resnet50
@@ -19,23 +22,27 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "vit": vit,
+    "efficientnet": efficientnet,
     "gpt": gpt,
 }
 FOR_TEXT = ("gpt",)
 
 
 def build(name: str, channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """A model of ``MODELS`` for inputs of ``[N, channels, *size]``, by its name.
+    """A model of ``MODELS`` for inputs of ``[N, channels, *size]``, or ``"torchvision/NAME"`` or ``"timm/NAME"``.
 
     Text is ``[N, T]``: then ``channels`` is T and ``size`` is empty.
 
     Raises:
-        ValueError: an unknown name, or data of the wrong kind.
+        ValueError: an unknown name, data of the wrong kind, or what :func:`full_sized` says.
     """
-    if name not in MODELS:
-        raise ValueError(f"--model: expected one of {', '.join(MODELS)}, got {name!r}")
+    elsewhere = name.partition("/")[0] in PACKAGES and "/" in name
+    if not elsewhere and name not in MODELS:
+        others = ", ".join(f"{package}/NAME" for package in PACKAGES)
+        raise ValueError(f"--model: expected one of {', '.join(MODELS)}, {others}, got {name!r}")
     if (name in FOR_TEXT) != (not size):
         kind = "text" if not size else "images"
         fitting = [other for other in MODELS if (other in FOR_TEXT) == (not size)]
         raise ValueError(f"--model: expected one for {kind} ({', '.join(fitting)}), got {name!r}")
-    return MODELS[name](channels, size, classes, width)
+    make = functools.partial(full_sized, name) if elsewhere else MODELS[name]
+    return make(channels, size, classes, width)
