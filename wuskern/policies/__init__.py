@@ -3,6 +3,7 @@
 from wuskern.policies.base import Policy
 from wuskern.policies.compose import Compose
 from wuskern.policies.meprop import MeProp
+from wuskern.policies.savings import Saved, Savings
 from wuskern.policies.score_memory import ScoreMemory
 from wuskern.policies.sieving import SievingSampler
 from wuskern.policies.ssprop import SsProp
@@ -10,4 +11,16 @@ from wuskern.policies.tinyprop import TinyProp
 from wuskern.policies.wus import WUS
 from wuskern.policies.wus_lr import WUSLR
 
-__all__ = ["WUS", "WUSLR", "Compose", "MeProp", "Policy", "ScoreMemory", "SievingSampler", "SsProp", "TinyProp"]
+__all__ = [
+    "WUS",
+    "WUSLR",
+    "Compose",
+    "MeProp",
+    "Policy",
+    "Saved",
+    "Savings",
+    "ScoreMemory",
+    "SievingSampler",
+    "SsProp",
+    "TinyProp",
+]
