@@ -2,6 +2,17 @@
 
 from wuskern.policies.base import Policy
 from wuskern.policies.compose import Compose
+from wuskern.policies.freezing import (
+    ActivationCache,
+    AutoFreeze,
+    ComposerFreezing,
+    DelayedFreezing,
+    Freezing,
+    PeriodicFreezing,
+    PipeTransformerFreezing,
+    ProgressiveFreezing,
+    SingleShotFreezing,
+)
 from wuskern.policies.meprop import MeProp
 from wuskern.policies.score_memory import ScoreMemory
 from wuskern.policies.sieving import SievingSampler
@@ -10,4 +21,23 @@ from wuskern.policies.tinyprop import TinyProp
 from wuskern.policies.wus import WUS
 from wuskern.policies.wus_lr import WUSLR
 
-__all__ = ["WUS", "WUSLR", "Compose", "MeProp", "Policy", "ScoreMemory", "SievingSampler", "SsProp", "TinyProp"]
+__all__ = [
+    "WUS",
+    "WUSLR",
+    "ActivationCache",
+    "AutoFreeze",
+    "Compose",
+    "ComposerFreezing",
+    "DelayedFreezing",
+    "Freezing",
+    "MeProp",
+    "PeriodicFreezing",
+    "PipeTransformerFreezing",
+    "Policy",
+    "ProgressiveFreezing",
+    "ScoreMemory",
+    "SievingSampler",
+    "SingleShotFreezing",
+    "SsProp",
+    "TinyProp",
+]
