@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bench import clocks, race, results
 from bench.ceilings import Ceilings
 from tests.conftest import ROOT
+from wuskern.train import memory
 
 # ---- the race -------------------------------------------------------------------------------------------------------
 

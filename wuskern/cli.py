@@ -1,4 +1,4 @@
-"""``wuskern train | recipes | doctor``; ``python -m wuskern`` is the same. Wrong arguments end with exit code 2 and one line."""
+"""``wuskern train | recipes | doctor``; ``python -m wuskern`` is the same. Wrong arguments end with exit code 2."""
 
 import argparse
 import contextlib
@@ -119,6 +119,7 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     )
     output = train.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
+    output.add_argument("--memory", action="store_true", help="measure the peak memory of a step, by PyTorch's profiler")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
     output.add_argument(
         "--checkpoint", type=Path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
@@ -138,13 +139,12 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def _methods_help() -> str:
-    try:
-        from wuskern.train.methods import describe
-    except ImportError as error:
-        return f"methods: not listed, {error}"
+    from wuskern.train.methods import describe
+
     return (
         "methods, as in dense,wus,meprop:ratio=.1:scope=both+sieve:keep=.8: commas between methods, plus signs between the\n"
-        f"parts of one, colons before a part's arguments, whose meanings are in the docstrings of wuskern.policies:\n{describe()}"
+        "parts of one, colons before a part's arguments, whose meanings are in the docstrings of wuskern.policies:\n"
+        + describe()
     )
 
 
@@ -283,7 +283,7 @@ def _prepare(a: argparse.Namespace, device: str) -> "experiment.Experiment":
     recorded = {name: _plain(value) for name, value in vars(a).items() if name not in NOT_RECORDED}
     if world > 1:
         recorded["processes"] = world
-    prepared = experiment.Experiment(made, chosen, a.seeds, samples, a.out, recorded, a.checkpoint)
+    prepared = experiment.Experiment(made, chosen, a.seeds, samples, a.out, recorded, a.checkpoint, measure_memory=a.memory)
     if a.resume is not None:
         with _input("--resume: "):
             prepared.resume(a.state)

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wuskern.train import data
-from wuskern.train import loop
+from wuskern.train import data, loop
 from wuskern.train.methods import parse
 from wuskern.train.settings import Settings
 

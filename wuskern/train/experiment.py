@@ -53,6 +53,7 @@ class Experiment:
     say: Callable[[str], None] = tqdm.write
     finished: list[Record] = field(default_factory=list)  # of groups that are done
     runs: list[Run] = field(default_factory=list)  # of the group that is not
+    measure_memory: bool = False
     peaks: dict[str, int] = field(default_factory=dict)  # bytes of a step at the start, by method
 
     def __post_init__(self) -> None:
@@ -88,8 +89,8 @@ class Experiment:
 
     def warm_up(self) -> None:
         """Two thrown-away short epochs of all methods at once, in both modes, with nothing written: no run then pays for
-        the libraries' first calls, or for memory that the process did not have yet. Wrong arguments show here. Then each takes
-        a step that its peak memory is read from."""
+        the libraries' first calls, or for memory that the process did not have yet. Wrong arguments show here. With
+        ``measure_memory`` each then takes a step that its peak memory is read from."""
         few = WARM_UP_STEPS * self.settings.batch
         data = replace(self.data, x_train=self.data.x_train[:few], y_train=self.data.y_train[:few])
         runs = [Run(method, self.settings, data, seed=0) for method in self.methods]
@@ -101,7 +102,7 @@ class Experiment:
                 run.epoch()
         for run in runs:
             run.close()
-        for method in self.methods:
+        for method in self.methods if self.measure_memory else ():
             with contextlib.closing(Run(method, self.settings, data, seed=0)) as run:
                 self.peaks[method.label] = run.peak_bytes()
 

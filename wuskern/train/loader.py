@@ -1,7 +1,7 @@
 """The batches of an epoch on the training device, from data that are there or that workers fetch from host memory."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Batches:
         self._loader: DataLoader[Any] | None = None
         self._fetching: Any = None  # the loader's iterator: it holds the workers
 
-    def epoch(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
+    def epoch(self, batches: Sequence[Tensor]) -> Generator[Batch, None, None]:
         """``(index, x, y)`` for each index, int64 ``[B]`` on the CPU, in their order. One epoch at a time; it may be left
         early."""
         if not self.host:

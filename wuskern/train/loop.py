@@ -132,7 +132,9 @@ class Run:
         """What is called in training: the model, or DDP around it, and what carries DDP's choice of rows."""
         if processes.world() == 1:
             return self.model, None
-        ddp = DistributedDataParallel(self.model, device_ids=self.cuda or None, find_unused_parameters=self._freezing is not None)
+        ddp = DistributedDataParallel(
+            self.model, device_ids=self.cuda or None, find_unused_parameters=self._freezing is not None
+        )
         return ddp, prepare(ddp) if self.policy is not None else None
 
     @property

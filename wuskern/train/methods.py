@@ -1,6 +1,7 @@
 """What ``--policy`` says: methods with commas between them, each of parts joined by plus signs, as in
 ``dense,wus,meprop:ratio=.1:scope=both+sieve:keep=.8``."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Mapping
@@ -11,7 +12,24 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wuskern.policies import WUS, WUSLR, Compose, MeProp, Policy, ScoreMemory, SievingSampler, SsProp, TinyProp
+from wuskern.policies import (
+    WUS,
+    WUSLR,
+    AutoFreeze,
+    Compose,
+    ComposerFreezing,
+    DelayedFreezing,
+    MeProp,
+    PeriodicFreezing,
+    PipeTransformerFreezing,
+    Policy,
+    ProgressiveFreezing,
+    ScoreMemory,
+    SievingSampler,
+    SingleShotFreezing,
+    SsProp,
+    TinyProp,
+)
 from wuskern.train.controls import Frozen
 
 DENSE = "dense"
@@ -23,8 +41,16 @@ PARTS: dict[str, type] = {
     "ssprop": SsProp,
     "memory": ScoreMemory,
     "tinyprop": TinyProp,
+    "freeze": ProgressiveFreezing,
+    "freeze-once": SingleShotFreezing,
+    "freeze-periodic": PeriodicFreezing,
+    "freeze-delayed": DelayedFreezing,
+    "composer": ComposerFreezing,
+    "pipetransformer": PipeTransformerFreezing,
+    "autofreeze": AutoFreeze,
     "sieve": SievingSampler,
 }
+REQUIRED = inspect.Parameter.empty
 GIVEN = {"self", "model", "optimizer", "example", "scheduler", "leader", "size", "seed", "rank", "world"}  # by the run
 Value = bool | int | float | str | list[str] | None
 
@@ -94,7 +120,11 @@ def _part(text: str) -> Part:
     name, *arguments = text.split(":")
     if name not in PARTS:
         raise ValueError(f"--policy: expected one of {', '.join((DENSE, *PARTS))}, got {name!r}")
-    return Part(name, dict(_argument(name, argument) for argument in arguments))
+    given = dict(_argument(name, argument) for argument in arguments)
+    for key, default in defaults(name).items():
+        if default is REQUIRED and key not in given and key != "epochs":
+            raise ValueError(f"--policy: expected {name}:{key}=, which has no default, got {text!r}")
+    return Part(name, given)
 
 
 def _argument(name: str, text: str) -> tuple[str, Value]:
@@ -110,20 +140,20 @@ def _value(text: str) -> Value:
     if text.lower() in plain:
         return plain[text.lower()]
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
     return text
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The arguments that a user can give to a part, and their defaults; ``inspect.Parameter.empty`` of one without."""
-    kind = PARTS[name]
+    """The arguments that a user can give to a part, and their defaults; REQUIRED of one without. A class that passes arguments
+    on has those of the class that it stands on, too."""
     found: dict[str, Any] = {}
-    for base in (kind, WUS) if issubclass(kind, WUS) else (kind,):
-        parameters = inspect.signature(base).parameters.values()
-        found |= {p.name: p.default for p in parameters if p.name not in GIVEN and p.kind is p.KEYWORD_ONLY}
+    for kind in inspect.getmro(PARTS[name]):
+        parameters = inspect.signature(kind).parameters.values()
+        found |= {p.name: p.default for p in parameters if p.name not in GIVEN | set(found) and p.kind is p.KEYWORD_ONLY}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
     return found
 
 
@@ -150,7 +180,7 @@ def build(
     sampler = None
     for part in method.parts:
         kind, arguments = PARTS[part.name], dict(part.arguments)
-        if "epochs" in defaults(part.name):
+        if defaults(part.name).get("epochs") is REQUIRED or arguments.get("saving") is not None:
             arguments.setdefault("epochs", epochs)
         if kind is SievingSampler:
             sampler = SievingSampler(samples, seed=seed, rank=rank, world=world, **arguments)  # type: ignore[arg-type]
@@ -167,7 +197,7 @@ def describe() -> str:
     """A line per part, with its arguments and their defaults, for ``--help``."""
     lines = [f"  {DENSE}: everything is computed"]
     for name in PARTS:
-        shown = (k if v is inspect.Parameter.empty else f"{k}={_text(v)}" for k, v in defaults(name).items())
+        shown = (f"{k}=" if v is REQUIRED else f"{k}={_text(v)}" for k, v in defaults(name).items())
         lines.append(f"  {name}: {' '.join(shown)}")
     return "\n".join(lines)
 

@@ -229,7 +229,8 @@ def table(rows: list[Row]) -> str:
         return "-" if x is None else f"{100 * x:.1f} %"
 
     header = (
-        "policy", "test accuracy", "loss", "epochs", "seconds", "s", "f", "FLOPs", "less time", "against dense", "against control"
+        "policy", "test accuracy", "loss", "epochs", "seconds", "s", "f", "FLOPs", "less time", "against dense",
+        "against control",
     )  # fmt: skip
     lines: list[tuple[str, ...]] = [header]
     for r in rows:

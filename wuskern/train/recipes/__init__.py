@@ -1,12 +1,12 @@
 """Whole experiments, written down: arguments of ``wuskern train`` in a TOML file. One per paper comes with the package.
 
-    title = "what it is"
-    source = "which paper, and what it reports"
-    [train]             # by the names of the arguments; policy may be a list
-    model = "vgg11"
-    policy = ["dense", "wus"]
-    [cifar]             # in place of those, where --data-dir is given
-    data = "cifar10"
+title = "what it is"
+source = "which paper, and what it reports"
+[train]             # by the names of the arguments; policy may be a list
+model = "vgg11"
+policy = ["dense", "wus"]
+[cifar]             # in place of those, where --data-dir is given
+data = "cifar10"
 """
 
 import sys
@@ -18,7 +18,7 @@ from typing import Any
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 KEYS = {"title": str, "source": str, "train": dict, "cifar": dict}
 
