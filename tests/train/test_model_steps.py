@@ -46,7 +46,7 @@ def test_a_skip_leaves_out_the_weights_and_nothing_else(name):
         if parameter in skipped:
             assert grad is None, parameter
         else:
-            torch.testing.assert_close(grad, stock[parameter], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(grad, stock[parameter], rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -62,9 +62,9 @@ def test_chosen_rows_of_all_layers_but_the_last_are_those_of_stock(name):
         kept = grad.flatten(1).any(1)
         most = out if layer_name in policy.dense else max(1, int(RATIO * out) // groups) * groups
         assert 0 < kept.sum() <= most, layer_name
-        torch.testing.assert_close(grad[kept], dense[kept], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(grad[kept], dense[kept], rtol=1e-7, atol=1e-10)
     for parameter, grad in grads.items():  # biases, norms, embeddings
-        torch.testing.assert_close(grad, stock[parameter], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(grad, stock[parameter], rtol=1e-7, atol=1e-10)
 
 
 def test_a_depthwise_convolution_has_all_its_rows_or_is_refused_by_name():
@@ -75,7 +75,7 @@ def test_a_depthwise_convolution_has_all_its_rows_or_is_refused_by_name():
     MeProp(model, ratio=RATIO, scope="weight")
     grads = gradients()
     for name in depthwise:
-        torch.testing.assert_close(grads[f"{name}.weight"], stock[f"{name}.weight"], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(grads[f"{name}.weight"], stock[f"{name}.weight"], rtol=1e-7, atol=1e-10)
     wk.set_rows(model, None)
     for arguments, problem in (
         ({"k": 1}, "k: expected a multiple of block . groups = 8 up to 8, got 1"),
