@@ -1,7 +1,19 @@
-"""Training policies: they decide when layers skip or which rows they compute, and remember. One file per method."""
+"""Training policies: they decide when layers skip, which rows they compute and which layers are frozen, and remember. One file
+per method."""
 
 from wuskern.policies.base import Policy
 from wuskern.policies.compose import Compose
+from wuskern.policies.freezing import (
+    ActivationCache,
+    AutoFreeze,
+    ComposerFreezing,
+    DelayedFreezing,
+    Freezing,
+    PeriodicFreezing,
+    PipeTransformerFreezing,
+    ProgressiveFreezing,
+    SingleShotFreezing,
+)
 from wuskern.policies.meprop import MeProp
 from wuskern.policies.savings import Saved, Savings
 from wuskern.policies.score_memory import ScoreMemory
@@ -14,13 +26,22 @@ from wuskern.policies.wus_lr import WUSLR
 __all__ = [
     "WUS",
     "WUSLR",
+    "ActivationCache",
+    "AutoFreeze",
     "Compose",
+    "ComposerFreezing",
+    "DelayedFreezing",
+    "Freezing",
     "MeProp",
+    "PeriodicFreezing",
+    "PipeTransformerFreezing",
     "Policy",
+    "ProgressiveFreezing",
     "Saved",
     "Savings",
     "ScoreMemory",
     "SievingSampler",
+    "SingleShotFreezing",
     "SsProp",
     "TinyProp",
 ]

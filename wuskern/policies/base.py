@@ -64,6 +64,14 @@ class Policy(ABC):
             if "rows" in wanted:
                 layer.rows = wanted["rows"]
 
+    @property
+    def freezes(self) -> bool:
+        """Whether the policy freezes layers, now or later."""
+        return False
+
+    def observe(self) -> None:  # noqa: B027
+        """Reads the gradients that the optimizer is about to use, once attached to it."""
+
     def frozen_parameters(self) -> Collection[nn.Parameter]:
         """Those that have no backward now, of layers and of whatever lies between them."""
         return ()
@@ -120,6 +128,7 @@ class Policy(ABC):
             )
 
         def drop_skipped(*_: Any) -> None:
+            self.observe()
             for parameter, layers in watched:
                 if all(getattr(layer, "skip", False) for layer in layers):  # a reverted layer has none
                     _drop(parameter)

@@ -15,10 +15,12 @@ class Compose(Policy):
     Call its methods in place of those of the policies, which are then decided, attached and saved together.
 
     Args:
-        policies: on one model, in the order in which they are asked. Two that choose rows of one layer are refused.
+        policies: on one model, in the order in which they are asked. Two that choose rows of one layer, or that freeze, are
+            refused.
 
     Raises:
-        ValueError, TypeError: no policy, one twice, another model, or two that choose rows of one layer, by name.
+        ValueError, TypeError: no policy, one twice, another model, or two that choose rows of one layer or
+            that freeze, by name.
     """
 
     def __init__(self, policies: Sequence[Policy]) -> None:
@@ -36,6 +38,9 @@ class Compose(Policy):
                 raise ValueError(f"policies: expected each once, got {type(policy).__name__} twice")
         super().__init__(self.policies[0].model)
         self._refuse_two_choices()
+        freezing = [type(policy).__name__ for policy in self.policies if policy.freezes]
+        if len(freezing) > 1:
+            raise ValueError(f"policies: expected at most one that freezes layers, got {' and '.join(freezing)}")
         self.apply()
 
     def _refuse_two_choices(self) -> None:
@@ -71,6 +76,14 @@ class Compose(Policy):
 
     def _set_flags(self) -> None:
         super().apply()
+
+    @property
+    def freezes(self) -> bool:
+        return any(policy.freezes for policy in self.policies)
+
+    def observe(self) -> None:
+        for policy in self.policies:
+            policy.observe()
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         return [parameter for policy in self.policies for parameter in policy.frozen_parameters()]

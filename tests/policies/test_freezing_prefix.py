@@ -1,0 +1,279 @@
+"""A frozen prefix against stock PyTorch with ``requires_grad=False``, and what it leaves behind."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import wuskern as wk
+from tests.policies.freezing_models import CASES, Tied, Transformer, Twice, images, mlp, resnet
+from wuskern.policies.freezing import Prefix
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = pytest.mark.parametrize("name", CASES)
+
+
+def stock(name: str) -> tuple[nn.Module, Tensor]:
+    """The case's model, with its prefix frozen as PyTorch does it, and norm layers and dropout there in evaluation mode."""
+    make, example, _, frozen = CASES[name]
+    torch.manual_seed(3)
+    net = make().double()
+    for parameter_name, p in net.named_parameters():
+        p.requires_grad_(not parameter_name.startswith(frozen))
+    for module_name, module in net.named_modules():
+        if f"{module_name}.".startswith(frozen) or isinstance(module, nn.Dropout):
+            module.eval()
+    return net, example()
+
+
+def frozen(name: str) -> tuple[nn.Module, Prefix, Tensor]:
+    net, x = stock(name)
+    net = wk.convert(net).requires_grad_(True).train()
+    prefix = Prefix(net, x)
+    prefix.set(CASES[name][2])
+    return net, prefix, x
+
+
+@NAMES
+def test_what_trains_has_the_gradients_of_a_stock_model_and_the_rest_has_none(name):
+    (expected, x), (net, prefix, _), begin = stock(name), frozen(name), CASES[name][3]
+    wanted, found = expected(x), net(x)
+    assert torch.equal(found, wanted)
+    wanted.square().sum().backward()
+    found.square().sum().backward()
+    for (parameter_name, p), q in zip(net.named_parameters(), expected.parameters(), strict=True):
+        assert (p.grad is None) == parameter_name.startswith(begin), parameter_name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-12)
+    assert {id(p) for p in prefix.parameters} == {id(p) for n, p in net.named_parameters() if n.startswith(begin)}
+
+
+@NAMES
+def test_the_backward_has_the_flops_of_the_rest_alone(name):
+    """Stock with ``requires_grad=False`` leaves the same out, down to the input gradient of the first layer that trains."""
+    flops = []
+    for net in (stock(name)[0], frozen(name)[0]):
+        loss = net(stock(name)[1]).square().sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0
+
+
+@NAMES
+def test_the_flops_that_it_saves_are_those_that_it_says(name):
+    """Convolutions and matrix products of layers: attention's own products, in batches, are not counted."""
+    net, prefix, x = frozen(name)
+    counted = []
+    for depth in (0, prefix.depth):
+        prefix.set(depth)
+        loss = net(x).square().sum()
+        with FlopCounterMode(display=False) as counter:
+            loss.backward()
+        products = counter.get_flop_counts()["Global"]
+        counted.append(sum(n for op, n in products.items() if "bmm" not in str(op)))
+    assert counted[0] - counted[1] == len(x) * prefix.saved(CASES[name][2])
+
+
+@NAMES
+def test_nothing_of_the_prefix_moves(name):
+    """Momentum, weight decay and zero gradients try to; ``train()`` turns batch norm on again."""
+    net, prefix, x = frozen(name)
+    prefix.set(0)
+    optimizer = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=0.1)
+    policy = Fixed(net, x)
+    policy.attach(optimizer)
+    for depth in (0, CASES[name][2]):
+        policy.layers_to_freeze = depth
+        policy.apply()
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        for _ in range(3):
+            net.train()
+            optimizer.zero_grad(set_to_none=False)
+            net(x).square().mean().backward()
+            optimizer.step()
+        moved = {k for k, v in net.state_dict().items() if not torch.equal(v, before[k])}
+        still = {k for k in before if depth and k.startswith(CASES[name][3])}
+        assert moved == before.keys() - still
+    assert all(p.requires_grad for p in net.parameters())
+
+
+class Fixed(wk.policies.Freezing):
+    layers_to_freeze = 0
+
+    def wanted(self, epoch: int) -> int:
+        return self.layers_to_freeze
+
+
+def test_a_thawed_model_is_a_stock_model():
+    net, prefix, x = frozen("resnet inside a block")
+    net(x)
+    assert [net[1].training, net[3].norm1.training, net[3].norm2.training] == [False, False, True]
+    prefix.set(0)
+    assert all(module.training for module in net.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    net(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_norm_layer_that_its_user_fixed_stays_fixed():
+    net, prefix, x = frozen("vgg")
+    prefix.set(0)
+    net[1].eval()
+    prefix.set(2)
+    net(x)
+    prefix.set(0)
+    assert [net[1].training, net[4].training] == [False, True]
+
+
+def test_the_recording_leaves_the_model_and_the_random_state_alone():
+    net = wk.convert(Transformer().double())
+    net.drop.eval()
+    net.embed.skip, net.head.rows = True, wk.TopK(k=1)
+    before, modes = torch.get_rng_state(), [m.training for m in net.modules()]
+    Prefix(net, torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [m.training for m in net.modules()] == modes
+    assert (net.embed.skip, net.head.rows) == (True, wk.TopK(k=1))
+    assert all(p.grad is None for p in net.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_gradients_are_on_again_after_a_forward_that_raises():
+    net, _, x = frozen("vgg")
+    with pytest.raises(RuntimeError):
+        net(x[:, :1])
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        assert not net(x).requires_grad
+        assert not torch.is_grad_enabled()
+
+
+def test_the_last_layer_always_trains():
+    net = wk.convert(mlp().double())
+    prefix = Prefix(net, torch.randn(1, 6, dtype=torch.float64))
+    prefix.set(99)
+    assert (prefix.depth, prefix.order) == (2, ("0", "3", "5"))
+
+
+def test_a_layer_that_runs_again_behind_the_next_one_waits_for_it():
+    """Order a, b, c, then b again, d: b cannot be frozen without c."""
+    net = wk.convert(Twice())
+    prefix = Prefix(net, torch.randn(2, 4))
+    assert [prefix.reachable(depth) for depth in range(5)] == [0, 1, 1, 3, 3]
+    prefix.set(2)
+    net(torch.randn(2, 4)).sum().backward()
+    assert [layer.weight.grad is None for layer in (net.a, net.b, net.c, net.d)] == [True, False, False, False]
+
+
+def test_a_tied_embedding_goes_on_training_by_the_output_layer():
+    torch.manual_seed(0)
+    net, x = wk.convert(Tied().double()), torch.randint(7, (5, 2))
+    prefix = Prefix(net, x)
+    prefix.set(1)
+    assert set(prefix.parameters) == {net.first.weight, net.first.bias}
+    net(x).square().sum().backward()
+    hidden = torch.tanh(net.second(torch.tanh(net.first(net.embedding(x))))).detach()
+    wanted = torch.autograd.grad((hidden @ net.head.weight.t()).square().sum(), net.head.weight)[0]
+    torch.testing.assert_close(net.embedding.weight.grad, wanted)
+    assert net.first.weight.grad is None
+
+
+def test_a_weight_that_a_hook_computes_trains_behind_the_prefix():
+    net = wk.convert(mlp())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the old weight_norm
+        nn.utils.weight_norm(net[3])
+    x = torch.randn(4, 6)
+    Prefix(net, x).set(1)
+    net(x).sum().backward()
+    assert net[3].weight_g.grad is not None
+    assert net[0].weight.grad is None
+
+
+def test_layers_that_run_without_gradients_are_refused():
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.a(x)
+            return self.b(x)
+
+    with pytest.raises(ValueError, match="model: expected layers to run with gradients, got 'a' that runs without"):
+        Prefix(wk.convert(Half()), torch.randn(2, 3))
+
+
+def test_a_model_that_another_policy_freezes_is_refused():
+    net, _, x = frozen("mlp")
+    with pytest.raises(ValueError, match="model: expected one without frozen layers, got one that another policy freezes"):
+        Prefix(net, x)
+
+
+# ---- with what else touches a forward -------------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net: nn.Sequential, reentrant: bool) -> None:
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.net:
+            again = self.training
+            x = checkpoint(part, x, use_reentrant=self.reentrant) if again else part(x)
+        return x
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_activation_checkpointing_changes_no_gradient(depth):
+    torch.manual_seed(0)
+    net, x = wk.convert(resnet().double()), images()
+    Prefix(net, x).set(depth)
+    wrapped = Checkpointed(copy.deepcopy(net), False)
+    for part in wrapped.modules():
+        part._forward_hooks.clear(), part._forward_pre_hooks.clear()
+    Prefix(wrapped, x).set(depth)
+    for model in (net, wrapped.train()):
+        model(x).square().sum().backward()
+    for p, q in zip(net.parameters(), wrapped.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+def test_reentrant_checkpointing_says_so():
+    net, x = Checkpointed(wk.convert(mlp()), True), torch.randn(4, 6)
+    Prefix(net, x).set(1)
+    with pytest.raises(RuntimeError, match="use_reentrant=False works"):
+        net.train()(x)
+
+
+def test_a_compiled_model_freezes_and_thaws():
+    torch.manual_seed(0)
+    net = wk.convert(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+    x = torch.randn(4, 3)
+    prefix = Prefix(net, x)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for depth in (0, 1, 2, 0):
+        prefix.set(depth)
+        net.train()
+        mean = net[1].running_mean.clone()
+        grads = []
+        for model in (net, compiled):
+            net.zero_grad()
+            model(x).square().sum().backward()
+            grads.append([p.grad for p in net.parameters()])
+        for p, q in zip(*grads, strict=True):
+            assert (p is None) == (q is None), depth
+            if p is not None:
+                torch.testing.assert_close(p, q)
+        assert torch.equal(mean, net[1].running_mean) == (depth > 0)

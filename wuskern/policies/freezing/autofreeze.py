@@ -1,0 +1,107 @@
+"""AutoFreeze (Liu et al., arXiv 2102.01386): layers freeze whose gradients change least.
+
+The paper: over intervals of training the gradients of each layer add up; eta = | |g_before| - |g| | / |g_before| says how much
+a layer still changes between two intervals; all layers before the first one whose eta is not under the median freeze, and stay
+so. Ours: the L1 norm of a weight's gradient in each optimizer step, averaged over those steps of an interval in which the
+layer had one; the median is that of the layers that train; a layer that had no gradient in one of the two intervals, or none
+but zeros in the first, freezes no more than what is before it.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern.arguments import check_keys, whole
+from wuskern.policies.freezing.base import Freezing
+
+
+class AutoFreeze(Freezing):
+    """Freezes by gradients, which it reads ahead of each optimizer step, once ``attach`` has been called. Call ``after_step``
+    after each optimizer step.
+
+    Of several processes each adds what it has, and all freeze alike. Dense and compact gradients are read; with loss scaling,
+    unscaled ones, and steps that the scaler leaves out are not seen by ``attach``. An interval waits for a GPU once.
+
+    Args:
+        model, example: as for :class:`Freezing`. interval: optimizer steps between two decisions, >= 1; 100 is ours.
+
+    Attributes:
+        frozen: layers that are to be frozen. norms: by layer, the mean L1 norm of the last interval, of those that had one.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any], *, interval: int = 100) -> None:
+        super().__init__(model, example)
+        whole("interval", interval)
+        self.interval, self.frozen, self.steps = interval, 0, 0
+        self.norms: dict[str, float] = {}
+        self._clear()
+        self.apply()
+
+    def _clear(self) -> None:
+        """``sums``: [2, L], of norms, and how many there were."""
+        device = next(iter(self.layers.values())).weight.device
+        self.sums = torch.zeros(2, self.count, dtype=torch.float64, device=device)
+
+    def wanted(self, epoch: int) -> int:
+        return self.frozen
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        for i, name in enumerate(self.prefix.order[self.depth :], self.depth):
+            norm = _norm(self.layers[name].weight)
+            if norm is not None:
+                self.sums[0, i] += norm
+                self.sums[1, i] += 1
+
+    def after_step(self) -> None:
+        """Counts an optimizer step; decides after ``interval`` of them."""
+        self.steps += 1
+        if self.steps == self.interval:
+            self._decide(self._means())
+            self.steps = 0
+            self._clear()
+            self.apply()
+
+    def _means(self) -> dict[str, float]:
+        sums = self.sums
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+        totals, counts = sums.tolist()
+        return {name: t / n for name, t, n in zip(self.prefix.order, totals, counts, strict=True) if n}
+
+    def _decide(self, norms: dict[str, float]) -> None:
+        before, self.norms = self.norms, norms
+        training = self.prefix.order[self.depth :]
+        changes = {n: abs(before[n] - norms[n]) / before[n] for n in training if n in norms and before.get(n)}
+        if not changes:
+            return
+        median = statistics.median(changes.values())
+        still = [changes.get(name, median) < median for name in training]
+        self.frozen = self.depth + (still.index(False) if False in still else 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and a tensor: safe for ``torch.load(weights_only=True)``. Of several processes each has its own."""
+        own = {"frozen": self.frozen, "steps": self.steps, "norms": dict(self.norms), "sums": self.sums.cpu()}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken. Raises ``ValueError`` for other keys or another number of layers."""
+        check_keys(state, self.state_dict())
+        if state["sums"].shape != self.sums.shape:
+            raise ValueError(f"state: expected that of {self.count} layers, got {state['sums'].shape[-1]}")
+        super().load_state_dict(state | {"norms": dict(state["norms"]), "sums": state["sums"].to(self.sums)})
+
+
+def _norm(weight: Tensor) -> Tensor | None:
+    """L1, in double precision, of the dense gradient and the compact one."""
+    compact = getattr(weight, "row_grad", None)
+    parts = [part for part in (weight.grad, None if compact is None else compact.values) if part is not None]
+    return torch.stack([part.abs().sum(dtype=torch.float64) for part in parts]).sum() if parts else None

@@ -1,0 +1,77 @@
+"""What the freezing methods share: a prefix of the model, and a count of epochs."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import Parameter
+
+from wuskern.arguments import check_keys
+from wuskern.policies.base import Flags, Policy
+from wuskern.policies.freezing.prefix import Prefix
+
+
+class Freezing(Policy):
+    """Freezes the first converted layers in the order of execution, and all that runs before the next one: see
+    :class:`Prefix`. The last layer always trains. Call ``step`` after each epoch, and ``attach`` the optimizer, so that
+    momentum and weight decay do not move what is frozen.
+
+    Args:
+        model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
+
+    Attributes:
+        epoch: epochs trained. count: converted layers, those that ran.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any]) -> None:
+        super().__init__(model)
+        self.prefix = Prefix(model, example)
+        self.count = len(self.prefix.order)
+        self.epoch = 0
+
+    @abstractmethod
+    def wanted(self, epoch: int) -> int:
+        """How many layers are to be frozen after so many epochs; what is too much for the model is cut off."""
+
+    @staticmethod
+    def floor(value: float) -> int:
+        """Of a number of layers; one that is whole but for rounding stays."""
+        return int(value + 1e-9)
+
+    @property
+    def depth(self) -> int:
+        """Converted layers that are frozen now."""
+        return self.prefix.depth
+
+    @property
+    def freezes(self) -> bool:
+        return True
+
+    def step(self, metric: float | None = None) -> bool:
+        """Counts an epoch. False: no layer skips, whatever the metric."""
+        self.epoch += 1
+        self.apply()
+        return False
+
+    def apply(self) -> None:
+        """Freezes what is to be frozen now. Idempotent."""
+        self.prefix.set(self.wanted(self.epoch))
+
+    def wants(self, name: str) -> Flags:
+        return {"frozen": name in self.prefix.order[: self.depth]}
+
+    def frozen_parameters(self) -> tuple[Parameter, ...]:
+        return self.prefix.parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        """A number: safe for ``torch.load(weights_only=True)``."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken, and freezes as then. Raises ``ValueError`` for other keys."""
+        check_keys(state, self.state_dict())
+        for key, value in state.items():
+            setattr(self, key, value)
+        self.apply()

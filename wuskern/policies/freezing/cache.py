@@ -1,0 +1,148 @@
+"""Outputs of a frozen prefix, kept for each sample."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern.arguments import whole
+from wuskern.policies.freezing.base import Freezing
+
+
+class ActivationCache:
+    """``cache(index)`` is the model's output for ``samples[index]``; in training the frozen part runs once for each sample.
+
+    What is kept is the output of the leading children of an ``nn.Sequential`` that are frozen altogether; the other children
+    run as always. It is computed for aligned chunks of samples, whatever the batches are, so that it depends on weights and
+    data alone: a run that resumes without it goes on bit for bit. When more layers freeze, the values are computed from those
+    kept. When a parameter or buffer of the prefix changes, or autocast does, or the prefix thaws, they are dropped; under
+    autocast they have the dtype that the prefix gives. Where nothing is kept (``reason``), and in evaluation, the whole model
+    runs.
+
+    Not for samples that are augmented: each has to be the same in every epoch. Not for several processes. The model's own
+    forward hooks do not run where values are kept.
+
+    Args:
+        freezing: the policy that freezes the model.
+        samples: ``[N, ...]``, or what gives a batch for a LongTensor of indices and has a length.
+        limit: bytes that the values may take; both the old and the new ones are there while the prefix grows.
+        chunk: samples that are computed together.
+
+    Raises:
+        ValueError, TypeError: no freezing policy, an argument out of its range, or several processes.
+    """
+
+    def __init__(self, freezing: Freezing, samples: Any, *, limit: int = 2**30, chunk: int = 64) -> None:
+        if not isinstance(freezing, Freezing):
+            raise TypeError(f"freezing: expected a freezing policy, got {type(freezing).__name__}")
+        whole("limit", limit, 0)
+        whole("chunk", chunk)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(f"freezing: expected one process for a cache of activations, got {dist.get_world_size()}")
+        self.freezing, self.samples, self.limit, self.chunk = freezing, samples, limit, chunk
+        self.model = freezing.model
+        self._start(0)
+
+    def __call__(self, index: Tensor) -> Tensor:
+        """Of samples ``index``, ``[batch]``, int64. The model's output."""
+        if not (self.model.training and self._prepare()):
+            return self.model(self.samples[index])
+        missing = [chunk for chunk in (index.cpu() // self.chunk).unique().tolist() if not self._filled[chunk]]
+        for chunk in missing:
+            self._fill(chunk, self.samples[self._indices(chunk)], 0)
+            if self._values is None:  # too large
+                return self.model(self.samples[index])
+        assert self._values is not None
+        with self.freezing.prefix.running():
+            return self._run(self._values[index.to(self._values.device)], self._cut, None)
+
+    @property
+    def reason(self) -> str | None:
+        """Why nothing is kept now, or None."""
+        if type(self.model).forward is not nn.Sequential.forward:
+            return f"the model is no nn.Sequential, but a {type(self.model).__name__}"
+        if self.freezing.depth == 0:
+            return "nothing is frozen"
+        cut = self._frozen_children()
+        if cut == 0:
+            return "no child of the model is frozen altogether"
+        if cut == self._cut and self._too_large:
+            return f"limit: {self._too_large} bytes of activations are more than {self.limit}"
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """That the values take now."""
+        return 0 if self._values is None else self._values.nbytes
+
+    # ---- which values -----------------------------------------------------------------------------------------------
+
+    def _start(self, cut: int) -> None:
+        self._cut, self._key, self._too_large = cut, self._versions(cut), 0
+        self._values: Tensor | None = None
+        self._filled = [False] * -(-len(self.samples) // self.chunk)
+
+    def _prepare(self) -> bool:
+        """Whether there are values, or can be, of all children that are frozen now."""
+        if type(self.model).forward is not nn.Sequential.forward:
+            return False
+        cut = self._frozen_children() if self.freezing.depth else 0
+        if cut < self._cut or self._versions(self._cut) != self._key:
+            self._start(0)
+        if cut > self._cut:
+            self._grow(cut)
+        return cut > 0 and not self._too_large
+
+    def _frozen_children(self) -> int:
+        prefix, count = self.freezing.prefix, 0
+        for child in self.model.children():
+            if child not in prefix.modules or any(map(prefix.trains, child.parameters())):
+                break
+            count += 1
+        return count
+
+    def _versions(self, cut: int) -> tuple[Any, ...]:
+        """Changes when a value could."""
+        device = next(self.model.parameters()).device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        children = list(self.model.children())[:cut]
+        tensors = (t for child in children for t in (*child.parameters(), *child.buffers()))
+        return autocast, *((t.data_ptr(), t._version) for t in tensors)
+
+    def _grow(self, cut: int) -> None:
+        values, filled, before = self._values, self._filled, self._cut
+        self._start(cut)
+        if values is None:
+            return
+        for chunk, there in enumerate(filled):
+            if there and not self._too_large:
+                self._fill(chunk, values[self._indices(chunk).to(values.device)], before)
+
+    # ---- computing them ---------------------------------------------------------------------------------------------
+
+    def _indices(self, chunk: int) -> Tensor:
+        return torch.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.samples)))
+
+    def _fill(self, chunk: int, x: Tensor, first: int) -> None:
+        """With the output for x, which goes into the child of that number."""
+        self.freezing.prefix.evaluate()
+        with torch.no_grad():
+            x = self._run(x, first, self._cut)
+        if self._values is None:
+            size = x.nbytes // len(x) * len(self.samples)
+            if size > self.limit:
+                self._too_large = size
+                return
+            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if last else torch.contiguous_format
+            self._values = torch.empty((len(self.samples), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        begin = chunk * self.chunk
+        self._values[begin : begin + len(x)] = x
+        self._filled[chunk] = True
+
+    def _run(self, x: Tensor, first: int, end: int | None) -> Tensor:
+        for child in list(self.model.children())[first:end]:
+            x = child(x)
+        return x

@@ -1,0 +1,50 @@
+"""Layer freezing of MosaicML's composer (its ``LayerFreezing`` algorithm).
+
+Composer: ``int(level * (t - start) / (1 - start) * (L - 1))`` layers after a share t of the training. Composer stops their
+gradients parameter by parameter, and cannot resume. Ours: it counts converted layers, which have no backward at all, their
+BatchNorm is fixed, and a run resumes exactly.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern.arguments import number, whole
+from wuskern.arguments import share as check_share
+from wuskern.policies.freezing.base import Freezing
+
+
+class ComposerFreezing(Freezing):
+    """``int(level * max(0, t - start) / (1 - start) * (L - 1))`` layers, where ``t = min(1, epoch / epochs)``.
+
+    Args:
+        model, example: as for :class:`Freezing`. epochs: that the run has. start: the share of them before the first layer
+            freezes, from 0 and under 1. level: the share of the layers that is frozen at the end, over 0 and up to 1.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor | Sequence[Any],
+        *,
+        epochs: int,
+        start: float = 0.5,
+        level: float = 1.0,
+    ) -> None:
+        super().__init__(model, example)
+        whole("epochs", epochs)
+        number("start", start)
+        if not 0 <= start < 1:
+            raise ValueError(f"start: expected a number from 0 and under 1, got {start!r}")
+        check_share("level", level)
+        self.epochs, self.start, self.level = epochs, start, level
+        self.apply()
+
+    def wanted(self, epoch: int) -> int:
+        grown = max(0.0, min(1.0, epoch / self.epochs) - self.start) / (1 - self.start)
+        return self.floor(self.level * grown * (self.count - 1))

@@ -1,0 +1,40 @@
+"""PipeTransformer's freezing (He et al., ICML 2021, arXiv 2102.03161).
+
+The paper: after t freezing steps ``(1 - a)^t [L a / (1 - a) + sum over e = 2..t of L a / (1 - a)^e]`` layers are frozen: a
+share a of those that still train each time. It also stops before the layer with the smallest gradient, and uses the freezing
+to move layers between GPUs; ours does neither. That a freezing step is taken every ``interval`` epochs, and that the number is
+rounded down, is ours.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+
+from wuskern.arguments import number, whole
+from wuskern.policies.freezing.base import Freezing
+
+
+class PipeTransformerFreezing(Freezing):
+    """The paper's sum, which is ``L * (1 - (1 - alpha) ** t)``, rounded down, for ``t = epoch // interval``.
+
+    Args:
+        model, example: as for :class:`Freezing`. alpha: between 0 and 1; 1/3 is the paper's. interval: epochs between two
+            freezing steps.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any], *, alpha: float = 1 / 3, interval: int = 1) -> None:
+        super().__init__(model, example)
+        number("alpha", alpha)
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha: expected a number between 0 and 1, got {alpha!r}")
+        whole("interval", interval)
+        self.alpha, self.interval = alpha, interval
+        self.apply()
+
+    def wanted(self, epoch: int) -> int:
+        return self.floor(self.count * (1 - (1 - self.alpha) ** (epoch // self.interval)))
