@@ -83,6 +83,19 @@ def test_users_rows_are_left_alone():
     assert (first.index.tolist(), second.index.tolist()) == ([0, 1], [3, 4])
 
 
+def test_each_depth_of_a_frozen_prefix_is_captured_once():
+    model = wk.convert(nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 6), nn.Linear(6, 5)))
+    policy = wk.policies.PipeTransformerFreezing(model, torch.randn(1, 12), alpha=0.4)  # of three layers 0 1 1 2
+    step = Again(model, lambda x: model(x).sum().backward())
+    captures = []
+    for epoch in (0, 1, 2, 3, 0, 3):
+        policy.load_state_dict({"epoch": epoch})
+        model.train()
+        step(torch.randn(2, 12))
+        captures.append(step.captures)
+    assert captures == [1, 2, 2, 3, 3, 3]
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="converted"):
         wk.GraphedStep(nn.Linear(3, 3), lambda: None)

@@ -24,9 +24,9 @@ class _Captured(NamedTuple):
 class GraphedStep:
     """A training step on a GPU that is captured once for each setting of the model's flags, and replayed from then on.
 
-    ``skip``, ``TopK`` and the shapes of the inputs choose the graph. A changed ``Rows`` of the same length, scope and bias
-    does not need another one: its index is copied into the one that the graph reads. Graphs share their memory: what a step
-    returned is valid until the next one.
+    ``skip``, ``TopK``, the depth of a frozen prefix and the shapes of the inputs choose the graph. A changed ``Rows`` of the
+    same length, scope and bias does not need another one: its index is copied into the one that the graph reads. Graphs share
+    their memory: what a step returned is valid until the next one.
 
     Args:
         model: with converted layers, all of its parameters on one GPU.
@@ -102,8 +102,8 @@ class GraphedStep:
 
 
 def _kind(layer: SkippableLayer) -> Key:
-    """What a graph of this layer depends on."""
-    rows = layer.rows
+    """What a graph of this layer depends on. A frozen prefix shows in the hooks of the layers behind it."""
+    rows, hooks = layer.rows, len(layer._forward_pre_hooks)
     if layer.skip:
-        return ("skip",)
-    return ("rows", len(rows.index), rows.scope, rows.bias) if isinstance(rows, Rows) else (rows,)
+        return hooks, "skip"
+    return (hooks, "rows", len(rows.index), rows.scope, rows.bias) if isinstance(rows, Rows) else (hooks, rows)

@@ -97,7 +97,8 @@ def test_compact_gradients_count_like_dense_ones():
 
 # ---- a saved one goes on --------------------------------------------------------------------------------------------
 
-X, Y = torch.randn(40, 6), torch.randn(40, 3)
+DATA = torch.randn(40, 9, generator=torch.Generator().manual_seed(4))
+X, Y = DATA[:, :6], DATA[:, 6:]
 MAKE = {
     "autofreeze": lambda net: AutoFreeze(net, X[:1], interval=3),
     "with a skip": lambda net: Compose([windows(net), progressive(net)]),

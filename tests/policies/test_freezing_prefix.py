@@ -196,6 +196,18 @@ def test_a_weight_that_a_hook_computes_trains_behind_the_prefix():
     assert net[0].weight.grad is None
 
 
+def test_a_copy_is_frozen_by_itself():
+    """As AveragedModel makes one."""
+    net, prefix, x = frozen("resnet inside a block")
+    copied = copy.deepcopy(net)
+    prefix.set(0)
+    net(x).sum().backward()
+    copied(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    begin = CASES["resnet inside a block"][3]
+    assert all((p.grad is None) == name.startswith(begin) for name, p in copied.named_parameters())
+
+
 def test_layers_that_run_without_gradients_are_refused():
     class Half(nn.Module):
         def __init__(self) -> None:

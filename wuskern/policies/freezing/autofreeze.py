@@ -1,10 +1,11 @@
 """AutoFreeze (Liu et al., arXiv 2102.01386): layers freeze whose gradients change least.
 
 The paper: over intervals of training the gradients of each layer add up; eta = | |g_before| - |g| | / |g_before| says how much
-a layer still changes between two intervals; all layers before the first one whose eta is not under the median freeze, and stay
-so. Ours: the L1 norm of a weight's gradient in each optimizer step, averaged over those steps of an interval in which the
-layer had one; the median is that of the layers that train; a layer that had no gradient in one of the two intervals, or none
-but zeros in the first, freezes no more than what is before it.
+a layer still changes from one interval to the next; all layers before the first one whose eta is not under the median freeze,
+and stay so. The norm is L1. Ours: it is that of a weight's gradient in each optimizer step, averaged over those steps of an
+interval in which the layer had one, where public code takes the norm of the sum, for which it keeps a copy of all gradients;
+the median is that of the layers that train; one that had no gradient in one of the two intervals, or only zeros in the first,
+stays, and with it all behind it.
 """
 
 import statistics

@@ -1,7 +1,8 @@
 """Layer freezing of MosaicML's composer (its ``LayerFreezing`` algorithm).
 
-Composer: ``int(level * (t - start) / (1 - start) * (L - 1))`` layers after a share t of the training. Composer stops their
-gradients parameter by parameter, and cannot resume. Ours: it counts converted layers, which have no backward at all, their
+Composer: ``int(level * (t - start) / (1 - start) * (L - 1))`` layers after a share t of the training, after each epoch; L
+counts every module with parameters of its own, norm layers too. They get ``requires_grad=False`` and leave the optimizer, so
+that a checkpoint does not resume; norm layers go on updating. Ours counts converted layers; they have no backward at all, their
 BatchNorm is fixed, and a run resumes exactly.
 """
 

@@ -1,9 +1,8 @@
 """PipeTransformer's freezing (He et al., ICML 2021, arXiv 2102.03161).
 
-The paper: after t freezing steps ``(1 - a)^t [L a / (1 - a) + sum over e = 2..t of L a / (1 - a)^e]`` layers are frozen: a
-share a of those that still train each time. It also stops before the layer with the smallest gradient, and uses the freezing
-to move layers between GPUs; ours does neither. That a freezing step is taken every ``interval`` epochs, and that the number is
-rounded down, is ours.
+The paper: after t freezing steps ``(1 - a)^t [L a / (1 - a) + sum over e = 2..t of L a / (1 - a)^e]`` layers are frozen, each
+time a share a of those that still train; layers then move between GPUs. Ours is the formula alone: gradients take no part, and
+nothing moves. That a freezing step is taken every ``interval`` epochs, and that the number is rounded down, is ours.
 """
 
 from collections.abc import Sequence
