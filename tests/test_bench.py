@@ -12,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import clocks, conftest, memory, race, results
+from bench import clocks, conftest, race, results
 from bench.ceilings import Ceilings
 from tests.conftest import ROOT
+from wuskern.train import memory
 
 # ---- the race -------------------------------------------------------------------------------------------------------
 
