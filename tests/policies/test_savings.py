@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import wuskern as wk
-from wuskern.policies import WUS, Compose, MeProp, Policy, Saved, Savings, ScoreMemory, SsProp
+from wuskern.policies import WUS, Compose, MeProp, Policy, Saved, Savings, ScoreMemory, SingleShotFreezing, SsProp
 from wuskern.policies.base import Flags
 
 BATCH = 16
@@ -120,6 +120,24 @@ def test_shares_are_those_that_torch_counts(network, wanted):
     assert BATCH * (d + w) == dense
     assert 1 - (saved.dgrad * d + saved.wgrad * w) / (d + w) == pytest.approx(backward_flops(net, x) / dense)
     assert saved.depth == ("frozen" in first)
+
+
+@pytest.mark.parametrize("network", ["norm first", "conv", "conv without biases"])
+def test_layers_that_are_frozen_from_the_start_save_what_torch_counts(network):
+    """The method's hooks are there already where the costs are asked for; beside it, another method skips."""
+    make, example, _ = NETWORKS[network]
+    net, x = wk.convert(make()), example()
+    dense = backward_flops(net, x)
+    policy = Compose([WUS(net, warmup=0, window=1), SingleShotFreezing(net, x, at=0, share=0.4)])
+    savings = Savings(policy, x)
+    d, w = (sum(getattr(cost, kind) for cost in savings.costs.values()) for kind in ("dgrad", "wgrad"))
+    for depth in (1, 1, 1):
+        savings.count(BATCH)
+        saved = savings.report()
+        assert saved.depth == depth
+        assert 1 - (saved.dgrad * d + saved.wgrad * w) / (d + w) == pytest.approx(backward_flops(net, x) / dense)
+        policy.step(0.5)
+    assert net[-1].skip
 
 
 @pytest.mark.parametrize(("scope", "dgrad"), [("weight", 0), ("both", 7200 / 14480)])

@@ -10,7 +10,9 @@ from wuskern.arguments import check_keys, whole
 from wuskern.configs import gathers
 from wuskern.modules import units, weight_owners
 from wuskern.policies.base import Flags, Policy
-from wuskern.policies.costs import costs
+from wuskern.policies.compose import Compose
+from wuskern.policies.costs import Cost, costs
+from wuskern.policies.freezing import Freezing
 from wuskern.rows import PerExample
 
 KINDS = ("fprop", "dgrad", "wgrad")
@@ -61,7 +63,7 @@ class Savings:
         if samples is not None:
             whole("samples", samples)
         self.policy, self.samples = policy, samples
-        self.costs = costs(policy.model, example)
+        self.costs = _dense_costs(policy) or costs(policy.model, example)
         self._owners = weight_owners(policy.model, policy.layers)
         self._wants: list[Flags] = []
         self._left_out: dict[str, int] = {}  # of one sample
@@ -159,3 +161,10 @@ class Savings:
 
 def _share(part: int, of: int) -> float:
     return part / of if of else 0.0
+
+
+def _dense_costs(policy: Policy) -> dict[str, Cost]:
+    """Those that a freezing method took before it froze anything; none without such a method."""
+    if isinstance(policy, Freezing):
+        return policy.prefix.costs
+    return next(filter(None, map(_dense_costs, policy.policies)), {}) if isinstance(policy, Compose) else {}
