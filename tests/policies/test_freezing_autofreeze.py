@@ -151,6 +151,7 @@ def test_a_saved_run_goes_on_bit_for_bit(name, cut, tmp_path):
     assert [second[1].wants(layer) for layer in second[1].layers] == [first[1].wants(layer) for layer in first[1].layers]
     train(*second, range(cut, 16))
     assert all(map(torch.equal, whole[0].parameters(), second[0].parameters()))
+    assert repr(whole[1].state_dict()) == repr(second[1].state_dict())
     assert any(whole[1].wants(layer)["frozen"] for layer in whole[1].layers)
 
 
