@@ -1,7 +1,7 @@
 """Benchmarks with pytest-benchmark: options, and the fixture ``race``.
 
     pytest bench --results bench/results/cpu.json                # measure everything and write it
-    pytest bench --benchmark-disable                             # a smoke test: verify every case once, time nothing
+    pytest bench --benchmark-disable                             # a smoke test: verify a part, time nothing (--every-case: all)
     pytest bench -k conv2d --benchmark-json=x.json               # one op; "extra_info" holds the row that --results writes
     pytest bench -k "conv2d and depthwise and NHWC and bfloat16" --benchmark-columns=median,iqr,rounds   # one case
 
@@ -24,6 +24,8 @@ ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CEILINGS: pytest.StashKey[Ceilings] = pytest.StashKey()
 PROVENANCE: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
+SHAPES = ("case", "shape", "name")  # the parameters that say what a test is measured on
+
 
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
@@ -37,6 +39,7 @@ def pytest_addoption(parser):
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     group.addoption("--rounds", type=positive, default=ROUNDS, metavar="N", help=f"rounds of each race (default: {ROUNDS})")
     group.addoption("--budget", type=float, metavar="SECONDS", help="of bench/gpu: start no case later (default: none)")
+    group.addoption("--every-case", action="store_true", help="with --benchmark-disable: verify all of them")
     group.addoption("--copies", type=positive, metavar="N", help="sets of inputs that rotate; 1: warm (default: by size)")
 
 
@@ -47,10 +50,29 @@ def pytest_configure(config):
     config.stash[CEILINGS] = Ceilings(config.getoption("--device"))
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)  # of what -k leaves
+def pytest_collection_modifyitems(config, items):
     for item in items:
         if "race" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=race_clock, disable_gc=True))
+    if config.getoption("--benchmark-disable") and not config.getoption("--every-case"):
+        kept = smoke_cases(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def smoke_cases(items):
+    """Of each test, its first shape in everything that it is parametrized by, and each other shape in one of these, in turn."""
+    seen, kept = {}, set()
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        shape = next((str(parameters[name]) for name in SHAPES if name in parameters), None)
+        of_test = seen.setdefault(item.nodeid.split("[")[0], {})
+        of_test.setdefault(shape if "bench/gpu" not in item.nodeid else item.nodeid, []).append(item)
+    for of_test in seen.values():
+        first, *others = of_test.values()
+        kept.update(first, (cases[i % len(cases)] for i, cases in enumerate(others, 1)))
+    return kept
 
 
 @pytest.hookimpl(trylast=True)

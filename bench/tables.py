@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import ddp, render, render_rows, whole_step
+from bench import ddp, render, render_methods, render_rows, whole_step
 from bench.picture import draw_cost
 from bench.results import FOLDER, ROOT, read
 
@@ -32,7 +32,11 @@ SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what rende
     "ddp": lambda content: ddp.table(content["rows"]),
     "whole_step": whole_step.render,
 }
-TRAININGS = ("demo", "vgg11", "topk-vgg11", "topk-mlp")  # each a results.json of `wuskern train`; without it: no section
+# Each a results.json of `wuskern train`; without it: no section.
+TRAININGS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": render.training,
+    **{f"methods-{net}": render_methods.methods for net in ("vgg11", "mlp", "gpt", "best")},
+}
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -50,9 +54,9 @@ def sections(folder: Path) -> dict[str, str]:
     """The README's sections by name, rendered."""
     races = read(folder / "cpu.json")
     found = {name: make(races) for name, (group, make) in RACES.items() if group in groups(races)}
-    for name in TRAININGS:
+    for name, make in TRAININGS.items():
         if (path := folder / f"{name}.json").exists():
-            found[name.replace("-", "_")] = render.training(read_training(path))
+            found[name.replace("-", "_")] = make(read_training(path))
     for name, make in SCRIPTS.items():
         if (path := folder / f"{name.replace('_', '-')}.json").exists():
             found[name] = make(json.loads(path.read_text()))

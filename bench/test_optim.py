@@ -3,6 +3,7 @@
 ``over_best``: the faster of torch's ``foreach`` and ``fused`` in each round, over ours.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Case:
 
 
 ADAMW, SGD = KINDS
-LARGE = (4096, 4096)
+LARGE, SMOKE = (4096, 4096), (512, 4096)
 CASES = [
     *(Case(ADAMW, LARGE, dtype, ratio) for dtype in (torch.float32, torch.bfloat16) for ratio in (0.01, 0.05, 0.2)),
     *(Case(SGD, LARGE, torch.float32, ratio) for ratio in (0.05, 0.2)),
@@ -106,12 +107,13 @@ def verify(_: object, first: Problem, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case).replace(" ", "-"))
-def test_optim(case, device, race):
+def test_optim(case, device, race, benchmark):
+    timed = dataclasses.replace(case, shape=SMOKE) if benchmark.disabled and case.shape == LARGE else case
     race(
         {name: lambda p, name=name: p.optimizers[name].step() for name in ("ours", *PEERS)},
         group="optim",
         case=str(case),
-        inputs=lambda: (problem(case, device),),
+        inputs=lambda: (problem(timed, device),),
         verify=lambda results, first: verify(results, first, case),
         peer="fused",
         derived={"over_best": lambda t: min(t[name] for name in PEERS) / t["ours"]},

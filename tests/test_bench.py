@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import clocks, memory, race, results
+from bench import clocks, conftest, race, results
 from bench.ceilings import Ceilings
 from tests.conftest import ROOT
+from wuskern.train import memory
 
 # ---- the race -------------------------------------------------------------------------------------------------------
 
@@ -77,6 +79,23 @@ def test_a_smoke_run_verifies_and_times_nothing(monkeypatch):
     rows = run(monkeypatch, two_variants(), {}, Pedantic(disabled=True), verify=lambda got, x: seen.append(set(got)))
     assert seen == [{"ours", "peer"}]
     assert rows == []
+
+
+class Item:
+    """What a smoke run looks at of a test."""
+
+    def __init__(self, test: str, **params: object) -> None:
+        self.nodeid = f"bench/{test}{list(params.values()) or ''}"
+        if params:
+            self.callspec = SimpleNamespace(params=params)
+
+
+def test_a_smoke_run_has_each_shape_and_all_else_once():
+    grid = [Item("a", case=case, dtype=dtype, ratio=r) for case in "xyz" for dtype in (4, 2) for r in (0.1, 0.2)]
+    others = [Item("b"), Item("c", where="outside"), Item("c", where="inside")]
+    kept = conftest.smoke_cases(grid + others)
+    assert [item in kept for item in grid] == [True] * 4 + [False, True, False, False] + [False, False, True, False]
+    assert kept.issuperset(others)
 
 
 @given(st.integers(1, 6))

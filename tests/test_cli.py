@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import wuskern
+from tests.conftest import ROOT
 from wuskern import backends
 
 SMALL = ["train", "--model", "mlp", "--width", ".1", "--epochs", "2"]
@@ -26,56 +27,55 @@ def test_doctor():
     assert result.stdout.rstrip() == str(wuskern.doctor())
 
 
-def test_train_compares_policies(tmp_path):
+def test_train_compares_methods(tmp_path):
     out = tmp_path / "run"
-    methods = ("wus", "wus+lr", "frozen")
-    windows = ["--warmup", "0", "--window", "1", "--threshold", "1"]
-    arguments = ["--policy", "dense,wus,frozen,wus+lr", "--seeds", "2", *windows, "--out", str(out)]
+    wus = "wus:warmup=0:window=1:threshold=1"
+    methods = (wus, wus.replace("wus", "wus+lr"), "meprop:k=6:scope=weight+sieve:keep=.5", "frozen")
+    arguments = ["--policy", ",".join(("frozen", "dense", *methods)), "--seeds", "2", "--memory", "--out", str(out)]
     result = wuskern_process(*SMALL, "--epochs", "4", *arguments)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert sum(line.startswith("seed ") and "/4  " in line for line in lines) == 2 * 4 * 4
+    assert sum(line.startswith("seed ") and "/4  " in line for line in lines) == 2 * 5 * 4
     for method in methods:
         assert any(line.startswith(f"  dense in the time of {method} ") for line in lines)
-        assert any(line.startswith(f"{method} took ") and " dense in the same time: " in line for line in lines)
+        assert any(line.startswith(f"{method} ") and " dense in the same time: " in line for line in lines)
     assert f"picture: {out}/accuracy.png" in lines
 
     content = json.loads((out / "results.json").read_text())
     assert content["complete"] is True
     assert (content["arguments"]["seeds"], content["arguments"]["schedule"]) == (2, "cosine")
-    assert {(r["policy"], r["seed"]) for r in content["runs"]} == {(p, s) for p in ("dense", *methods) for s in (0, 1)}
-    assert [e["mode"] for e in content["runs"][1]["epochs"]] == ["full", "full", "skip", "skip"]
+    runs = {(r["policy"], r["seed"]): r["epochs"] for r in content["runs"]}
+    assert list(runs) == [(p, s) for s in (0, 1) for p in ("dense", *methods)]
+    modes = {policy: [e["mode"] for e in epochs] for (policy, seed), epochs in runs.items() if seed == 0}
+    assert [modes[p] for p in ("dense", methods[2])] == [["full"] * 4, ["rows"] * 4]
+    assert all(modes[p] == ["full", "full", "skip", "skip"] for p in (*methods[:2], "frozen"))
     assert [(c["control_of"], c["seed"]) for c in content["controls"]] == [(m, s) for s in (0, 1) for m in methods]
     assert all(len(c["epochs"]) == c["planned"] for c in content["controls"])
     assert [row["policy"] for row in content["summary"] if row["loss"] is not None] == list(methods)
-    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert {e["steps"] for e in runs[methods[2], 0]} == {12}  # 718 of 1,437 images, 64 in a step
+    assert {round(e["saved"]["samples"], 3) for e in runs[methods[2], 0]} == {0.5}
+    assert set(content["peak_bytes"]) == {"dense", *methods}
+    for name in ("accuracy.png", "front.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_train_with_chosen_rows(tmp_path):
-    out = tmp_path / "run"
-    chosen = ["--k", "6", "--scope", "weight", "--score", "l2", "--block", "2", "--bias", "rows"]
-    result = wuskern_process(*SMALL, "--policy", "topk,dense", *chosen, "--out", str(out))
+def test_recipes_are_listed():
+    result = wuskern_process("recipes")
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert sum(line.startswith("seed 0  topk ") and "  rows  " in line for line in lines) == 2
-    assert any(line.startswith("  dense in the time of topk ") for line in lines)
-    assert any(line.startswith("topk computes ") and "backward FLOPs in each step. It took " in line for line in lines)
-
-    content = json.loads((out / "results.json").read_text())
-    expected = dict(ratio=None, k=6, scope="weight", score="l2", block=2, bias="rows", per="batch")
-    assert expected.items() <= content["arguments"].items()
-    topk = content["summary"][1]
-    assert (topk["policy"], topk["s"], topk["f"]) == ("topk", None, None)
-    assert 0 < topk["computed"] <= 1
-    assert [e["mode"] for e in content["runs"][1]["epochs"]] == ["rows", "rows"]
-    assert [c["control_of"] for c in content["controls"]] == ["topk"]
+    names = [block.split(":")[0] for block in result.stdout.split("\n\n")]
+    assert names == sorted(path.stem for path in (ROOT / "wuskern/train/recipes").glob("*.toml"))
+    assert result.stdout.count("  wuskern train --recipe ") == len(names)
 
 
-def test_train_per_example(tmp_path):
-    result = wuskern_process(*SMALL, "--policy", "topk", "--per", "example", "--out", str(tmp_path / "run"))
+def test_a_recipe_of_ones_own_and_arguments_that_win_over_it(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    train = 'model = "mlp"\nwidth = 0.1\nepochs = 3\nchannels_last = true\npolicy = ["dense", "meprop:k=5"]'
+    recipe.write_text(f'title = "mine"\nsource = "me"\n[train]\n{train}\n')
+    result = wuskern_process("train", "--recipe", str(recipe), "--epochs", "2", "--out", str(tmp_path / "run"))
     assert result.returncode == 0, result.stderr
     arguments = json.loads((tmp_path / "run" / "results.json").read_text())["arguments"]
-    assert (arguments["per"], arguments["ratio"], arguments["k"]) == ("example", 0.1, None)
+    expected = dict(model="mlp", width=0.1, epochs=2, channels_last=True, policy="dense,meprop:k=5")
+    assert expected.items() <= arguments.items()
 
 
 def test_train_on_an_npz(tmp_path):
@@ -108,14 +108,14 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "magic"], "--policy: expected one of dense, wus, wus+lr, frozen, topk, got 'magic'"),
-        (["--model", "vgg12"], "--model: expected one of mlp, alexnet, vgg11, vgg16, resnet18, got 'vgg12'"),
+        (["--policy", "magic"], "--policy: expected one of dense, wus, wus+lr, frozen, meprop, "),
+        (["--model", "vgg12"], "--model: expected one of mlp, alexnet, vgg11, vgg16, "),
         (["--schedule", "step"], "--schedule: expected one of constant, cosine, got 'step'"),
-        (["--lr-factor", "1"], "--lr-factor: expected a number between 0 and 1, got 1.0"),
+        (["--policy", "wus+lr:factor=1"], "wuskern: factor: expected a number between 0 and 1, got 1"),
         (["--data", "cifar10"], "--data-dir: expected with cifar10 and cifar100, and only there, got None with 'cifar10'"),
         (["--checkpoint", "/"], "--checkpoint: expected a new file"),
         (["--resume", "absent.pt"], "--resume: expected a checkpoint that can be read, got 'absent.pt'"),
-        (["--optimizer", "lion"], "--optimizer: expected one of sgd, adamw, got 'lion'"),
+        (["--optimizer", "lion"], "--optimizer: expected one of sgd, adamw, row-sgd, row-adamw, got 'lion'"),
         (["--data", "absent.npz"], "--data: expected a readable .npz file of plain arrays, got 'absent.npz'"),
         (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
         (["--lr", "nan"], "--lr: expected a positive number, got nan"),
@@ -124,12 +124,17 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
         (["--weight-decay", "nan"], "--weight-decay: expected a number from 0, got nan"),
         (["--device", "meta"], "--device: expected one that this PyTorch can use, got 'meta'"),
         (["--image-size", "200000"], "wuskern: "),
-        (["--window", "0"], "window: expected at least 1, got 0"),
-        (["--policy", "topk", "--ratio", "2"], "wuskern: ratio: expected a number over 0 and up to 1, got 2.0"),
-        (["--policy", "topk", "--k", "51"], "wuskern: 1: k: expected a multiple of block * groups = 1 up to 50, got 51"),
-        (["--ratio", ".1", "--k", "5"], "argument --k: not allowed with argument --ratio"),
-        (["--policy", "topk", "--scope", "input"], "wuskern: scope: expected one of weight, both, got 'input'"),
-        (["--policy", "topk", "--per", "example", "--model", "vgg11"], "wuskern: 0: rows: expected TopK or Rows for a Conv2d"),
+        (["--policy", "wus:window=0"], "window: expected at least 1, got 0"),
+        (["--policy", "meprop:ratio=2"], "wuskern: ratio: expected a number over 0 and up to 1, got 2"),
+        (["--policy", "meprop:k=51"], "wuskern: 1: k: expected a multiple of block * groups = 1 up to 50, got 51"),
+        (["--policy", "meprop:ratio=.1:scope=input"], "wuskern: scope: expected one of weight, both, got 'input'"),
+        (["--policy", "meprop:k=5+memory:k=5"], "expected one that chooses rows of 1, got MeProp and ScoreMemory"),
+        (["--policy", "meprop:k=5:per=example", "--model", "vgg11"], "wuskern: 0: rows: expected TopK or Rows for a Conv2d"),
+        (["--amp", "fp8"], "--amp: expected one of off, bf16, fp16, got 'fp8'"),
+        (["--accumulate", "33"], "--accumulate: expected at most 32, two samples each, got 33"),
+        (["--workers", "2"], "--workers: expected --host with it, got 2 without"),
+        (["--data", "text"], "--model: expected "),
+        (["--recipe", "magic"], "--recipe: expected one of accelerating, "),
         (["--device", "abacus"], "--device: expected one that this PyTorch can use, got 'abacus'"),
         (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
     ],

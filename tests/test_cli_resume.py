@@ -12,9 +12,9 @@ import torch
 
 from wuskern import cli
 
-POLICIES = ["dense", "wus", "wus+lr", "frozen", "topk"]
-ARGUMENTS = ["--warmup", "1", "--threshold", "1", "--k", "7", "--score", "random"]
-TRAIN = ["train", "--model", "mlp", "--width", ".1", "--policy", ",".join(POLICIES), *ARGUMENTS]
+WUS = "wus:warmup=1:threshold=1"
+POLICY = f"dense,{WUS},{WUS.replace('wus', 'wus+lr')}+tinyprop,meprop:k=7:score=random+sieve:interval=1,frozen"
+TRAIN = ["train", "--model", "mlp", "--width", ".1", "--policy", POLICY]
 
 
 def numbers(out):
@@ -70,13 +70,12 @@ def interrupted(tmp_path_factory):
         (["--lr", ".02"], "--lr: expected 0.01 as in {path}, got 0.02"),
         (["--epochs", "51", "--lr", ".01"], "--epochs: expected 50 as in {path}, got 51"),
         (["--channels-last"], "--channels-last: expected False as in {path}, got True"),
-        (["--policy", "wus"], "--policy: expected dense,wus,wus+lr,frozen,topk as in {path}, got wus"),
+        (["--policy", "wus"], f"--policy: expected {POLICY} as in {{path}}, got wus"),
         (["--out", "elsewhere"], "--out: expected {out} as in {path}, got elsewhere"),
         (["--image-size", "9"], "--image-size: expected None as in {path}, got 9"),
-        (["--k", "8"], "--k: expected 7 as in {path}, got 8"),
-        (["--ratio", ".1"], "--ratio: expected None as in {path}, got 0.1"),
-        (["--score", "l1"], "--score: expected random as in {path}, got l1"),
-        (["--lr-factor", ".9"], "--lr-factor: expected 0.5 as in {path}, got 0.9"),
+        (["--amp", "bf16"], "--amp: expected off as in {path}, got bf16"),
+        (["--accumulate", "2"], "--accumulate: expected 1 as in {path}, got 2"),
+        (["--recipe", "wus"], "--model: expected mlp as in {path}, got vgg11"),
     ],
 )
 def test_an_argument_that_disagrees_is_named_with_both_values(interrupted, capsys, arguments, message):

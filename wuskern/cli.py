@@ -1,8 +1,7 @@
-"""``wuskern train | doctor``; ``python -m wuskern`` is the same. Wrong arguments end with exit code 2 and one line."""
+"""``wuskern train | recipes | doctor``; ``python -m wuskern`` is the same. Wrong arguments end with exit code 2."""
 
 import argparse
 import contextlib
-import inspect
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,31 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wuskern import explain
-from wuskern.policies.meprop import PER, MeProp
-from wuskern.policies.wus import STATISTICS, WUS
-from wuskern.rows import BIASES, SCOPES, SCORES
 
 if TYPE_CHECKING:
     from wuskern.doctor import Report
     from wuskern.train import experiment
 
-WUS_ARGUMENTS = {
-    "threshold": "a statistic below this starts a skip window",
-    "statistic": ", ".join(STATISTICS),
-    "window": "changes that the statistic looks at",
-    "patience": "epochs of a skip window",
-    "cooldown": "full epochs after a window",
-    "warmup": "epochs before the first look",
-    "guard": "a fall by more than this ends a window",
-}
-TOPK_ARGUMENTS = {
-    "scope": f"{' or '.join(SCOPES)}: the weight gradient alone, or the input gradient too, comes from the chosen rows",
-    "score": f"{', '.join(SCORES)}: of |dY|, of its squares, or random rows in each step",
-    "block": "choose aligned blocks of so many rows",
-    "bias": f"{' or '.join(BIASES)}: all of the bias gradient, or that of the chosen rows",
-    "per": f"{' or '.join(PER)}: the same rows for a batch, or, of linear layers alone and saving no time, each its own",
-}
-NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "state", "dist_timeout"}  # not about the training
+NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "recipe", "state", "dist_timeout"}  # not about the training
 BROKEN, INTERRUPTED = 1, 130  # the latter is the shell's exit code of a program ended by Ctrl-C
 
 
@@ -42,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
     try:
+        if getattr(arguments, "recipe", None) is not None:
+            argv = _with_recipe(arguments, argv)
+            arguments = _parser().parse_args(argv)
         if getattr(arguments, "resume", None) is not None:
             arguments = _resumed(arguments, argv)
         return int(arguments.command(arguments))
@@ -77,29 +60,47 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
 
     train = commands.add_parser(
         "train",
-        help="train a network under one or several policies and compare them",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        help="train a network under one or several methods and compare them",
+        formatter_class=_Formatter,
+        epilog=_methods_help(),
     )
     train.set_defaults(command=_train)
     what = train.add_argument_group("what to train")
-    what.add_argument("--model", default="vgg11", metavar="NAME", help="mlp, alexnet, vgg11, vgg16 or resnet18")
+    what.add_argument("--recipe", metavar="NAME", help="take the arguments from a recipe (see wuskern recipes) or a .toml file")
+    what.add_argument(
+        "--model",
+        default="vgg11",
+        metavar="NAME",
+        help="mlp, alexnet, vgg11, vgg16, resnet18, resnet50, vit, efficientnet or gpt; torchvision/... or timm/... where "
+        "those are installed",
+    )
     what.add_argument("--width", type=float, default=1.0, help="factor on the number of channels")
     what.add_argument(
-        "--data", default="digits", help="digits, cifar10, cifar100, or an .npz with x_train, y_train, x_test, y_test"
+        "--data",
+        default="digits",
+        help="digits, cifar10, cifar100, an .npz with x_train, y_train, x_test, y_test, text (the Python standard library's "
+        "source) or a .txt",
     )
     what.add_argument("--data-dir", metavar="DIR", help="of cifar10 or cifar100, as torchvision keeps it; never downloaded")
     what.add_argument("--image-size", type=int, metavar="N", help="resize images to N x N")
+    what.add_argument("--context", type=int, default=64, help="bytes of text in a sample")
+    what.add_argument("--text-bytes", type=int, default=2**18, metavar="N", help="bytes of text that are used")
     what.add_argument(
         "--policy",
         default="wus",
-        help="dense, wus, wus+lr, frozen or topk; several with commas are compared, and with dense among them each of the "
-        "others also with dense training in the same time",
+        metavar="METHODS",
+        help="see below; several with commas are compared, and with dense among them each of the others also with dense "
+        "training in the same time",
     )
     how = train.add_argument_group("how to train")
     how.add_argument("--epochs", type=int, default=20, help="of each run")
-    how.add_argument("--seeds", type=int, default=1, help="runs per policy, with seeds 0, 1, ...")
-    how.add_argument("--batch", type=int, default=64, help="images of a step, of all processes together")
-    how.add_argument("--optimizer", default="sgd", help="sgd or adamw")
+    how.add_argument("--seeds", type=int, default=1, help="runs per method, with seeds 0, 1, ...")
+    how.add_argument("--batch", type=int, default=64, help="samples of a step, of all processes together")
+    how.add_argument("--accumulate", type=int, default=1, metavar="N", help="micro-batches that a step's batch comes in")
+    how.add_argument("--amp", default="off", help="off, bf16 or fp16 (with a GradScaler): automatic mixed precision")
+    how.add_argument(
+        "--optimizer", default="sgd", help="sgd, adamw, or row-sgd, row-adamw: wuskern's, which move rows with a gradient"
+    )
     how.add_argument("--lr", type=float, default=0.05, help="learning rate at the start")
     how.add_argument(
         "--schedule", default="cosine", help="constant, or cosine: the rate falls to 0 over the run, epoch by epoch"
@@ -109,22 +110,16 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     how.add_argument("--channels-last", action="store_true", help="keep images and weights in channels_last")
     how.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: cuda where there is one")
     how.add_argument(
+        "--cache", type=int, default=1024, metavar="MIB", help="at most, for what frozen layers give; 0: compute it anew"
+    )
+    how.add_argument("--host", action="store_true", help="keep the data in the host's memory, pinned, copied a batch ahead")
+    how.add_argument("--workers", type=int, default=0, metavar="N", help="processes that fetch batches, with --host")
+    how.add_argument(
         "--dist-timeout", type=float, default=600, metavar="SECONDS", help="under torchrun: how long to wait for a process"
     )
-    wus = train.add_argument_group("wus, wus+lr and frozen", "in accuracy on the training batches, from 0 to 1")
-    _add_arguments_of(WUS, WUS_ARGUMENTS, wus)
-    wus.add_argument(
-        "--lr-factor", type=float, default=0.5, help="of wus+lr: what the rate is multiplied by on entering a window"
-    )
-    topk = train.add_argument_group(
-        "topk", "meProp: each step computes some rows of the weights' gradients, the output layer all"
-    )
-    amount = topk.add_mutually_exclusive_group()
-    amount.add_argument("--ratio", type=float, default=0.1, help="of each layer's rows (output units)")
-    amount.add_argument("--k", type=int, help="or so many rows of each layer")
-    _add_arguments_of(MeProp, TOPK_ARGUMENTS, topk)
     output = train.add_argument_group("output")
-    output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and accuracy.png")
+    output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
+    output.add_argument("--memory", action="store_true", help="measure the peak memory of a step, by PyTorch's profiler")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
     output.add_argument(
         "--checkpoint", type=Path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
@@ -133,13 +128,24 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
         "--resume", type=Path, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
     )
     train.set_defaults(**train_defaults)
+
+    recipes = commands.add_parser("recipes", help="list the experiments that come with wuskern, one per paper")
+    recipes.set_defaults(command=_recipes)
     return parser
 
 
-def _add_arguments_of(policy: type, meanings: dict[str, str], group: argparse._ArgumentGroup) -> None:
-    for name, meaning in meanings.items():
-        default = inspect.signature(policy).parameters[name].default
-        group.add_argument(f"--{name}", type=type(default), default=default, help=meaning)
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults behind each argument; the epilog as it is."""
+
+
+def _methods_help() -> str:
+    from wuskern.train.methods import describe
+
+    return (
+        "methods, as in dense,wus,meprop:ratio=.1:scope=both+sieve:keep=.8: commas between methods, plus signs between the\n"
+        "parts of one, colons before a part's arguments, whose meanings are in the docstrings of wuskern.policies:\n"
+        + describe()
+    )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -184,6 +190,23 @@ def _train_on(device: str, arguments: argparse.Namespace) -> int:
     return 0 if prepared.run() else INTERRUPTED
 
 
+def _recipes(_: argparse.Namespace) -> int:
+    from wuskern.train import recipes
+
+    with _input():
+        print("\n\n".join(recipe.describe() for recipe in recipes.shipped()))
+    return 0
+
+
+def _with_recipe(given: argparse.Namespace, argv: Sequence[str] | None) -> list[str]:
+    """The command line with the recipe's arguments before the user's, which win."""
+    from wuskern.train import recipes
+
+    command, *own = sys.argv[1:] if argv is None else argv
+    with _input():
+        return [command, *recipes.load(given.recipe).arguments(on_cifar=given.data_dir is not None), *own]
+
+
 def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the interrupted experiment. One that is given anew must agree with them."""
     from wuskern.train import checkpoint
@@ -205,37 +228,36 @@ def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.
 
 def _prepare(a: argparse.Namespace, device: str) -> "experiment.Experiment":
     """Checks every argument and loads the data; writes nothing."""
-    from wuskern.train import data, experiment, loop, models, processes
+    from wuskern.train import data, experiment, methods, processes, settings
 
-    policies = tuple(dict.fromkeys(a.policy.split(",")))
-    for policy in policies:
-        _one_of("--policy", policy, loop.POLICIES)
+    chosen = methods.parse(a.policy)
     world = processes.world()
-    if world > 1 and "frozen" in policies:
+    if world > 1 and any(method.has("frozen") for method in chosen):
         raise ValueError("--policy: expected others than frozen under torchrun: DDP cannot train what requires_grad toggles")
-    _one_of("--model", a.model, models.MODELS)
-    _one_of("--optimizer", a.optimizer, loop.OPTIMIZERS)
-    for name, least in (("epochs", 1), ("seeds", 1), ("batch", 2 * world), ("image_size", 1)):
+    _one_of("--optimizer", a.optimizer, settings.OPTIMIZERS)
+    _one_of("--amp", a.amp, settings.AMP)
+    least_of = {"epochs": 1, "seeds": 1, "accumulate": 1, "batch": 2 * world, "image_size": 1, "cache": 0, "workers": 0}
+    for name, least in (least_of | {"context": 1, "text_bytes": 1}).items():
         if (value := getattr(a, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    _one_of("--schedule", a.schedule, loop.SCHEDULES)
+    if a.batch < 2 * world * a.accumulate:
+        raise ValueError(f"--accumulate: expected at most {a.batch // (2 * world)}, two samples each, got {a.accumulate}")
+    if a.workers and not a.host:
+        raise ValueError(f"--workers: expected --host with it, got {a.workers} without")
+    _one_of("--schedule", a.schedule, settings.SCHEDULES)
     for name in ("width", "lr"):
         if not 0 < getattr(a, name) < math.inf:
             raise ValueError(f"--{name}: expected a positive number, got {getattr(a, name)}")
-    if not 0 < a.lr_factor < 1:
-        raise ValueError(f"--lr-factor: expected a number between 0 and 1, got {a.lr_factor}")
     for name in ("momentum", "weight_decay"):
         if not 0 <= getattr(a, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0, got {getattr(a, name)}")
-    for name in (experiment.RESULTS, experiment.PICTURE):
+    for name in (experiment.RESULTS, experiment.PICTURE, experiment.FRONT):
         if (a.out / name).exists() and not a.overwrite and a.resume is None:
             raise ValueError(f"--out: expected a directory without {name} (or --overwrite), got {a.out}")
     if a.checkpoint is not None and a.checkpoint != a.resume and a.checkpoint.exists() and not a.overwrite:
         raise ValueError(f"--checkpoint: expected a new file (or --overwrite, or --resume to continue), got {a.checkpoint}")
 
-    if a.k is not None:
-        a.ratio = None
-    settings = loop.Settings(
+    made = settings.Settings(
         model=a.model,
         width=a.width,
         epochs=a.epochs,
@@ -246,19 +268,22 @@ def _prepare(a: argparse.Namespace, device: str) -> "experiment.Experiment":
         weight_decay=a.weight_decay,
         channels_last=a.channels_last,
         device=device,
-        wus={name: getattr(a, name) for name in WUS_ARGUMENTS},
         schedule=a.schedule,
-        lr_factor=a.lr_factor,
-        topk={name: getattr(a, name) for name in ("ratio", "k", *TOPK_ARGUMENTS)},
+        accumulate=a.accumulate,
+        amp=a.amp,
+        cache=a.cache,
+        host=a.host,
+        workers=a.workers,
     )
-    images = data.load(a.data, a.data_dir)
+    samples = data.load(a.data, a.data_dir, context=a.context, limit=a.text_bytes)
     if a.image_size is not None:
-        images = images.resized(a.image_size)
-    images = images.to(device, settings.memory_format)
+        samples = samples.resized(a.image_size)
+    if not a.host:
+        samples = samples.to(device, made.memory_format)
     recorded = {name: _plain(value) for name, value in vars(a).items() if name not in NOT_RECORDED}
     if world > 1:
         recorded["processes"] = world
-    prepared = experiment.Experiment(settings, policies, a.seeds, images, a.out, recorded, a.checkpoint)
+    prepared = experiment.Experiment(made, chosen, a.seeds, samples, a.out, recorded, a.checkpoint, measure_memory=a.memory)
     if a.resume is not None:
         with _input("--resume: "):
             prepared.resume(a.state)

@@ -6,15 +6,15 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from tests.train.test_loop import settings
-from wuskern.train import checkpoint, data, files
+from tests.train.test_loop import WINDOWS, WUS, Run, settings
+from wuskern.train import checkpoint, data, files, loop
 from wuskern.train.experiment import Experiment
-from wuskern.train.loop import Run
+from wuskern.train.methods import parse
 
-POLICIES = ("dense", "wus", "wus+lr", "frozen", "topk")
-TOPK = dict(ratio=0.3, score="random")  # draws in each backward
-# A window of two epochs after each second one.
-WUS = dict(threshold=1.0, window=1, patience=2, cooldown=1, warmup=1, guard=1.0, statistic="mean_change")
+RANDOM = "meprop:ratio=.3:score=random"  # draws in each backward
+WUSLR = f"wus+lr{WINDOWS}"
+TOGETHER = f"{WUS}+memory:ratio=.3+sieve:keep=.6:interval=1"
+METHODS = parse(f"dense,{WUS},{WUSLR},{RANDOM},{TOGETHER},frozen")
 
 
 class Killed(Exception):
@@ -28,10 +28,10 @@ def digits():
 
 
 def experiment(path, images, **changes):
-    changes = dict(model="mlp", wus=WUS, topk=TOPK, epochs=6) | changes
+    changes = dict(model="mlp", epochs=6) | changes
     out = path.with_suffix("")
     out.mkdir(exist_ok=True)
-    return Experiment(settings(**changes), POLICIES, 2, images, out, {"seeds": 2}, path, say=lambda _: None)
+    return Experiment(settings(**changes), METHODS, 2, images, out, {"seeds": 2}, path, say=lambda _: None)
 
 
 def numbers(records):
@@ -75,7 +75,8 @@ def killed_after(made, rounds, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("wuskern.train.experiment.draw", lambda *_: None)
+    for name in ("draw", "draw_front"):
+        monkeypatch.setattr(f"wuskern.train.experiment.{name}", lambda *_: None)
 
 
 @pytest.mark.parametrize(("schedule", "optimizer"), [("constant", "sgd"), ("cosine", "sgd"), ("cosine", "adamw")])
@@ -92,7 +93,7 @@ def test_it_continues_bit_for_bit_from_every_round(tmp_path, digits, monkeypatch
         seen, seen_weights = finished(second)
         assert seen == expected
         ours = {key: value for key, value in seen_weights.items() if key[2] == 6}
-        assert {(policy, 1, 6) for policy in POLICIES} <= set(ours)
+        assert {(method.label, 1, 6) for method in METHODS} <= set(ours)
         for key, state in ours.items():
             assert all(torch.equal(value, weights[key][name]) for name, value in state.items()), key
 
@@ -108,7 +109,7 @@ def test_batch_norm_and_dropout_continue_too(tmp_path, digits, monkeypatch, mode
     torch.rand(3)  # whatever else the process draws
     seen, seen_weights = finished(second)
     assert seen == expected
-    for key in (("wus+lr", 0, 3), ("topk", 0, 3)):
+    for key in ((WUSLR, 0, 3), (RANDOM, 0, 3), (TOGETHER, 0, 3)):
         assert all(torch.equal(value, weights[key][name]) for name, value in seen_weights[key].items())
 
 
@@ -128,12 +129,12 @@ def test_dropout_on_a_gpu_continues_too(tmp_path, digits, monkeypatch):
 
 def test_a_control_continues_too(tmp_path, digits, monkeypatch):
     """The clock is replaced: a skipped epoch takes half as long, so that controls have 4 of 6 epochs."""
-    monkeypatch.setattr(Run, "_train", timed(Run._train))
+    monkeypatch.setattr(loop.Run, "_train", timed(loop.Run._train))
     changes = dict(schedule="cosine")
     whole = experiment(tmp_path / "whole.pt", digits, **changes)
     whole.run()
     expected = numbers(whole.records)
-    assert [key for key, _ in expected if key[1] == 0] == [*((p, 0, 6) for p in POLICIES), ("dense", 0, 4)]
+    assert [key for key, _ in expected if key[1] == 0] == [*((m.label, 0, 6) for m in METHODS), ("dense", 0, 4)]
     for rounds in (8, 10):  # in the middle of a control, and at its end
         path = tmp_path / f"{rounds}.pt"
         killed_after(experiment(path, digits, **changes), rounds, monkeypatch)
@@ -145,14 +146,14 @@ def test_a_control_continues_too(tmp_path, digits, monkeypatch):
 
 def timed(train):
     def by_mode(self):
-        loss, accuracy, steps, _ = train(self)
-        return loss, accuracy, steps, 0.5 if self.mode == "skip" else 1.0
+        *found, _ = train(self)
+        return *found, {"fprop": 0.5 if self.mode == "skip" else 1.0}
 
     return by_mode
 
 
 def test_a_constant_rate_makes_the_control_the_start_of_the_dense_run(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr(Run, "_train", timed(Run._train))
+    monkeypatch.setattr(loop.Run, "_train", timed(loop.Run._train))
     made = experiment(tmp_path / "a.pt", digits, schedule="constant")
     start, started = made._start, []
     made._start = lambda group: (started.append(group.epochs), start(group))[1]
@@ -226,9 +227,9 @@ class Sly:
         ({"weight": torch.zeros(2)}, "expected a checkpoint of wuskern train, got .*something else"),
         ([1, 2], "expected a checkpoint of wuskern train"),
         (Sly(), "expected a checkpoint that can be read"),
-        ({"format": "wuskern train", "layout": 2, "torch": torch.__version__[:]}, "expected a checkpoint of layout 1, got 2"),
-        ({"format": "wuskern train", "layout": 1, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
-        ({"format": "wuskern train", "layout": 1, "torch": "2.13.0", "runs": []}, "expected a checkpoint with arguments, data"),
+        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 2, got 1"),
+        ({"format": "wuskern train", "layout": 2, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
+        ({"format": "wuskern train", "layout": 2, "torch": "2.13.0", "runs": []}, "expected a checkpoint with arguments, data"),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, monkeypatch, content, message):
@@ -244,11 +245,11 @@ def test_other_data_are_refused(tmp_path, digits, monkeypatch):
     killed_after(experiment(path, digits), 1, monkeypatch)
     y = digits.y_train.clone()
     y[-1] += 1
-    with pytest.raises(ValueError, match="expected the images and labels of the interrupted run, got others from digits"):
+    with pytest.raises(ValueError, match="expected the data of the interrupted run, got others from digits"):
         experiment(path, replace(digits, y_train=y)).resume(checkpoint.load(path))
 
 
 def test_the_state_of_another_run_is_refused(digits):
-    run = Run("wus", settings(wus=WUS), digits, seed=0)
+    run = Run("wus", settings(), digits, seed=0)
     with pytest.raises(ValueError, match=r"state: expected that of the run \('wus', 1, 4\), got \('wus', 0, 4\)"):
-        Run("wus", settings(wus=WUS), digits, seed=1).load_state_dict(run.state_dict())
+        Run("wus", settings(), digits, seed=1).load_state_dict(run.state_dict())

@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -11,19 +10,9 @@ import torch
 from wuskern.train import data
 
 
-@pytest.fixture(scope="module")
-def datasets():
-    """PyPI's torchvision is built for CUDA. Beside a torch without it, its library does not load and importing it misses two
-    operators; reading a data set uses none, so that declaring them is enough."""
-    try:
-        from torchvision import datasets
-    except ImportError:
-        pytest.skip("torchvision is not installed")
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        from torchvision import datasets
-    return datasets
+@pytest.fixture
+def datasets(torchvision):
+    return torchvision.datasets
 
 
 # name: folder, files for training and for testing, the file and the key of the classes' names, the key of the labels
@@ -84,15 +73,8 @@ def test_a_folder_without_the_files_or_with_damaged_ones(tmp_path, datasets, mon
 
 
 @pytest.mark.parametrize("error", [ImportError("No module named 'torchvision'"), RuntimeError("operator nms does not exist")])
-def test_without_a_torchvision_that_works(tmp_path, monkeypatch, error):
-    class Finder:
-        def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] == "torchvision":
-                raise error
-
-    for name in [name for name in sys.modules if name.startswith("torchvision")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+def test_without_a_torchvision_that_works(tmp_path, without_torchvision, error):
+    without_torchvision(error)
     with pytest.raises(ValueError, match="--data: cifar10 needs torchvision, install the one that fits this torch"):
         data.load("cifar10", str(tmp_path))
 

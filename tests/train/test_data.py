@@ -86,7 +86,7 @@ def test_a_broken_file_or_name(tmp_path):
     for source, message in (
         (str(broken), "expected a readable .npz file of plain arrays"),
         (str(tmp_path / "absent.npz"), "expected a readable .npz file of plain arrays"),
-        ("mnist", "expected digits, cifar10, cifar100 or the path of an .npz file, got 'mnist'"),
+        ("mnist", "expected digits, cifar10, cifar100, text or the path of an .npz or .txt file, got 'mnist'"),
     ):
         with pytest.raises(ValueError, match=f"--data: {message}"):
             data.load(source)

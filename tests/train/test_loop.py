@@ -6,16 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wuskern.train import data
-from wuskern.train.loop import Run, Settings
+from wuskern.train import data, loop
+from wuskern.train.methods import parse
+from wuskern.train.settings import Settings
 
-WUS = dict(threshold=1.0, window=1, patience=2, cooldown=1, warmup=1, guard=1.0, statistic="mean_change")
+# A window of two epochs after each second one.
+WINDOWS = ":threshold=1:window=1:patience=2:cooldown=1:warmup=1:guard=1"
+WUS = f"wus{WINDOWS}"
 
 
 def settings(**changes) -> Settings:
     base = dict(
         model="mlp", width=0.05, epochs=4, batch=64, optimizer="sgd", lr=0.05, momentum=0.9, weight_decay=1e-3,
-        channels_last=False, device="cpu", wus=WUS,
+        channels_last=False, device="cpu",
     )  # fmt: skip
     return Settings(**(base | changes))
 
@@ -25,12 +28,16 @@ def digits():
     return data.load("digits")
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
+def Run(policy: str, settings: Settings, data, seed: int, leader: loop.Run | None = None) -> loop.Run:
+    return loop.Run(parse(policy)[0], settings, data, seed, leader)
+
+
+def weights(run: loop.Run) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in run.model.named_parameters()}
 
 
 def test_every_policy_starts_alike_and_sees_the_same_batches(digits):
-    runs = [Run(policy, settings(topk=dict(ratio=1)), digits, seed=3) for policy in ("dense", "wus", "frozen", "topk")]
+    runs = [Run(policy, settings(), digits, seed=3) for policy in ("dense", WUS, "frozen", "meprop:ratio=1")]
     first = [run.epoch() for run in runs]  # full for all of them
     assert len({(e.loss, e.train_accuracy, e.test_accuracy) for e in first}) == 1
     other = Run("dense", settings(), digits, seed=4)
@@ -41,13 +48,13 @@ def test_every_policy_starts_alike_and_sees_the_same_batches(digits):
 def test_what_runs_beside_a_run_changes_none_of_its_numbers(digits, model):
     """alexnet draws its dropout masks from a random state of its own, and leaves the global one alone."""
     few = replace(digits, x_train=digits.x_train[:200], y_train=digits.y_train[:200])
-    alone = Run("wus", settings(model=model), few, seed=1)
+    alone = Run(WUS, settings(model=model), few, seed=1)
     before = torch.get_rng_state()
     expected = [alone.epoch().loss for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
 
     torch.manual_seed(99)
-    runs = [Run(policy, settings(model=model), few, seed=1) for policy in ("dense", "wus", "frozen")]
+    runs = [Run(policy, settings(model=model), few, seed=1) for policy in ("dense", WUS, "frozen")]
     seen = []
     for _ in range(2):
         torch.rand(7)
@@ -70,8 +77,8 @@ def test_cosine_runs_over_all_epochs(digits):
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_wus_lr_reduces_on_top_of_the_schedule(digits, schedule):
-    plain = Run("wus", settings(schedule=schedule, epochs=9), digits, seed=0)
-    reduced = Run("wus+lr", settings(schedule=schedule, epochs=9, lr_factor=0.25), digits, seed=0)
+    plain = Run(WUS, settings(schedule=schedule, epochs=9), digits, seed=0)
+    reduced = Run(f"wus+lr{WINDOWS}:factor=.25", settings(schedule=schedule, epochs=9), digits, seed=0)
     for _ in range(6):
         plain.epoch()
         reduced.epoch()
@@ -82,7 +89,7 @@ def test_wus_lr_reduces_on_top_of_the_schedule(digits, schedule):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_skip_window_moves_biases_only(digits, optimizer):
-    run = Run("wus", settings(optimizer=optimizer, lr=0.01), digits, seed=0)
+    run = Run(WUS, settings(optimizer=optimizer, lr=0.01), digits, seed=0)
     modes = []
     for _ in range(6):
         before = weights(run)
@@ -95,7 +102,7 @@ def test_a_skip_window_moves_biases_only(digits, optimizer):
 
 
 def test_frozen_repeats_the_leaders_windows_and_trains_the_same_parameters(digits):
-    wus = Run("wus", settings(), digits, seed=0)
+    wus = Run(WUS, settings(), digits, seed=0)
     frozen = Run("frozen", settings(), digits, seed=0, leader=wus)
     for _ in range(5):
         ours, stock = wus.epoch(), frozen.epoch()
@@ -106,11 +113,11 @@ def test_frozen_repeats_the_leaders_windows_and_trains_the_same_parameters(digit
 
 
 @pytest.mark.parametrize("per", ["batch", "example"])
-def test_topk_trains_and_moves_no_row_without_a_gradient(digits, per):
+def test_meprop_trains_and_moves_no_row_without_a_gradient(digits, per):
     """Without momentum and decay: after one step, of each hidden layer's 25 rows five at most have moved for a batch."""
     few = replace(digits, x_train=digits.x_train[:64], y_train=digits.y_train[:64])
-    plain = settings(lr=0.1, momentum=0.0, weight_decay=0.0, topk=dict(ratio=0.2, per=per))
-    run = Run("topk", plain, few, seed=0)
+    plain = settings(lr=0.1, momentum=0.0, weight_decay=0.0)
+    run = Run(f"meprop:ratio=.2:per={per}", plain, few, seed=0)
     before = weights(run)
     epoch = run.epoch()
     assert (epoch.mode, epoch.steps) == ("rows", 1)
@@ -131,5 +138,5 @@ def test_records_add_up(digits):
 
 @pytest.mark.parametrize("model", ["vgg11", "resnet18"])
 def test_channels_last_trains(digits, model):
-    run = Run("wus", settings(model=model, channels_last=True), digits, seed=0)
+    run = Run(WUS, settings(model=model, channels_last=True), digits, seed=0)
     assert run.epoch().loss < 3

@@ -10,13 +10,14 @@ from wuskern.train import files, results
 
 
 def save(path, records, complete=False):
-    results.save(path, {"epochs": 4}, "cpu", 100, records, complete)
+    results.save(path, {"epochs": 4}, "cpu", 100, records, {"wus": 7}, complete)
     return json.loads(path.read_text())
 
 
 def test_everything_is_in_the_file(tmp_path):
     content = save(tmp_path / "results.json", seed_of(0) + seed_of(1), complete=True)
     assert content["complete"] is True
+    assert content["peak_bytes"] == {"wus": 7}
     assert content["environment"]["backends"].keys() == set(ops.NAMES)
     assert [(r["policy"], r["seed"], len(r["epochs"])) for r in content["runs"]] == [
         ("dense", 0, 4), ("wus", 0, 4), ("dense", 1, 4), ("wus", 1, 4),
@@ -44,6 +45,6 @@ def test_file_is_whole_or_absent(tmp_path, monkeypatch):
     before = path.read_text()
     monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        results.save(path, {}, "cpu", 100, [], complete=True)
+        results.save(path, {}, "cpu", 100, [], {}, complete=True)
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]

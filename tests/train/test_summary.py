@@ -1,10 +1,11 @@
 """Shares, savings, controls, intervals and the verdict, on records written by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from wuskern.train import summary
+from wuskern.train import picture, summary
 from wuskern.train.controls import epochs_in_the_time_of
 from wuskern.train.records import Epoch, Record
 
@@ -103,35 +104,59 @@ def test_a_run_without_both_modes_has_no_saving():
     rows = summary.summarise([record("dense", 0, DENSE), record("wus", 0, DENSE)], IMAGES)
     assert rows[1].s == 0
     assert rows[1].f is None
-    assert summary.verdict(rows, IMAGES) == "wus found no window to skip: it trained as dense does."
+    rows = [replace(row, flops=1.0) for row in rows]
+    assert summary.verdict(rows, IMAGES) == "wus found nothing to leave out: it trained as dense does."
 
 
-TOPK = [("rows", 1.0, 0.4), ("rows", 1.0, 0.6), ("rows", 1.0, 0.8), ("rows", 1.0, 0.9)]
+def saving_half(policy, mode="rows"):
+    """Half the seconds, and of the FLOPs a quarter, then three quarters."""
+    made = record(policy, 0, [(mode, 1.0, accuracy) for accuracy in (0.4, 0.6, 0.8, 0.9)])
+    shares = (0.25, 0.25, 0.75, 0.75)
+    made.epochs = [replace(epoch, saved={"total": share}) for epoch, share in zip(made.epochs, shares, strict=True)]
+    return made
 
 
-def with_topk(*others):
-    topk = record("topk", 0, TOPK)
-    topk.computed = 0.125
-    return [*others, topk]
-
-
-def test_a_policy_of_rows_skips_nothing_and_says_what_it_computes():
-    rows = summary.summarise(with_topk(record("dense", 0, DENSE), record("dense", 0, CONTROL[:2], planned=2)), IMAGES)
-    topk = rows[1]
-    assert (topk.s, topk.f, topk.computed, topk.faster) == (None, None, 0.125, 0.5)
-    assert topk.against_control.points == pytest.approx(10)
-    assert rows[2].policy == "dense in the time of topk"
+def test_a_method_that_skips_nothing_says_what_it_computes():
+    records = [saving_half("meprop:k=5"), record("dense", 0, DENSE), record("dense", 0, CONTROL[:2], planned=2)]
+    rows = summary.summarise([records[1], records[0], records[2]], IMAGES)
+    meprop = rows[1]
+    assert (meprop.s, meprop.f, meprop.flops, meprop.faster) == (None, None, 0.5, 0.5)
+    assert meprop.against_control.points == pytest.approx(10)
+    assert meprop.against_dense.points == pytest.approx(-5)
+    assert rows[2].policy == "dense in the time of meprop:k=5"
     assert summary.verdict(rows, IMAGES) == (
-        "topk computes 12% of dense's backward FLOPs in each step. It took 50% less time than dense over the same epochs. "
+        "meprop:k=5 computed 50% of dense's FLOPs. It took 50% less time than dense over the same epochs. "
         "Against dense in the same time it ends at +10.00 points, but one seed decides nothing."
     )
     line = summary.table(rows).splitlines()[2].split()
-    assert line == ["topk", "90.00", "%", "4", "4.0", "-", "-", "-", "50.0", "%", "+10.00", "(one", "seed)", "LOSS"]
+    assert line[:8] == ["meprop:k=5", "90.00", "%", "-", "4", "4.0", "-", "-"]
+    assert line[8:] == ["50.0", "%", "50.0", "%", "-5.00", "(one", "seed)", "+10.00", "(one", "seed)", "LOSS"]
 
 
-def test_a_policy_of_rows_alone_says_what_it_computes():
-    rows = summary.summarise(with_topk(), IMAGES)
-    assert summary.verdict(rows, IMAGES) == "topk computes 12% of dense's backward FLOPs in each step."
+def test_without_dense_a_method_says_what_it_computes():
+    rows = summary.summarise([saving_half("sieve:keep=.5", "full")], IMAGES)
+    assert summary.verdict(rows, IMAGES) == "sieve:keep=.5 computed 50% of dense's FLOPs."
+
+
+def test_phases_are_means_over_seeds():
+    records = [record("dense", seed, DENSE) for seed in (0, 1)]
+    for seed, made in enumerate(records):
+        made.epochs = [replace(epoch, phase_seconds={"data": 1.0, "fprop": seed}, test_loss=seed) for epoch in made.epochs]
+    row = summary.summarise(records, IMAGES)[0]
+    assert (row.phase_seconds, row.test_loss) == ({"data": 4.0, "fprop": 2.0}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("points", "best"),
+    [
+        ([(1, 5), (2, 4), (3, 6)], [(1, 5), (3, 6)]),
+        ([(2, 6), (1, 5), (2, 7)], [(1, 5), (2, 7)]),
+        ([(2, 7), (3, 7)], [(2, 7)]),
+        ([(1, 1)], [(1, 1)]),
+    ],
+)
+def test_the_front_is_what_nothing_beats_in_both(points, best):
+    assert picture.front(points) == best
 
 
 def test_interval_is_students():

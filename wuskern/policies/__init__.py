@@ -1,4 +1,5 @@
-"""Training policies: they decide when layers skip or which rows they compute, and remember. One file per method."""
+"""Training policies: they decide when layers skip, which rows they compute and which layers are frozen, and remember. One file
+per method."""
 
 from wuskern.policies.base import Policy
 from wuskern.policies.compose import Compose
@@ -14,6 +15,7 @@ from wuskern.policies.freezing import (
     SingleShotFreezing,
 )
 from wuskern.policies.meprop import MeProp
+from wuskern.policies.savings import Saved, Savings
 from wuskern.policies.score_memory import ScoreMemory
 from wuskern.policies.sieving import SievingSampler
 from wuskern.policies.ssprop import SsProp
@@ -35,6 +37,8 @@ __all__ = [
     "PipeTransformerFreezing",
     "Policy",
     "ProgressiveFreezing",
+    "Saved",
+    "Savings",
     "ScoreMemory",
     "SievingSampler",
     "SingleShotFreezing",

@@ -1,25 +1,26 @@
 """What each layer's part of a training step costs, by one forward of an example."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.modules import SkippableLayer, skippable_layers, units
+from wuskern.modules import SkippableLayer, skippable_layers, skipping, units
 
 
 @dataclass(frozen=True)
 class Cost:
     """FLOPs of one sample, a multiplication and an addition as two. ``dgrad`` is zero where nothing before the layer trains.
-    ``rows``: output units."""
+    ``rows``: output units. ``leaves``: what trains before the layer."""
 
     fprop: int
     dgrad: int
     wgrad: int
     rows: int
+    leaves: frozenset[Tensor] = field(default=frozenset(), compare=False, repr=False)
 
 
 def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
@@ -45,7 +46,8 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
             fprop = 2 * output.numel() * layer.weight[0].numel() // batch
             before = found.get(name, Cost(0, 0, 0, 0))
             dgrad = before.dgrad + fprop * args[0].requires_grad
-            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, units(layer)[0])
+            leaves = before.leaves | _leaves(args[0])
+            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, units(layer)[0], leaves)
 
         return hook
 
@@ -54,7 +56,7 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
     modes = {module: module.training for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.is_cuda}
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices):
+        with torch.enable_grad(), torch.random.fork_rng(devices), skipping(model, False):
             model.eval()
             model(*inputs)
     finally:
@@ -65,3 +67,18 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
     if not found:
         raise ValueError("example: expected an input that runs through a converted layer, got none")
     return found
+
+
+def _leaves(x: Tensor) -> frozenset[Tensor]:
+    """The leaves of the graph of ``x`` that gradients would reach."""
+    if x.grad_fn is None:
+        return frozenset([x] if x.requires_grad else [])
+    nodes, left, found = {x.grad_fn}, [x.grad_fn], set()
+    while left:
+        node = left.pop()
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        new = {before for before, _ in node.next_functions if before is not None} - nodes
+        nodes |= new
+        left += new
+    return frozenset(found)

@@ -9,7 +9,7 @@ import torch
 from wuskern.doctor import package_version
 from wuskern.train.files import replacing
 
-FORMAT, LAYOUT = "wuskern train", 1  # a change of what the file holds is another layout
+FORMAT, LAYOUT = "wuskern train", 2  # a change of what the file holds is another layout
 CONTENT = {"arguments": dict, "data": int, "finished": list, "runs": list}
 
 

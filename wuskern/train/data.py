@@ -1,4 +1,4 @@
-"""Image data for small experiments: scikit-learn's handwritten digits, CIFAR, or arrays from an ``.npz`` file."""
+"""Data for small experiments: scikit-learn's handwritten digits, CIFAR, images from an ``.npz`` file, or text."""
 
 import zlib
 from dataclasses import dataclass, replace
@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wuskern.arguments import whole
+from wuskern.train import text
+
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_IMAGES = 360
 CIFAR = ("cifar10", "cifar100")
@@ -17,7 +20,7 @@ MAX_CLASSES = 100_000
 
 @dataclass(frozen=True)
 class Data:
-    """x: float32 ``[N, C, H, W]``; y: int64 ``[N]`` in ``[0, classes)``."""
+    """Images: x float32 ``[N, C, H, W]``, y int64 ``[N]``. Text: x and y int64 ``[N, T]``. y is in ``[0, classes)``."""
 
     name: str
     x_train: Tensor
@@ -27,7 +30,9 @@ class Data:
     classes: int
 
     def resized(self, size: int) -> "Data":
-        """Every image bilinearly interpolated to ``size`` x ``size``."""
+        """Every image bilinearly interpolated to ``size`` x ``size``. Raises ``ValueError`` for text."""
+        if self.x_train.ndim != 4:
+            raise ValueError(f"--image-size: expected with images only, got {size} with the text {self.name}")
 
         def resize(x: Tensor) -> Tensor:
             return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
@@ -35,8 +40,10 @@ class Data:
         return replace(self, x_train=resize(self.x_train), x_test=resize(self.x_test))
 
     def to(self, device: str, memory_format: torch.memory_format) -> "Data":
+        """On the device; ``memory_format`` is that of images."""
+
         def move(x: Tensor) -> Tensor:
-            return x.to(device).contiguous(memory_format=memory_format)
+            return x.to(device).contiguous(memory_format=memory_format) if x.ndim == 4 else x.to(device)
 
         return replace(
             self,
@@ -47,23 +54,29 @@ class Data:
         )
 
     def checksum(self) -> int:
-        """Of all images and labels: the same data give the same number."""
+        """Of all inputs and labels: the same data give the same number."""
         number = 0
         for x in (self.x_train, self.y_train, self.x_test, self.y_test):
             number = zlib.crc32(x.cpu().contiguous().numpy().data, number)
         return number
 
 
-def load(source: str, folder: str | None = None) -> Data:
-    """``"digits"``, ``"cifar10"`` or ``"cifar100"`` in ``folder``, or the path of an ``.npz`` file with x_train, y_train,
-    x_test, y_test.
+def load(source: str, folder: str | None = None, *, context: int = 64, limit: int = 2**18) -> Data:
+    """``"digits"``, ``"cifar10"`` or ``"cifar100"`` in ``folder``, the path of an ``.npz`` file with x_train, y_train, x_test,
+    y_test; ``"text"``, the Python standard library's source, or the path of a ``.txt`` file, UTF-8.
 
-    A file's x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255); its y: whole numbers
-    from 0.
+    An ``.npz`` file's x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255); its y: whole
+    numbers from 0.
+
+    Args:
+        context: bytes of text in a window. limit: how many bytes of text are taken, from the beginning; the last tenth of
+            them is for testing.
 
     Raises:
-        ValueError: what is wrong with the file or the name.
+        ValueError: what is wrong with the file or the name, or text too short for one window in each part.
     """
+    whole("context", context)
+    whole("limit", limit)
     if (source in CIFAR) != (folder is not None):
         raise ValueError(f"--data-dir: expected with cifar10 and cifar100, and only there, got {folder} with {source!r}")
     if source == "digits":
@@ -71,8 +84,18 @@ def load(source: str, folder: str | None = None) -> Data:
     if folder is not None:
         return _cifar(source, Path(folder))
     path = Path(source)
+    if source == "text" or path.suffix == ".txt":
+        content = text.standard_library(limit) if source == "text" else text.file(path, limit)
+        train, test = text.windows(content, context)
+        return Data(path.stem, *train, *test, classes=text.TOKENS)
     if path.suffix != ".npz":
-        raise ValueError(f"--data: expected digits, cifar10, cifar100 or the path of an .npz file, got {source!r}")
+        raise ValueError(
+            f"--data: expected digits, cifar10, cifar100, text or the path of an .npz or .txt file, got {source!r}"
+        )
+    return _npz(source, path)
+
+
+def _npz(source: str, path: Path) -> Data:
     try:
         with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file.files]

@@ -1,8 +1,9 @@
-"""Several policies over several seeds: the runs of a seed take turns epoch by epoch, so that all meet the same machine.
+"""Several methods over several seeds: the runs of a seed take turns epoch by epoch, so that all meet the same machine.
 
 Then each method's control: dense training over as many epochs as take the method's time, its schedule rescaled to them.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,15 +12,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from wuskern.policies import WUS
 from wuskern.train import checkpoint, processes, results, summary
 from wuskern.train.controls import epochs_in_the_time_of
 from wuskern.train.data import Data
-from wuskern.train.loop import POLICIES, Run, Settings
-from wuskern.train.picture import draw
+from wuskern.train.loop import Run
+from wuskern.train.methods import DENSE, Method
+from wuskern.train.picture import draw, draw_front
 from wuskern.train.records import Epoch, Record
+from wuskern.train.settings import Settings
 
-RESULTS, PICTURE = "results.json", "accuracy.png"
+RESULTS, PICTURE, FRONT = "results.json", "accuracy.png", "front.png"
 WARM_UP_STEPS = 12
 
 
@@ -28,7 +30,7 @@ class Group:
     """Runs that take turns, epoch by epoch. ``control_of``: the methods that it is the control of, if it is one."""
 
     seed: int
-    policies: tuple[str, ...]
+    methods: tuple[Method, ...]
     epochs: int
     control_of: tuple[str, ...] = ()
 
@@ -42,7 +44,7 @@ class Experiment:
     """
 
     settings: Settings
-    policies: tuple[str, ...]
+    methods: tuple[Method, ...]
     seeds: int
     data: Data
     out: Path
@@ -51,12 +53,15 @@ class Experiment:
     say: Callable[[str], None] = tqdm.write
     finished: list[Record] = field(default_factory=list)  # of groups that are done
     runs: list[Run] = field(default_factory=list)  # of the group that is not
+    measure_memory: bool = False
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes of a step at the start, by method
 
     def __post_init__(self) -> None:
         self.first = processes.rank() == 0
         if not self.first:
             self.say = lambda _: None
-        self.policies = tuple(sorted(self.policies, key=POLICIES.index))  # a frozen run follows the wus run before it
+        # Dense first, which the others are compared with; a frozen run follows the run with WUS before it.
+        self.methods = tuple(sorted(self.methods, key=lambda m: (m.label != DENSE, m.has("frozen"))))
 
     @functools.cached_property
     def data_checksum(self) -> int:
@@ -70,7 +75,7 @@ class Experiment:
         """Trains what is left and reports. Returns False when Ctrl-C ended it early; what was done is then reported."""
         done = sum(len(record.epochs) for record in self.records)
         controls = sum(record.planned for record in self.finished if record.planned < self.settings.epochs)
-        total = self.seeds * len(self.policies) * self.settings.epochs + controls
+        total = self.seeds * len(self.methods) * self.settings.epochs + controls
         try:
             with tqdm(total=total, initial=done, unit="epoch", disable=None if self.first else True) as bar:
                 for group in self._groups():
@@ -83,32 +88,38 @@ class Experiment:
         return complete
 
     def warm_up(self) -> None:
-        """Two thrown-away short epochs of all policies at once, in both modes, with nothing written: no run then pays for
-        the libraries' first calls, or for memory that the process did not have yet. Wrong arguments show here."""
+        """Two thrown-away short epochs of all methods at once, in both modes, with nothing written: no run then pays for
+        the libraries' first calls, or for memory that the process did not have yet. Wrong arguments show here. With
+        ``measure_memory`` each then takes a step that its peak memory is read from."""
         few = WARM_UP_STEPS * self.settings.batch
         data = replace(self.data, x_train=self.data.x_train[:few], y_train=self.data.y_train[:few])
-        runs = [Run(policy, self.settings, data, seed=0) for policy in self.policies]
+        runs = [Run(method, self.settings, data, seed=0) for method in self.methods]
         for skip in (False, True):
             for run in runs:
-                if isinstance(run.policy, WUS):
-                    run.policy.skipping = skip
-                    run.policy.apply()
+                if run.built.wus is not None:
+                    run.built.wus.skipping = skip
+                    run.built.wus.apply()
                 run.epoch()
+        for run in runs:
+            run.close()
+        for method in self.methods if self.measure_memory else ():
+            with contextlib.closing(Run(method, self.settings, data, seed=0)) as run:
+                self.peaks[method.label] = run.peak_bytes()
 
     # ---- what is left to train --------------------------------------------------------------------------------------
 
     def _groups(self) -> Iterator[Group]:
         """Those that are not finished, in their order. Which controls a seed needs shows when its policies are done."""
         for seed in range(self.seeds):
-            if not self._has(self.policies[0], seed, self.settings.epochs):
-                yield Group(seed, self.policies, self.settings.epochs)
-            for epochs, methods in self._controls(seed).items():
-                if self._has("dense", seed, epochs):
+            if not self._has(self.methods[0].label, seed, self.settings.epochs):
+                yield Group(seed, self.methods, self.settings.epochs)
+            for epochs, labels in self._controls(seed).items():
+                if self._has(DENSE, seed, epochs):
                     continue
                 if self.settings.schedule == "constant":  # the same training, only shorter
-                    self.finished.append(Record("dense", seed, epochs, self._epochs("dense", seed)[:epochs]))
+                    self.finished.append(Record(DENSE, seed, epochs, self._epochs(DENSE, seed)[:epochs]))
                 else:
-                    yield Group(seed, ("dense",), epochs, control_of=methods)
+                    yield Group(seed, (Method(DENSE),), epochs, control_of=labels)
 
     def _has(self, policy: str, seed: int, planned: int) -> bool:
         return (policy, seed, planned) in {record.key for record in self.finished}
@@ -120,10 +131,10 @@ class Experiment:
     def _controls(self, seed: int) -> dict[int, tuple[str, ...]]:
         """Number of epochs -> methods that take their time."""
         controls: dict[int, tuple[str, ...]] = {}
-        if "dense" in self.policies:
-            for method in self.policies[1:]:
-                epochs = epochs_in_the_time_of(self._epochs(method, seed), self._epochs("dense", seed))
-                controls[epochs] = (*controls.get(epochs, ()), method)
+        if self.methods[0].label == DENSE:
+            for method in self.methods[1:]:
+                epochs = epochs_in_the_time_of(self._epochs(method.label, seed), self._epochs(DENSE, seed))
+                controls[epochs] = (*controls.get(epochs, ()), method.label)
         return controls
 
     def _train(self, group: Group, bar: "tqdm[Any]") -> None:
@@ -140,14 +151,17 @@ class Experiment:
                 self.say(_line(run, epoch))
             self._save(complete=False)
             self.save_checkpoint()
+        for run in self.runs:
+            run.close()
         self.finished, self.runs = self.records, []
 
     def _start(self, group: Group) -> list[Run]:
-        runs: dict[str, Run] = {}
-        for policy in group.policies:
+        runs: list[Run] = []
+        for method in group.methods:
             settings = replace(self.settings, epochs=group.epochs)
-            runs[policy] = Run(policy, settings, self.data, group.seed, leader=runs.get("wus"))
-        return list(runs.values())
+            leader = next((run for run in runs if run.method.has("wus")), None)
+            runs.append(Run(method, settings, self.data, group.seed, leader))
+        return runs
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -172,7 +186,7 @@ class Experiment:
             ValueError: the data have changed since.
         """
         if state["data"] != self.data_checksum:
-            raise ValueError(f"expected the images and labels of the interrupted run, got others from {self.data.name}")
+            raise ValueError(f"expected the data of the interrupted run, got others from {self.data.name}")
         self.finished = [Record.from_state(record) for record in state["finished"]]
         if state["runs"]:
             self.runs = self._start(next(self._groups()))
@@ -182,30 +196,32 @@ class Experiment:
     # ---- reports ----------------------------------------------------------------------------------------------------
 
     def _report(self, complete: bool) -> None:
-        test_images = len(self.data.x_test)
-        rows = summary.summarise(self.records, test_images)
+        test_labels = self.data.y_test.numel()
+        rows = summary.summarise(self.records, test_labels)
         if not rows:
             return
         self._save(complete)
         picture = self.out / PICTURE
         if self.first:
-            draw(picture, f"{self.settings.model} on {self.data.name}", self.records)
+            title = f"{self.settings.model} on {self.data.name}"
+            draw(picture, title, self.records)
+            draw_front(self.out / FRONT, title, rows)
         self.say("\n" + summary.table(rows))
         self.say(summary.LEGEND)
-        if verdict := summary.verdict(rows, test_images):
+        if verdict := summary.verdict(rows, test_labels):
             self.say(verdict)
         self.say(f"results: {self.out / RESULTS}\npicture: {picture}")
 
     def _save(self, complete: bool) -> None:
         path, device = self.out / RESULTS, self.settings.device
         if self.first:
-            results.save(path, self.arguments, device, len(self.data.x_test), self.records, complete)
+            results.save(path, self.arguments, device, self.data.y_test.numel(), self.records, self.peaks, complete)
 
 
 def _line(run: Run, epoch: Epoch) -> str:
     record = run.record
     return (
-        f"seed {record.seed}  {record.policy:<6}  epoch {epoch.number:>3}/{record.planned}  {epoch.mode}  "
+        f"seed {record.seed}  {record.policy}  epoch {epoch.number:>3}/{record.planned}  {epoch.mode}  "
         f"loss {epoch.loss:.4f}  train {100 * epoch.train_accuracy:6.2f} %  test {100 * epoch.test_accuracy:6.2f} %  "
         f"{epoch.seconds:6.2f} s"
     )

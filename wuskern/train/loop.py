@@ -1,94 +1,79 @@
-"""One training run: a model, an optimizer, a policy, and the record of each epoch."""
+"""One training run: a model, an optimizer, a method, and the record of each epoch."""
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
 
 from wuskern.convert import convert
 from wuskern.distributed import Prepared, prepare
-from wuskern.policies import WUS, WUSLR, MeProp, Policy
-from wuskern.train import processes
-from wuskern.train.controls import Frozen
+from wuskern.optim import unscale_
+from wuskern.policies import Saved, Savings
+from wuskern.policies.freezing import ActivationCache, Freezing
+from wuskern.train import methods, processes
 from wuskern.train.data import Data
-from wuskern.train.flops import computed_share
-from wuskern.train.models import MODELS
+from wuskern.train.loader import Batches
+from wuskern.train.memory import peak_bytes
+from wuskern.train.methods import Method
+from wuskern.train.models import build
+from wuskern.train.phases import Phases
 from wuskern.train.records import Epoch, Record
+from wuskern.train.settings import AMP, SCHEDULES, Settings
 
-POLICIES = ("dense", "wus", "wus+lr", "frozen", "topk")
-OPTIMIZERS = ("sgd", "adamw")
-# Stepped after each epoch; both work from the current rate, so that WUS+LR's reductions stay.
-SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
-    "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
-    "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, T_max=epochs),
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run but its policy and its seed."""
-
-    model: str
-    width: float
-    epochs: int
-    batch: int
-    optimizer: str
-    lr: float
-    momentum: float
-    weight_decay: float
-    channels_last: bool
-    device: str
-    wus: dict[str, Any]  # keyword arguments of WUS
-    schedule: str = "constant"  # one of SCHEDULES, over all epochs
-    lr_factor: float = 0.5  # of WUS+LR
-    topk: dict[str, Any] = field(default_factory=dict)  # keyword arguments of MeProp
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+EVALUATED = 256  # samples of a batch
 
 
 class Run:
-    """Trains one model under one policy, epoch by epoch.
+    """Trains one model under one method, epoch by epoch.
 
-    Runs of one seed start from the same weights and see the same batches. Each has a random state of its own (torch's, on
-    the CPU and the CUDA device), so that its numbers do not depend on what else runs in between. The metric that WUS watches
-    is the accuracy on the training batches: it costs nothing and leaks nothing from the test set.
+    Runs of one seed start from the same weights and see the same batches, as long as no sampler leaves samples out. Each has a
+    random state of its own (torch's, on the CPU and the CUDA device), so that its numbers do not depend on what else runs in
+    between. The metric that WUS watches is the accuracy on the training batches: it costs nothing and leaks nothing from the
+    test set.
 
     Of several processes, each computes a part of every batch, as long as everybody's; all have the record of the first.
 
     Args:
-        policy: one of POLICIES. leader: for "frozen", a WUS run of the same seed whose windows it repeats.
+        leader: for ``frozen``, a run of the same seed with WUS in it, whose windows it repeats.
     """
 
-    def __init__(self, policy: str, settings: Settings, data: Data, seed: int, leader: "Run | None" = None) -> None:
-        self.settings, self.data = settings, data
-        self.record = Record(policy, seed, settings.epochs, [])
-        device = torch.device(settings.device)
-        self.cuda = [device] if device.type == "cuda" else []
+    def __init__(self, method: Method, settings: Settings, data: Data, seed: int, leader: "Run | None" = None) -> None:
+        self.method, self.settings, self.data = method, settings, data
+        self.record = Record(method.label, seed, settings.epochs, [])
+        self.device = torch.device(settings.device)
+        self.cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(self.cuda):
             torch.manual_seed(seed)
             channels, *size = data.x_train.shape[1:]
-            model = MODELS[settings.model](channels, size, data.classes, settings.width)
+            model = build(settings.model, channels, size, data.classes, settings.width)
             if processes.rank() > 0:  # dropout of its own
                 torch.manual_seed(seed + 1_000_003 * processes.rank())
             self.random = self._random_state()
-        self.model = model.to(device, memory_format=settings.memory_format)  # type: ignore[call-overload]
-        self.optimizer = self._optimizer()
+        self.model = model.to(self.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
+        if method.parts:
+            convert(self.model)
+        self.optimizer = settings.optimizer_of(self.model)
         self.order = torch.Generator().manual_seed(seed)
         self.schedule = SCHEDULES[settings.schedule](self.optimizer, settings.epochs)
-        self.policy = self._policy(policy, leader)
-        if isinstance(self.policy, MeProp):
-            some = slice(settings.batch)
-            self.record.computed = computed_share(self.policy, data.x_train[some], data.y_train[some])
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "fp16")
+        self.built = self._build(leader)
+        self.policy, self.sampler = self.built.policy, self.built.sampler
+        self.savings = self._savings()
         self.trained, self.prepared = self._distributed()
+        self.batches = Batches(
+            data.x_train,
+            data.y_train,
+            self.device,
+            host=settings.host,
+            workers=settings.workers,
+            memory_format=settings.memory_format,
+        )
+        self.cache = self._cache()
 
     @property
     def epochs(self) -> list[Epoch]:
@@ -97,109 +82,206 @@ class Run:
     @property
     def mode(self) -> str:
         """Of the next epoch, as in ``Epoch``."""
-        if isinstance(self.policy, MeProp):
-            return "rows"
-        return "skip" if isinstance(self.policy, WUS) and self.policy.skipping else "full"
+        if self.policy is None:
+            return "full"
+        wanted = [self.policy.wants(name) for name in self.policy.layers]
+        if all(flags.get("skip") or flags.get("frozen") for flags in wanted):
+            return "skip"
+        if any(flags.get("frozen") for flags in wanted):
+            return "frozen"
+        return "rows" if any(flags.get("rows") is not None for flags in wanted) else "full"
 
-    def _policy(self, name: str, leader: "Run | None") -> Policy | None:
-        if name == "dense":
+    def _build(self, leader: "Run | None") -> methods.Built:
+        if not self.method.parts:
+            return methods.Built()
+        built = methods.build(
+            self.method,
+            self.model,
+            self.optimizer,
+            self._example(),
+            epochs=self.settings.epochs,
+            samples=len(self.data.x_train),
+            seed=self.record.seed,
+            rank=processes.rank(),
+            world=processes.world(),
+            leader=leader.built.wus if leader else None,
+        )
+        if built.policy is not None and not self.method.has("frozen"):
+            built.policy.attach(self.optimizer)
+        return built
+
+    def _example(self) -> Tensor:
+        return self.data.x_train[:2].to(self.device)
+
+    def _savings(self) -> Savings | None:
+        """What PyTorch's own freezing saves is not known."""
+        if self.policy is None or self.method.has("frozen"):
             return None
-        convert(self.model)
-        if name == "frozen":
-            wus = leader.policy if leader else None
-            return Frozen(self.model, leader=wus if isinstance(wus, WUS) else None, **self.settings.wus)
-        policy: Policy
-        if name == "topk":
-            policy = MeProp(self.model, **self.settings.topk)
-        elif name == "wus+lr":
-            policy = WUSLR(self.model, self.optimizer, factor=self.settings.lr_factor, **self.settings.wus)
-        else:
-            policy = WUS(self.model, **self.settings.wus)
-        policy.attach(self.optimizer)
-        return policy
+        return Savings(self.policy, self._example(), samples=len(self.data.x_train) // processes.world())
+
+    def _saved(self, samples: int) -> dict[str, float] | None:
+        """``samples``: those trained on, of all processes."""
+        if self.savings is not None:
+            return asdict(self.savings.report())
+        if self.sampler is None:
+            return None
+        left_out = 1 - samples / len(self.data.x_train)
+        return asdict(Saved(0.0, 0.0, 0.0, 0.0, samples=left_out, depth=0, total=left_out))
 
     def _distributed(self) -> tuple[nn.Module, Prepared | None]:
         """What is called in training: the model, or DDP around it, and what carries DDP's choice of rows."""
         if processes.world() == 1:
             return self.model, None
-        ddp = DistributedDataParallel(self.model, device_ids=self.cuda or None)
+        ddp = DistributedDataParallel(
+            self.model, device_ids=self.cuda or None, find_unused_parameters=self._freezing is not None
+        )
         return ddp, prepare(ddp) if self.policy is not None else None
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        s, parameters = self.settings, self.model.parameters()
-        if s.optimizer == "adamw":
-            return torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
-        return torch.optim.SGD(parameters, lr=s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
+    @property
+    def _freezing(self) -> Freezing | None:
+        return next((policy for policy in self.built.parts if isinstance(policy, Freezing)), None)
+
+    def _cache(self) -> ActivationCache | None:
+        if self._freezing is None or self.settings.host or processes.world() > 1 or self.settings.cache == 0:
+            return None
+        return ActivationCache(self._freezing, self.data.x_train, limit=self.settings.cache * 2**20)
+
+    # ---- an epoch ---------------------------------------------------------------------------------------------------
 
     def epoch(self) -> Epoch:
-        """Trains one epoch, evaluates, lets the policy decide about the next one."""
+        """Trains one epoch, evaluates, lets the method decide about the next one."""
         mode = self.mode
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.trained.train()
         with self._own_random_state():
-            loss, train_accuracy, steps, seconds = self._train()
+            loss, train_accuracy, steps, samples, seconds = self._train()
+        total = sum(seconds.values())
+        test_loss, test_accuracy = self._test()
         record = Epoch(
             number=len(self.epochs) + 1,
             mode=mode,
             loss=loss,
             train_accuracy=train_accuracy,
-            test_accuracy=self._test_accuracy(),
+            test_accuracy=test_accuracy,
+            test_loss=test_loss,
             steps=steps,
-            seconds=seconds,
-            total_seconds=seconds + (self.epochs[-1].total_seconds if self.epochs else 0.0),
+            seconds=total,
+            total_seconds=total + (self.epochs[-1].total_seconds if self.epochs else 0.0),
+            phase_seconds=seconds,
+            saved=self._saved(samples),
             lr=lr,
         )
         record = processes.of_first(record)
         self.epochs.append(record)
         if self.policy is not None:
             self.policy.step(record.train_accuracy)
+        if self.sampler is not None:
+            self.sampler.step()
         self.schedule.step()
         return record
 
-    def _train(self) -> tuple[float, float, int, float]:
-        """Loss and accuracy over the epoch's images, steps, seconds."""
-        batches = torch.randperm(len(self.data.x_train), generator=self.order).split(self.settings.batch)
-        few = len(batches[-1]) < 2 * processes.world() and len(batches) > 1  # batch norm needs two images
-        batches = batches[:-1] if few else batches
-        device = self.data.x_train.device
-        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
-        start = self._clock()
-        for batch in map(processes.share, batches):
-            x, y = self.data.x_train[batch], self.data.y_train[batch]
-            if self.settings.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            logits, loss = self._step(x, y)
-            loss_sum += loss.detach() * len(batch)
-            correct += (logits.detach().argmax(1) == y).sum()
-        seconds = self._clock() - start
-        images = processes.world() * sum(len(processes.share(batch)) for batch in batches)
-        mean_loss, accuracy = (processes.total(of_mine).item() / images for of_mine in (loss_sum, correct))
-        return mean_loss, accuracy, len(batches), seconds
+    def _steps(self) -> list[tuple[Tensor, ...]]:
+        """The micro-batches of each step: this process's indices."""
+        world, batch = processes.world(), self.settings.batch
+        if self.sampler is not None:
+            mine = list(torch.tensor(list(self.sampler)).split(batch // world))
+            mine = mine[:-1] if len(mine[-1]) < 2 and len(mine) > 1 else mine
+        else:
+            batches = torch.randperm(len(self.data.x_train), generator=self.order).split(batch)
+            few = len(batches[-1]) < 2 * world and len(batches) > 1  # batch norm needs two images
+            mine = list(map(processes.share, batches[:-1] if few else batches))
+        return [batch.tensor_split(max(1, min(self.settings.accumulate, len(batch) // 2))) for batch in mine]
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _train(self) -> tuple[float, float, int, int, dict[str, float]]:
+        """Loss and accuracy over the epoch's samples, steps, samples, seconds by phase."""
+        steps = self._steps()
+        loss_sum = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device, dtype=torch.long)
+        phases = Phases(self.device)
+        with contextlib.closing(self.batches.epoch([index for micro in steps for index in micro])) as batches:
+            for micro in steps:
+                loss, right = self._step(batches, micro, phases)
+                loss_sum += loss
+                correct += right
+        seconds = phases.end()
+        samples = processes.world() * sum(len(index) for micro in steps for index in micro)
+        labels = samples * self.data.y_train[0].numel()
+        loss_mean = processes.total(loss_sum).item() / samples
+        return loss_mean, processes.total(correct).item() / labels, len(steps), samples, seconds
+
+    def _step(self, batches: Iterator[tuple[Tensor, Tensor, Tensor]], micro: tuple[Tensor, ...], phases: Phases) -> Any:
+        """One optimizer step; the sums of the samples' losses and of the right answers."""
         if self.policy is not None:
             self.policy.before_step()
-        logits = self.trained(x)
-        loss = F.cross_entropy(logits, y)
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        size = sum(map(len, micro))
+        loss_sum: Tensor | float = 0.0
+        correct: Tensor | int = 0
+        for i in range(len(micro)):
+            index, x, y = next(batches)
+            phases.mark("data")
+            with self._synchronised(i == len(micro) - 1):
+                logits = self._forward(index, x)
+                loss = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten())
+                phases.mark("fprop")
+                self.scaler.scale(loss * (len(index) / size)).backward()
+            phases.mark("backward")
+            loss_sum += loss.detach() * len(index)
+            right = logits.detach().argmax(-1) == y
+            correct += right.sum()
+            if self.sampler is not None:
+                self.sampler.record(index, right.float().flatten(1).mean(1) >= 0.5 if right.ndim > 1 else right)
+            phases.mark("data")
+        if self.scaler.is_enabled():
+            unscale_(self.scaler, self.optimizer)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.savings is not None:
+            self.savings.count(size, cached_layers=self.cache.layers if self.cache else 0)
         if self.policy is not None:
             self.policy.after_step()
-        return logits, loss
+        phases.mark("optimizer")
+        return loss_sum, correct
+
+    def _forward(self, index: Tensor, x: Tensor) -> Tensor:
+        with self._autocast():
+            return self.trained(x) if self.cache is None else self.cache(index)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AMP[self.settings.amp]
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    @contextlib.contextmanager
+    def _synchronised(self, last: bool) -> Iterator[None]:
+        """Of several processes, gradients are exchanged with the last micro-batch of a step."""
+        if last or not isinstance(self.trained, DistributedDataParallel):
+            yield
+        else:
+            with self.trained.no_sync():
+                yield
 
     @torch.no_grad()
-    def _test_accuracy(self) -> float:
+    def _test(self) -> tuple[float, float]:
+        """Loss and accuracy."""
         self.model.eval()
-        correct = 0
-        for x, y in zip(self.data.x_test.split(256), self.data.y_test.split(256), strict=True):
-            correct += int((self.model(x).argmax(1) == y).sum())
-        return correct / len(self.data.x_test)
+        loss, correct = 0.0, 0
+        for x, y in zip(self.data.x_test.split(EVALUATED), self.data.y_test.split(EVALUATED), strict=True):
+            x, y = x.to(self.device), y.to(self.device)
+            logits = self.model(x).flatten(0, -2)
+            loss += F.cross_entropy(logits, y.flatten(), reduction="sum").item()
+            correct += int((logits.argmax(-1) == y.flatten()).sum())
+        return loss / self.data.y_test.numel(), correct / self.data.y_test.numel()
 
-    def _clock(self) -> float:
-        if self.data.x_train.is_cuda:
-            torch.cuda.synchronize(self.data.x_train.device)
-        return time.perf_counter()
+    def peak_bytes(self) -> int:
+        """Of one training step, above what there was before it. It trains: for a run that is thrown away."""
+        micro = self._steps()[0]
+        self.trained.train()
+        with contextlib.closing(self.batches.epoch(list(micro))) as batches:
+            return peak_bytes(lambda: self._step(batches, micro, Phases(self.device)), self.device.type)
+
+    def close(self) -> None:
+        """Ends the workers that fetch data."""
+        self.batches.close()
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
@@ -211,7 +293,9 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "policy": self.policy.state_dict() if self.policy is not None else None,
+            "sampler": self.sampler.state_dict() if self.sampler is not None else None,
             "order": self.order.get_state(),
             "random": processes.of_all(self.random),
             "rows": self.prepared.state_dict() if self.prepared is not None else None,
@@ -226,13 +310,13 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        if self.policy is not None:
-            self.policy.load_state_dict(state["policy"])
+        self.scaler.load_state_dict(state["scaler"])
+        for own, name in ((self.policy, "policy"), (self.sampler, "sampler"), (self.prepared, "rows")):
+            if own is not None:
+                own.load_state_dict(state[name])
         self.order.set_state(state["order"])
         mine = processes.rank() * len(self.random)
         self.random = list(state["random"])[mine : mine + len(self.random)]
-        if self.prepared is not None:
-            self.prepared.load_state_dict(state["rows"])
 
     def _random_state(self) -> list[Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.cuda)]

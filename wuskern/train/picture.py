@@ -1,52 +1,100 @@
-"""Test accuracy over wall time, one panel per seed: policies, their controls dashed, WUS's skip windows shaded."""
+"""Pictures of a set of runs: test accuracy over wall time, by seed, and the front of the best trades of time for accuracy."""
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from wuskern.train.controls import seconds_per_epoch
+from wuskern.train.methods import DENSE
 from wuskern.train.records import Record
-from wuskern.train.summary import control, control_name, policy_records
+from wuskern.train.summary import Row, control, control_name, policy_records
 
-COLOURS = {"dense": "tab:blue", "frozen": "tab:orange", "wus": "tab:green", "wus+lr": "tab:red", "topk": "tab:purple"}
 PANELS = 4
 
 
 def draw(path: Path, title: str, records: list[Record]) -> None:
-    """Writes a PNG with a panel for each of the first four seeds."""
+    """Writes a PNG with a panel for each of the first four seeds: controls dashed, WUS's skip windows shaded."""
+    plt = _pyplot()
+    seeds = sorted({record.seed for record in records if record.epochs})[:PANELS]
+    methods = list(dict.fromkeys(record.policy for record in records))
+    colours = {method: f"C{i % 10}" for i, method in enumerate(methods)}
+    figure, panels = plt.subplots(len(seeds), 1, figsize=(9, 1.2 + 2.8 * len(seeds)), squeeze=False, sharex=True)
+    for panel, seed in zip(panels[:, 0], seeds, strict=True):
+        group = [record for record in policy_records(records) if record.seed == seed and record.epochs]
+        _panel(panel, group, records, colours)
+        panel.set_ylabel(f"seed {seed}: test accuracy, %")
+        panel.grid(alpha=0.3)
+    panels[0, 0].legend(loc="lower right", fontsize="x-small")
+    panels[0, 0].set_title(title)
+    panels[-1, 0].set_xlabel("training time, s")
+    _save(figure, path)
+
+
+def draw_front(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Writes a PNG: mean accuracy at the end over mean training time, with its standard error, a point for each method and,
+    hollow, each dense control; the Pareto front is a line."""
+    plt = _pyplot()
+    figure, panel = plt.subplots(figsize=(9, 6))
+    points = {row.policy: (row.seconds, 100 * statistics.fmean(row.accuracies)) for row in rows}
+    for row in rows:
+        x, y = points[row.policy]
+        error = 100 * statistics.stdev(row.accuracies) / len(row.accuracies) ** 0.5 if len(row.accuracies) > 1 else 0.0
+        dense = row.policy == DENSE or row.control_of is not None
+        style = dict(color="tab:gray", fillstyle="none") if dense else {}
+        panel.errorbar(x, y, error, marker="o", capsize=2, linestyle="", **style)
+        if row.control_of is None:
+            panel.annotate(row.policy, (x, y), textcoords="offset points", xytext=(5, 4), fontsize="x-small")
+    best = front(list(points.values()))
+    panel.plot(*zip(*best, strict=True), color="black", linewidth=0.8, label="Pareto front")
+    panel.plot([], [], "o", color="tab:gray", fillstyle="none", label="dense, as long as a method took")
+    panel.set_xlabel("training time, s")
+    panel.set_ylabel("test accuracy, %")
+    panel.set_title(title)
+    panel.grid(alpha=0.3)
+    panel.legend(loc="lower right", fontsize="small")
+    _save(figure, path)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (time, accuracy), those that none beats in both: by rising time."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    seeds = sorted({record.seed for record in records if record.epochs})[:PANELS]
-    figure, panels = plt.subplots(len(seeds), 1, figsize=(9, 1.2 + 2.8 * len(seeds)), squeeze=False, sharex=True)
-    for panel, seed in zip(panels[:, 0], seeds, strict=True):
-        _panel(panel, [record for record in policy_records(records) if record.seed == seed and record.epochs], records)
-        panel.set_ylabel(f"seed {seed}: test accuracy, %")
-        panel.grid(alpha=0.3)
-    panels[0, 0].legend(loc="lower right", fontsize="small")
-    panels[0, 0].set_title(title)
-    panels[-1, 0].set_xlabel("training time, s")
+    return plt
+
+
+def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
+    _pyplot().close(figure)
 
 
-def _panel(panel: Any, group: list[Record], records: list[Record]) -> None:
+def _panel(panel: Any, group: list[Record], records: list[Record], colours: dict[str, str]) -> None:
     runs = {record.policy: record for record in group}
     drawn = list(group)
-    for policy, record in runs.items():
-        _curve(panel, _seconds(record), record, COLOURS[policy], policy, marker=".", linewidth=1.2)
-        if policy == "wus":
-            _shade(panel, record)
-    for size, policy in enumerate([policy for policy in runs if policy != "dense"]):
-        found = control(records, policy, group[0].seed)
+    for method, record in runs.items():
+        _curve(panel, _seconds(record), record, colours[method], method, marker=".", linewidth=1.2)
+        if method.split(":")[0] == "wus":
+            _shade(panel, record, colours[method])
+    for size, method in enumerate([method for method in runs if method != DENSE]):
+        found = control(records, method, group[0].seed)
         if found is not None and found.epochs:
             # On the clock of the dense run that it was measured out by: it is trained later, when the machine may be busier.
-            seconds = [epoch.number * seconds_per_epoch(runs["dense"].epochs) for epoch in found.epochs]
-            _curve(panel, seconds, found, COLOURS[policy], control_name(policy), linestyle="--", linewidth=0.9)
+            seconds = [epoch.number * seconds_per_epoch(runs[DENSE].epochs) for epoch in found.epochs]
+            _curve(panel, seconds, found, colours[method], control_name(method), linestyle="--", linewidth=0.9)
             end = 100 * found.epochs[-1].test_accuracy
-            panel.plot(seconds[-1], end, "o", markersize=7 + 3 * size, fillstyle="none", color=COLOURS[policy])
+            panel.plot(seconds[-1], end, "o", markersize=7 + 3 * min(size, 3), fillstyle="none", color=colours[method])
             drawn.append(found)
     late = [100 * e.test_accuracy for record in drawn for e in record.epochs[len(record.epochs) // 3 :]]
     panel.set_ylim(min(late) - 1, max(late) + 0.5)
@@ -60,10 +108,10 @@ def _curve(panel: Any, seconds: list[float], record: Record, colour: str, label:
     panel.plot(seconds, [100 * epoch.test_accuracy for epoch in record.epochs], color=colour, label=label, **style)
 
 
-def _shade(panel: Any, record: Record) -> None:
+def _shade(panel: Any, record: Record, colour: str) -> None:
     label = "WUS skips"
     for epoch in record.epochs:
         if epoch.mode == "skip":
             begin = epoch.total_seconds - epoch.seconds
-            panel.axvspan(begin, epoch.total_seconds, color=COLOURS["wus"], alpha=0.15, linewidth=0, label=label)
+            panel.axvspan(begin, epoch.total_seconds, color=colour, alpha=0.15, linewidth=0, label=label)
             label = ""

@@ -1,16 +1,17 @@
 """What a run leaves: one record, with an entry per epoch."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: accuracies in [0, 1]; seconds of training, without evaluation; learning rate (of the first group)."""
+    """One epoch: accuracies in [0, 1]; losses per label; seconds of training, without evaluation, in all and by phase; learning
+    rate (of the first group); what was saved, by kind, of what dense training computes, or None where that is not counted."""
 
     number: int
-    mode: str  # "full", "skip", or "rows": some rows of the weight gradients
+    mode: str  # "full"; "skip"; "frozen": some layers are; "rows": some rows of the weight gradients
     loss: float
     train_accuracy: float
     test_accuracy: float
@@ -18,24 +19,24 @@ class Epoch:
     seconds: float
     total_seconds: float
     lr: float
+    test_loss: float = math.nan
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    saved: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN: the loss of a run that diverged is None."""
-        return asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
+        losses = {"loss": self.loss, "test_loss": self.test_loss}
+        return asdict(self) | {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
 
 
 @dataclass
 class Record:
-    """The epochs that a run has done of those ``planned``. Its policy, seed and plan tell it from all others.
-
-    ``computed``: share of dense's backward FLOPs in each step of a policy that chooses rows.
-    """
+    """The epochs that a run has done of those ``planned``. Its policy, seed and plan tell it from all others."""
 
     policy: str
     seed: int
     planned: int
     epochs: list[Epoch]
-    computed: float | None = None
 
     @property
     def key(self) -> tuple[str, int, int]:

@@ -12,6 +12,7 @@ from wuskern import ops
 from wuskern.backends import choose
 from wuskern.doctor import package_version, processor
 from wuskern.train.files import replacing
+from wuskern.train.methods import DENSE
 from wuskern.train.records import Record
 from wuskern.train.summary import control, policy_records, summarise, verdict
 
@@ -29,15 +30,24 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def save(path: Path, arguments: dict[str, Any], device: str, test_images: int, records: list[Record], complete: bool) -> None:
-    """Replaces the file in one step. ``complete``: nothing of what was planned is missing."""
-    rows = summarise(records, test_images)
+def save(
+    path: Path,
+    arguments: dict[str, Any],
+    device: str,
+    test_labels: int,
+    records: list[Record],
+    peaks: dict[str, int],
+    complete: bool,
+) -> None:
+    """Replaces the file in one step. ``peaks``: bytes of a step, by method. ``complete``: nothing of the plan is missing."""
+    rows = summarise(records, test_labels)
     content = {
         "arguments": arguments,
         "environment": environment(device),
         "complete": complete,
         "summary": [asdict(row) for row in rows],
-        "verdict": verdict(rows, test_images),
+        "verdict": verdict(rows, test_labels),
+        "peak_bytes": peaks,
         "runs": [_run(record) for record in policy_records(records)],
         "controls": _controls(records),
     }
@@ -50,7 +60,7 @@ def _run(record: Record) -> dict[str, Any]:
 
 def _controls(records: list[Record]) -> list[dict[str, Any]]:
     """For each method's run, the dense run in its time: the same one where two methods took the same number of epochs."""
-    methods = [record for record in policy_records(records) if record.policy != "dense"]
+    methods = [record for record in policy_records(records) if record.policy != DENSE]
     found = [(method, control(records, method.policy, method.seed)) for method in methods]
     return [{"control_of": m.policy, "planned": record.planned, **_run(record)} for m, record in found if record is not None]
 

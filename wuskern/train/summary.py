@@ -3,11 +3,11 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from wuskern.train.controls import epochs_in_the_time_of, seconds_per_epoch
-from wuskern.train.loop import POLICIES
+from wuskern.train.methods import DENSE, parse
 from wuskern.train.records import Epoch, Record
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
@@ -17,8 +17,8 @@ BySeed = dict[int, list[Epoch]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against its control: paired differences of test accuracy in points, and their 95 % interval, which one seed
-    does not have."""
+    """A method against another training: paired differences of test accuracy in points, and their 95 % interval, which one
+    seed does not have."""
 
     points: float
     low: float | None
@@ -36,20 +36,23 @@ class Comparison:
 class Row:
     """One policy, or a method's control, over its seeds. None where it does not apply.
 
-    ``s``: share of steps skipped; ``f``: saving of a skipped step; their product is the reduction to expect. ``computed``:
-    share of dense's backward FLOPs in a step with chosen rows. ``faster``: what was measured against dense over the same
-    epochs. ``loss``: the method is not shown to beat its control.
+    ``s``: share of steps skipped; ``f``: saving of a skipped step; their product is the reduction to expect. ``flops``: share
+    of dense's FLOPs over the whole training. ``faster``: what was measured against dense over the same epochs.
+    ``against_dense``: at the end of those. ``loss``: the method is not shown to beat its control.
     """
 
     policy: str
     accuracies: tuple[float, ...]  # at the end, per seed
+    test_loss: float | None  # at the end, mean over seeds
     seconds: float  # mean over seeds; of a control: as many as the dense run of its seed took for so many epochs
+    phase_seconds: dict[str, float]  # the same by phase, as measured
     seeds: tuple[int, ...]
     epochs: tuple[int, ...]  # per seed
     s: float | None = None
     f: float | None = None
-    computed: float | None = None
+    flops: float | None = None
     faster: float | None = None
+    against_dense: Comparison | None = None
     control_of: str | None = None
     against_control: Comparison | None = None
     loss: bool | None = None
@@ -83,26 +86,24 @@ def policy_records(records: list[Record]) -> list[Record]:
 def control(records: list[Record], method: str, seed: int) -> Record | None:
     """Dense over as many epochs as take the time of the method's run, which may be the dense run itself. None: not run."""
     runs = {record.policy: record for record in policy_records(records) if record.seed == seed and record.complete}
-    if method not in runs or "dense" not in runs:
+    if method not in runs or DENSE not in runs:
         return None
-    planned = epochs_in_the_time_of(runs[method].epochs, runs["dense"].epochs)
-    return next((record for record in records if record.key == ("dense", seed, planned)), None)
+    planned = epochs_in_the_time_of(runs[method].epochs, runs[DENSE].epochs)
+    return next((record for record in records if record.key == (DENSE, seed, planned)), None)
 
 
-def summarise(records: list[Record], test_images: int) -> list[Row]:
+def summarise(records: list[Record], test_labels: int) -> list[Row]:
     """A row per policy, and beneath each method that of its control, over the seeds that have one."""
     by_policy = comparable(records)
-    computed = {record.policy: record.computed for record in policy_records(records)}
     rows = []
-    for policy in sorted(by_policy, key=POLICIES.index):
-        by_seed, dense = by_policy[policy], by_policy.get("dense", {})
-        if policy == "dense":
+    for policy, by_seed in by_policy.items():
+        dense = by_policy.get(DENSE, {})
+        if policy == DENSE:
             rows.append(Row(policy, **_ends(by_seed)))
             continue
         found = {seed: control(records, policy, seed) for seed in by_seed}
         controls = {seed: record.epochs for seed, record in found.items() if record is not None and record.complete}
-        row = _method_row(policy, by_seed, dense, controls, test_images)
-        rows.append(replace(row, computed=computed[policy]))
+        rows.append(_method_row(policy, by_seed, dense, controls, 100 / test_labels))
         if controls:
             seconds = statistics.fmean(len(epochs) * seconds_per_epoch(dense[seed]) for seed, epochs in controls.items())
             rows.append(Row(control_name(policy), **_ends(controls) | {"seconds": seconds}, control_of=policy))
@@ -110,28 +111,47 @@ def summarise(records: list[Record], test_images: int) -> list[Row]:
 
 
 def _ends(by_seed: BySeed) -> dict[str, Any]:
+    every = [epoch for epochs in by_seed.values() for epoch in epochs]
+    test_loss = statistics.fmean(epochs[-1].test_loss for epochs in by_seed.values())
+    phases = {phase: sum(epoch.phase_seconds[phase] for epoch in every) / len(by_seed) for phase in every[0].phase_seconds}
     return {
         "accuracies": tuple(epochs[-1].test_accuracy for epochs in by_seed.values()),
+        "test_loss": test_loss if math.isfinite(test_loss) else None,
+        "phase_seconds": phases,
         "seconds": statistics.fmean(epochs[-1].total_seconds for epochs in by_seed.values()),
         "seeds": tuple(by_seed),
         "epochs": tuple(map(len, by_seed.values())),
     }
 
 
-def _method_row(policy: str, by_seed: BySeed, dense: BySeed, controls: BySeed, test_images: int) -> Row:
+def _method_row(policy: str, by_seed: BySeed, dense: BySeed, controls: BySeed, step: float) -> Row:
+    """``step``: points of one test label."""
     every = [epoch for epochs in by_seed.values() for epoch in epochs]
     ratios = [epochs[-1].total_seconds / dense[seed][-1].total_seconds for seed, epochs in by_seed.items() if seed in dense]
     faster = 1 - statistics.fmean(ratios) if ratios else None
-    against = compare(by_seed, controls, 100 / test_images) if controls else None
-    loss = against.word != "better" if against else None
-    return Row(policy, **_ends(by_seed), s=skipped(every), f=saving(every), faster=faster, against_control=against, loss=loss)
+    against = compare(by_seed, controls, step) if controls else None
+    return Row(
+        policy,
+        **_ends(by_seed),
+        s=skipped(every) if parse(policy)[0].skips else None,
+        f=saving(every),
+        flops=computed(every),
+        faster=faster,
+        against_dense=compare(by_seed, dense, step) if dense else None,
+        against_control=against,
+        loss=against.word != "better" if against else None,
+    )
 
 
-def skipped(epochs: list[Epoch]) -> float | None:
-    """Share of steps, or None where all compute some rows."""
-    if all(epoch.mode == "rows" for epoch in epochs):
-        return None
+def skipped(epochs: list[Epoch]) -> float:
+    """Share of steps."""
     return sum(e.steps for e in epochs if e.mode == "skip") / sum(e.steps for e in epochs)
+
+
+def computed(epochs: list[Epoch]) -> float | None:
+    """Share of dense's FLOPs in as many epochs, or None where that is not counted."""
+    saved = [epoch.saved["total"] for epoch in epochs if epoch.saved is not None]
+    return 1 - statistics.fmean(saved) if saved else None
 
 
 def saving(epochs: list[Epoch]) -> float | None:
@@ -142,10 +162,10 @@ def saving(epochs: list[Epoch]) -> float | None:
     return 1 - statistics.median(per_step["skip"]) / statistics.median(per_step["full"])
 
 
-def compare(method: BySeed, controls: BySeed, step: float) -> Comparison:
-    """At the end of training, over the seeds of the controls. ``step``: points of one test image."""
-    ends = {seed: (method[seed][-1].test_accuracy, epochs[-1].test_accuracy) for seed, epochs in controls.items()}
-    differences = [round(100 * (a - b), 9) for a, b in ends.values()]  # a difference of one image is one, not a bit more
+def compare(method: BySeed, others: BySeed, step: float) -> Comparison:
+    """At the end of training, over the seeds that both have. ``step``: points of one test label."""
+    ends = [(method[seed][-1].test_accuracy, others[seed][-1].test_accuracy) for seed in method if seed in others]
+    differences = [round(100 * (a - b), 9) for a, b in ends]  # a difference of one label is one, not a bit more
     mean, half = interval(differences, step)
     if math.isinf(half):
         return Comparison(mean, None, None, len(differences))
@@ -155,7 +175,7 @@ def compare(method: BySeed, controls: BySeed, step: float) -> Comparison:
 def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
     """Mean of paired differences and the half-width of its 95 % interval (Student's t; infinite for a single pair).
 
-    ``step``: the smallest difference that can be seen, one test image. The half-width is never less, since a few seeds can
+    ``step``: the smallest difference that can be seen, one test label. The half-width is never less, since a few seeds can
     agree to the image by chance.
     """
     mean = statistics.fmean(differences)
@@ -165,21 +185,21 @@ def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
     return mean, max(step, t * statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
-def verdict(rows: list[Row], test_images: int) -> str:
+def verdict(rows: list[Row], test_labels: int) -> str:
     """A line per method: what it computed and saved, and whether it is better than dense training in the same time."""
-    found = [(row.policy, _sentences(row, test_images)) for row in rows if row.policy != "dense"]
+    found = [(row.policy, _sentences(row, test_labels)) for row in rows if row.policy != DENSE and row.control_of is None]
     return "\n".join(f"{policy} {' It '.join(sentences)}" for policy, sentences in found if sentences)
 
 
-def _sentences(row: Row, test_images: int) -> list[str]:
+def _sentences(row: Row, test_labels: int) -> list[str]:
     """Each without its subject."""
-    if row.faster is not None and row.s == 0:
-        return ["found no window to skip: it trained as dense does."]
-    computed = [] if row.computed is None else [f"computes {row.computed:.0%} of dense's backward FLOPs in each step."]
-    return computed if row.faster is None else [*computed, _against_dense(row, test_images)]
+    if row.faster is not None and row.flops == 1:
+        return ["found nothing to leave out: it trained as dense does."]
+    computed = [] if row.flops is None else [f"computed {row.flops:.0%} of dense's FLOPs."]
+    return computed if row.faster is None else [*computed, _in_the_same_time(row, test_labels)]
 
 
-def _against_dense(row: Row, test_images: int) -> str:
+def _in_the_same_time(row: Row, test_labels: int) -> str:
     time = f"took {abs(row.faster or 0):.0%} {'less' if (row.faster or 0) >= 0 else 'more'} time than dense"
     time += " over the same epochs."
     against = row.against_control
@@ -189,15 +209,15 @@ def _against_dense(row: Row, test_images: int) -> str:
         return f"{time} Against dense in the same time it ends at {against.points:+.2f} points, but one seed decides nothing."
     evidence = (
         f"95 % interval {against.low:+.2f} to {against.high:+.2f}, n = {against.seeds}, "
-        f"one test image is {100 / test_images:.2f}"
+        f"one test label is {100 / test_labels:.2g}"
     )
     preposition = "from" if against.word == "not measurably different" else "than"
     return f"{time} It is {against.word} {preposition} dense in the same time: {against.points:+.2f} points ({evidence})."
 
 
 LEGEND = """\
-s: share of steps skipped (-: topk skips none); f: time a skipped step saves; s*f: reduction to expect
-less time: than dense over the same epochs
+s: share of steps skipped; f: time a skipped step saves; FLOPs: share of dense's, training
+less time: than dense over the same epochs; against dense: points of accuracy after those
 against control: points of accuracy against the line beneath, dense training in the same time with its schedule rescaled
 LOSS: not shown to be better than its control"""
 
@@ -208,22 +228,25 @@ def table(rows: list[Row]) -> str:
     def percent(x: float | None) -> str:
         return "-" if x is None else f"{100 * x:.1f} %"
 
-    header = ("policy", "test accuracy", "epochs", "seconds", "s", "f", "s*f", "less time", "against control")
+    header = (
+        "policy", "test accuracy", "loss", "epochs", "seconds", "s", "f", "FLOPs", "less time", "against dense",
+        "against control",
+    )  # fmt: skip
     lines: list[tuple[str, ...]] = [header]
     for r in rows:
         spread = f" +- {100 * statistics.stdev(r.accuracies):.2f}" if len(r.accuracies) > 1 else ""
-        product = r.s * r.f if r.s is not None and r.f is not None else None
         accuracy = f"{100 * statistics.fmean(r.accuracies):.2f} %{spread}"
         name = f"  {r.policy}" if r.control_of else r.policy
-        shares = (percent(v) for v in (r.s, r.f, product, r.faster))
-        lines.append((name, accuracy, f"{statistics.fmean(r.epochs):.4g}", f"{r.seconds:.1f}", *shares, _against(r)))
+        loss = "-" if r.test_loss is None else f"{r.test_loss:.3f}"
+        shares = (percent(v) for v in (r.s, r.f, r.flops, r.faster))
+        against = _points(r.against_dense), _points(r.against_control) + (" LOSS" if r.loss else "")
+        lines.append((name, accuracy, loss, f"{statistics.fmean(r.epochs):.4g}", f"{r.seconds:.1f}", *shares, *against))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _against(row: Row) -> str:
-    c = row.against_control
+def _points(c: Comparison | None) -> str:
     if c is None:
         return "-"
     bounds = "one seed" if c.low is None else f"{c.low:+.2f} to {c.high:+.2f}"
-    return f"{c.points:+.2f} ({bounds})" + (" LOSS" if row.loss else "")
+    return f"{c.points:+.2f} ({bounds})"

@@ -73,6 +73,12 @@ class ActivationCache:
         return None
 
     @property
+    def layers(self) -> int:
+        """Converted layers that do not run, their outputs being kept."""
+        inside = {module for child in list(self.model.children())[: self._cut] for module in child.modules()}
+        return 0 if self._values is None else sum(layer in inside for layer in self.freezing.layers.values())
+
+    @property
     def nbytes(self) -> int:
         """That the values take now."""
         return 0 if self._values is None else self._values.nbytes

@@ -1,0 +1,89 @@
+"""The tables over all methods, as Markdown: what each saved and what it cost, and beside it the claim of its paper."""
+
+import statistics
+from typing import Any
+
+from bench.render import MIB, machine, table
+from wuskern.train.methods import DENSE, parse
+from wuskern.train.phases import PHASES
+
+# By the name of a part: the source's claim, and why a small network on two cores need not show it.
+CLAIMS = {
+    "wus": "WUS: 54 % / 43 % less training time on CPU for CIFAR-10 / 100, accuracy virtually the same. Here a skipped step "
+    "saves what the weight gradient and update cost, and windows open only once accuracy stands still.",
+    "wus+lr": "WUS+LR: 50 % / 35 % less time. As WUS; the factor of the rate is ours.",
+    "meprop": "meProp: backprop alone 5.9x faster on MNIST (MLP-500, top-80), accuracy +.03 to +.07. Here the whole step is "
+    "timed, against a dense step that is fast, and all hidden layers share one ratio.",
+    "ssprop": "ssProp: 40 % of the backward's FLOPs with bars at .2. Half of the epochs are dense, so time falls by less.",
+    "memory": "MSBP: backprop 9.7x, training 2.1x on MNIST. This is a score memory, not its formula, which is unknown to us.",
+    "tinyprop": "TinyProp: for fine-tuning on microcontrollers. Here from scratch, unified over the batch, four ratios.",
+    "freeze": "SpFDE: freezing from front to back, its schedule unknown; on sparse ImageNet nets. The front layers of this net "
+    "are its cheap ones, its last layers hold most weights.",
+    "freeze-once": "SpFDE's single-shot scheme and, with until, single-shot and resume: compared there with progressive "
+    "freezing; no figure is in a source at hand.",
+    "freeze-periodic": "SpFDE's periodic scheme: the same.",
+    "freeze-delayed": "SpFDE's delayed scheme: the same; the growth from turn to turn is ours.",
+    "composer": "composer: no figure for it by itself is in a source at hand. Its schedule freezes all but one layer at the end.",
+    "pipetransformer": "PipeTransformer: up to 2.83x on ViT and BERT over many GPUs, most of it by pipelines, not by freezing.",
+    "autofreeze": "AutoFreeze: up to 2.55x in fine-tuning BERT, with cached activations. Here from scratch, where gradients of "
+    "front layers settle late.",
+    "sieve": "SpFDE and MEST: training on a part of the data at about the same accuracy. Fewer steps each epoch; dense in the "
+    "same time takes fewer epochs instead.",
+    "frozen": "PyTorch's own requires_grad_(False) in the epochs that WUS skips: what WUS is to be compared with.",
+}
+
+
+def methods(content: dict[str, Any]) -> str:
+    """Which methods beat dense training in the same time first, then a row per method and its control, then the claims."""
+    rows = [row for row in content["summary"] if row["control_of"] is None]
+    own = {row["control_of"]: row for row in content["summary"] if row["control_of"] is not None}
+    header = [
+        "method", "test accuracy", "test loss", "epochs", "seconds", *(f"{phase} s" for phase in PHASES), "FLOPs of dense's",
+        "step's peak MiB", "times faster", "points against dense", "dense in the same time", "points against that",
+    ]  # fmt: skip
+    body = [_row(row, own.get(row["policy"]), content["peak_bytes"]) for row in rows]
+    parts = dict.fromkeys(part.name for row in rows for part in parse(row["policy"])[0].parts)
+    claims = [f"- {CLAIMS[name]}" for name in parts if name in CLAIMS]
+    dense = rows[0]
+    said = f"{len(dense['accuracies'])} paired seeds, 95 % intervals; {machine(content)}."
+    return "\n\n".join([_verdict(rows), table(header, body), said, "\n".join(claims)])
+
+
+def _verdict(rows: list[dict[str, Any]]) -> str:
+    compared = [row for row in rows if row["against_control"] is not None]
+    better = [f"`{row['policy']}`" for row in compared if not row["loss"]]
+    if not better:
+        return f"**None of {len(compared)} methods is shown to beat dense training in the same time.**"
+    return f"{len(better)} of {len(compared)} methods beat dense training in the same time: {', '.join(better)}."
+
+
+def _row(row: dict[str, Any], control: dict[str, Any] | None, peaks: dict[str, int]) -> list[str]:
+    peak = peaks.get(row["policy"])
+    return [
+        "dense" if row["policy"] == DENSE else f"`{row['policy']}`",
+        _accuracy(row),
+        "-" if row["test_loss"] is None else f"{row['test_loss']:.3f}",
+        f"{statistics.fmean(row['epochs']):.3g}",
+        f"{row['seconds']:.2f}",
+        *(f"{row['phase_seconds'][phase]:.2f}" for phase in PHASES),
+        "-" if row["flops"] is None else f"{row['flops']:.0%}",
+        "-" if peak is None else f"{peak / MIB:.1f}",
+        "-" if row["faster"] is None else f"{1 / (1 - row['faster']):.2f}x",
+        _points(row["against_dense"]),
+        "-" if control is None else _accuracy(control),
+        _points(row["against_control"]) + (" **loss**" if row["loss"] else ""),
+    ]
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    accuracies = [100 * accuracy for accuracy in row["accuracies"]]
+    spread = f" +- {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{statistics.fmean(accuracies):.2f} %{spread}"
+
+
+def _points(comparison: dict[str, Any] | None) -> str:
+    if comparison is None:
+        return "-"
+    if comparison["low"] is None:
+        return f"{comparison['points']:+.2f} (one seed)"
+    return f"{comparison['points']:+.2f} ({comparison['low']:+.2f} to {comparison['high']:+.2f})"

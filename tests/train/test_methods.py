@@ -1,0 +1,82 @@
+"""What --policy says, and the policies that come of it."""
+
+import pytest
+import torch
+import torch.nn as nn
+
+import wuskern as wk
+from wuskern.policies import WUS, WUSLR, Compose, MeProp, ScoreMemory
+from wuskern.train import methods
+from wuskern.train.methods import Method, Part, parse
+
+
+def built(text: str, **changes) -> methods.Built:
+    torch.manual_seed(0)
+    model = wk.convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    given = dict(epochs=10, samples=50, seed=3) | changes
+    return methods.build(parse(text)[0], model, optimizer, torch.randn(2, 4), **given)
+
+
+def test_commas_pluses_and_colons():
+    assert parse("dense, wus ,wus") == (Method("dense"), Method("wus", (Part("wus", {}),)))
+    (method,) = parse("wus+lr:factor=.25:warmup=0+meprop:ratio=1e-1:k=none:scope=both:dense=0/2+sieve:once=true")
+    assert method.parts == (
+        Part("wus+lr", {"factor": 0.25, "warmup": 0}),
+        Part("meprop", {"ratio": 0.1, "k": None, "scope": "both", "dense": ["0", "2"]}),
+        Part("sieve", {"once": True}),
+    )
+    assert [part.name for part in parse("sieve+wus+memory:k=1")[0].parts] == ["sieve", "wus", "memory"]
+    assert [part.name for part in parse("sieve+wus+lr")[0].parts] == ["sieve", "wus+lr"]
+    assert parse("wus+lr")[0].skips
+    assert not parse("meprop:k=1")[0].skips
+
+
+def test_a_method_is_what_its_parts_are_together():
+    found = built("wus+lr:factor=.25:window=3+memory:k=2+sieve:keep=.5")
+    assert isinstance(found.policy, Compose)
+    wus, memory = found.parts
+    assert (type(wus), wus.factor, wus.window, found.wus) == (WUSLR, 0.25, 3, wus)
+    assert (type(memory), memory.amount.k) == (ScoreMemory, 2)
+    assert (found.sampler.size, found.sampler.seed, len(found.sampler)) == (50, 3, 25)
+
+
+def test_one_part_is_its_policy_and_dense_is_none():
+    assert isinstance(built("meprop:k=2").policy, MeProp)
+    assert built("sieve").policy is None
+    assert built("dense") == methods.Built()
+
+
+def test_frozen_follows_its_leader():
+    leader = built("wus").policy
+    leader.skipping = True
+    frozen = built("frozen", leader=leader).policy
+    assert isinstance(frozen, WUS)
+    frozen.step(0.5)
+    assert frozen.skipping
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--policy: expected one of dense, wus, wus[+]lr, frozen, .*, got ''"),
+        ("dense+wus", "--policy: expected one of .*, got 'dense'"),
+        ("wus+wus", "--policy: expected each part of a method once, got wus twice in 'wus[+]wus'"),
+        ("frozen+sieve", "--policy: expected frozen alone"),
+        ("meprop:rows=3", "--policy: expected meprop with ratio=, k=, .*, got 'rows=3'"),
+        ("meprop:k", "--policy: expected meprop with .*, got 'k'"),
+        ("sieve:seed=1", "--policy: expected sieve with keep=, rate=, interval=, once=, got 'seed=1'"),
+        ("wus:optimizer=1", "--policy: expected wus with mode=, .*, got 'optimizer=1'"),
+    ],
+)
+def test_what_cannot_be_read_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_every_part_is_described_with_its_defaults():
+    lines = methods.describe().splitlines()
+    assert [line.strip().split(":")[0] for line in lines] == ["dense", *methods.PARTS]
+    assert "  meprop: ratio=none k=none scope=both score=l1 block=1 bias=dense per=batch dense=none" in lines
+    assert "factor=0.5" in next(line for line in lines if "wus+lr" in line)
+    assert "warmup=5" in next(line for line in lines if "frozen" in line)

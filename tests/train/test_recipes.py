@@ -1,0 +1,50 @@
+"""Recipes: every one of the package can be read as a command line, and one that is wrong says what is."""
+
+import pytest
+
+from wuskern import cli
+from wuskern.train import methods, recipes
+
+
+@pytest.mark.parametrize("recipe", recipes.shipped(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("on_cifar", [False, True])
+def test_a_shipped_recipe_is_a_command_line(recipe, on_cifar):
+    given = cli._parser().parse_args(["train", *recipe.arguments(on_cifar)])
+    parsed = methods.parse(given.policy)
+    assert parsed[0].label == "dense"
+    assert len(parsed) > 1
+    assert given.data.startswith("cifar") == (on_cifar and bool(recipe.cifar))
+
+
+def test_values_become_arguments():
+    train = {"model": "mlp", "weight_decay": 1e-4, "channels_last": True, "host": False, "policy": ["dense", "wus:window=3"]}
+    recipe = recipes.Recipe("a", "A", "somewhere", train, {"data": "cifar10", "model": "vgg11"})
+    assert recipe.arguments(False) == ["--model=mlp", "--weight-decay=0.0001", "--channels-last", "--policy=dense,wus:window=3"]
+    assert recipe.arguments(True)[0] == "--model=vgg11"
+    assert recipe.arguments(True)[-1] == "--data=cifar10"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "--recipe: expected a file that can be read, got "),
+        ("title = ", "--recipe: expected TOML in 'a', got "),
+        ('title = "a"\n[train]\n', "--recipe: expected title and source, and tables train and cifar, in 'a', got no source"),
+        ('title = "a"\nsource = "b"\ntrain = 3\n', "got something else as train"),
+        ('title = "a"\nsource = "b"\nmodel = "mlp"\n[train]\n', "got something else as model"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "a.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        recipes.load(str(path))
+
+
+def test_an_argument_that_there_is_not_is_named(tmp_path, capsys):
+    path = tmp_path / "a.toml"
+    path.write_text('title = "a"\nsource = "b"\n[train]\nspeed = 3\n')
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--recipe", str(path)])
+    assert "unrecognized arguments: --speed=3" in capsys.readouterr().err

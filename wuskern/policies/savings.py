@@ -1,0 +1,161 @@
+"""What a policy saved of the arithmetic of training: per epoch, as shares of what dense training computes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from wuskern.arguments import check_keys, whole
+from wuskern.configs import gathers
+from wuskern.modules import units, weight_owners
+from wuskern.policies.base import Flags, Policy
+from wuskern.policies.costs import costs
+from wuskern.rows import PerExample
+
+KINDS = ("fprop", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Shares from 0 to 1; of none counted, 0.
+
+    Attributes:
+        fprop, dgrad, wgrad: of the FLOPs of that kind which dense training of the same samples computes in converted layers.
+        rows: of the rows of their weights, those without a gradient; the mean over samples.
+        samples: of an epoch's samples, those not trained on; under 0 where some came twice.
+        depth: layers that were frozen at the end.
+        total: of all FLOPs of a dense epoch, those of the samples left out included.
+    """
+
+    fprop: float
+    dgrad: float
+    wgrad: float
+    rows: float
+    samples: float
+    depth: int
+    total: float
+
+
+class Savings:
+    """Counts what a policy's flags leave out, by the layers' costs.
+
+    Call :meth:`count` for each batch, before ``policy.after_step`` decides about the next one, and :meth:`report` after each
+    epoch. A layer that skips has no wgrad. Chosen rows leave out the other rows' part of wgrad, unless the layer computes it
+    whole, which is faster where many rows are chosen; with scope "both" of dgrad too. A frozen layer has neither. A layer
+    before which nothing trains any more, such as the first one after a frozen prefix, has no dgrad. ``PerExample`` saves
+    nothing: its products are computed whole, and its rows differ between examples.
+    Not counted: sums, scores, copies, and whatever runs outside of converted layers.
+
+    Args:
+        policy: of a converted model; several: a ``Compose``. example: as for :func:`wuskern.policies.costs.costs`.
+        samples: that an epoch of dense training has, in this process. None: the share of samples is 0.
+
+    Raises:
+        ValueError, TypeError: ``samples`` is no number from 1; what ``costs`` raises.
+    """
+
+    def __init__(self, policy: Policy, example: Tensor | Sequence[Any], *, samples: int | None = None) -> None:
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policy: expected a policy, got {type(policy).__name__}")
+        if samples is not None:
+            whole("samples", samples)
+        self.policy, self.samples = policy, samples
+        self.costs = costs(policy.model, example)
+        self._owners = weight_owners(policy.model, policy.layers)
+        self._wants: list[Flags] = []
+        self._left_out: dict[str, int] = {}  # of one sample
+        self._depth = 0
+        self._reached: dict[tuple[tuple[bool, bool], ...], list[bool]] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.trained = self.depth = 0
+        self.left_out = dict.fromkeys((*KINDS, "rows"), 0)
+
+    def count(self, samples: int, *, cached_layers: int = 0) -> None:
+        """Counts a batch of so many samples under the flags that the policy wants now.
+
+        Args:
+            cached_layers: frozen layers, from the first, that did not run: a cache gave their outputs.
+
+        Raises:
+            ValueError, TypeError: no numbers from 0, or more cached layers than are frozen.
+        """
+        whole("samples", samples, 0)
+        whole("cached_layers", cached_layers, 0)
+        wants = [self.policy.wants(name) for name in self.costs]
+        if wants != self._wants:
+            self._wants, self._left_out = wants, self._of_one_sample(wants)
+            self._depth = sum(wanted.get("frozen", False) for wanted in wants)
+        if cached_layers > self._depth:
+            raise ValueError(f"cached_layers: expected at most {self._depth}, those that are frozen, got {cached_layers}")
+        self.depth = self._depth
+        self.trained += samples
+        for kind, one in self._left_out.items():
+            self.left_out[kind] += samples * one
+        if cached_layers:
+            self.left_out["fprop"] += samples * sum(cost.fprop for cost in list(self.costs.values())[:cached_layers])
+
+    def report(self) -> Saved:
+        """Of everything since the last report; the next one starts anew."""
+        dense = {kind: sum(getattr(cost, kind) for cost in self.costs.values()) for kind in (*KINDS, "rows")}
+        shares = {kind: _share(self.left_out[kind], self.trained * dense[kind]) for kind in dense}
+        flops = _share(sum(self.left_out[kind] for kind in KINDS), self.trained * sum(dense[kind] for kind in KINDS))
+        samples = 0.0 if self.samples is None else 1 - self.trained / self.samples
+        saved = Saved(**shares, samples=samples, depth=self.depth, total=1 - (1 - samples) * (1 - flops))
+        self._start()
+        return saved
+
+    # ---- one sample -------------------------------------------------------------------------------------------------
+
+    def _of_one_sample(self, wants: list[Flags]) -> dict[str, int]:
+        total = dict.fromkeys(("dgrad", "wgrad", "rows"), 0)
+        for (name, cost), wanted, reached in zip(self.costs.items(), wants, self._have_dgrad(wants), strict=True):
+            trained, wgrad, dgrad = self._rows(name, wanted)
+            total["rows"] += cost.rows - trained
+            total["wgrad"] += cost.wgrad * (cost.rows - wgrad) // cost.rows
+            total["dgrad"] += cost.dgrad * (cost.rows - dgrad * reached) // cost.rows
+        return total
+
+    def _rows(self, name: str, wanted: Flags) -> tuple[int, int, int]:
+        """The rows of a layer that get a gradient, and those that wgrad and dgrad are computed for."""
+        layer = self.policy.layers[name]
+        out, groups = units(layer)
+        if wanted.get("frozen", False):
+            return 0, 0, 0
+        if wanted.get("skip", False):
+            return 0, 0, out
+        rows = wanted.get("rows")
+        if rows is None or isinstance(rows, PerExample):
+            return out, out, out
+        k = rows.count(out, groups)
+        if rows.scope == "both":
+            return k, k, k
+        return k, k if gathers(layer.weight[0].numel(), k, out) else out, out
+
+    def _have_dgrad(self, wants: list[Flags]) -> list[bool]:
+        """Whether something before each layer trains: its dgrad is computed for that alone."""
+        flags = tuple((wanted.get("frozen", False), wanted.get("skip", False)) for wanted in wants)
+        if flags not in self._reached:
+            skipping = {self.policy.layers[name] for name, (_, skip) in zip(self.costs, flags, strict=True) if skip}
+            still = {weight for weight, owners in self._owners if skipping.issuperset(owners)}
+            still |= set(self.policy.frozen_parameters())
+            self._reached[flags] = [not cost.leaves <= still for cost in self.costs.values()]
+        return self._reached[flags]
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whole numbers: of the report to come."""
+        return {"trained": self.trained, "depth": self.depth, "left_out": dict(self.left_out)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken. Raises ``ValueError`` for other keys."""
+        check_keys(state, self.state_dict())
+        check_keys(state["left_out"], self.left_out)
+        self.trained, self.depth, self.left_out = state["trained"], state["depth"], dict(state["left_out"])
+
+
+def _share(part: int, of: int) -> float:
+    return part / of if of else 0.0

@@ -1,0 +1,129 @@
+"""The batches of an epoch on the training device, from data that are there or that workers fetch from host memory."""
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from wuskern.arguments import whole
+
+Batch = tuple[Tensor, Tensor, Tensor]  # which samples (on the CPU, as given), their x, their y
+
+
+class Batches:
+    """Batches by the numbers of their samples; the same bits whether the data are on the device or in host memory.
+
+    With ``host`` each batch is fetched while the one before is in use, through pinned memory and on a stream of its own where
+    the device is CUDA. Workers stay from epoch to epoch: ``close`` ends them, as does the end of a ``with`` block. No random
+    state is used.
+
+    Args:
+        x, y: all samples, on ``device``, or in host memory with ``host``. ``[N, ...]`` each.
+        device: what batches are on.
+        host: whether the data stay in host memory. workers: processes that fetch; 0: the training process does.
+        memory_format: of images, ``[N, C, H, W]``.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        device: torch.device | str,
+        *,
+        host: bool = False,
+        workers: int = 0,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        whole("workers", workers, 0)
+        if workers and not host:
+            raise ValueError(f"workers: expected 0 with data on the device, got {workers}")
+        if host and x.device.type != "cpu":
+            raise ValueError(f"x: expected in host memory, got on {x.device}")
+        self.x, self.y, self.device = x, y, torch.device(device)
+        self.host, self.workers, self.memory_format = host, workers, memory_format
+        self.stream = torch.cuda.Stream(self.device) if host and self.device.type == "cuda" else None
+        self._order = _Order()
+        self._loader: DataLoader[Any] | None = None
+        self._fetching: Any = None  # the loader's iterator: it holds the workers
+
+    def epoch(self, batches: Sequence[Tensor]) -> Generator[Batch, None, None]:
+        """``(index, x, y)`` for each index, int64 ``[B]`` on the CPU, in their order. One epoch at a time; it may be left
+        early."""
+        if not self.host:
+            for index in batches:
+                yield index, self._formatted(self.x[index]), self.y[index]
+            return
+        before: tuple[Tensor, Tensor, Tensor, Any] | None = None
+        for index, (x, y) in zip(batches, self._fetch(batches), strict=True):
+            copied = index, *self._copy(x, y)
+            if before is not None:
+                yield self._arrived(*before)
+            before = copied
+        if before is not None:
+            yield self._arrived(*before)
+
+    def close(self) -> None:
+        """Ends the workers. Another epoch would start new ones."""
+        if self.workers and self._fetching is not None:
+            self._fetching._shutdown_workers()  # there is no public way, and a traceback may hold the iterator for long
+        self._loader = self._fetching = None
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _fetch(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        self._order.batches = batches
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Samples(self.x, self.y),
+                batch_size=None,  # an item is a batch
+                sampler=self._order,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
+                pin_memory=self.stream is not None,
+                generator=torch.Generator(),  # each epoch draws a seed for the workers, which is not to be torch's
+            )
+        self._fetching = iter(self._loader)
+        return self._fetching
+
+    def _copy(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """Both on the device, once the event that comes with them, if any, has happened."""
+        with torch.cuda.stream(self.stream) if self.stream is not None else contextlib.nullcontext():
+            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            return self._formatted(x), y, self.stream.record_event() if self.stream is not None else None
+
+    def _arrived(self, index: Tensor, x: Tensor, y: Tensor, event: Any) -> Batch:
+        if event is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(event)
+            for tensor in (x, y):
+                tensor.record_stream(current)  # its memory is the other stream's
+        return index, x, y
+
+    def _formatted(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=self.memory_format) if x.ndim == 4 else x
+
+
+class _Order(Sampler[Any]):
+    """The indices of the coming epoch; the loader asks for them at its beginning, in the training process."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[Tensor] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return (index.numpy() for index in self.batches)  # a tensor would travel as a file descriptor
+
+
+class _Samples(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        index = torch.from_numpy(index)
+        return self.x[index], self.y[index]

@@ -1,0 +1,206 @@
+"""What ``--policy`` says: methods with commas between them, each of parts joined by plus signs, as in
+``dense,wus,meprop:ratio=.1:scope=both+sieve:keep=.8``."""
+
+import contextlib
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn as nn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from wuskern.policies import (
+    WUS,
+    WUSLR,
+    AutoFreeze,
+    Compose,
+    ComposerFreezing,
+    DelayedFreezing,
+    MeProp,
+    PeriodicFreezing,
+    PipeTransformerFreezing,
+    Policy,
+    ProgressiveFreezing,
+    ScoreMemory,
+    SievingSampler,
+    SingleShotFreezing,
+    SsProp,
+    TinyProp,
+)
+from wuskern.train.controls import Frozen
+
+DENSE = "dense"
+PARTS: dict[str, type] = {
+    "wus": WUS,
+    "wus+lr": WUSLR,
+    "frozen": Frozen,
+    "meprop": MeProp,
+    "ssprop": SsProp,
+    "memory": ScoreMemory,
+    "tinyprop": TinyProp,
+    "freeze": ProgressiveFreezing,
+    "freeze-once": SingleShotFreezing,
+    "freeze-periodic": PeriodicFreezing,
+    "freeze-delayed": DelayedFreezing,
+    "composer": ComposerFreezing,
+    "pipetransformer": PipeTransformerFreezing,
+    "autofreeze": AutoFreeze,
+    "sieve": SievingSampler,
+}
+REQUIRED = inspect.Parameter.empty
+GIVEN = {"self", "model", "optimizer", "example", "scheduler", "leader", "size", "seed", "rank", "world"}  # by the run
+Value = bool | int | float | str | list[str] | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One policy, or sampler, and what the user said of it."""
+
+    name: str
+    arguments: Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Method:
+    """``label``: as the user wrote it, and what results call it. Without parts: dense training."""
+
+    label: str
+    parts: tuple[Part, ...] = ()
+
+    def has(self, name: str) -> bool:
+        return any(part.name == name for part in self.parts)
+
+    @property
+    def skips(self) -> bool:
+        """Whether it may skip steps' weight gradients."""
+        return any(issubclass(PARTS[part.name], WUS) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A method on one model. ``parts``: the policies by themselves, in their order."""
+
+    policy: Policy | None = None
+    sampler: SievingSampler | None = None
+    parts: tuple[Policy, ...] = ()
+
+    @property
+    def wus(self) -> WUS | None:
+        return next((policy for policy in self.parts if isinstance(policy, WUS)), None)
+
+
+def parse(text: str) -> tuple[Method, ...]:
+    """The methods, each once, in the order given.
+
+    Raises:
+        ValueError: a name or an argument that there is not, or one that is no ``key=value``.
+    """
+    labels = ["".join(label.split()) for label in text.split(",")]
+    return tuple(Method(label, _parts(label)) for label in dict.fromkeys(labels))
+
+
+def _parts(label: str) -> tuple[Part, ...]:
+    if label == DENSE:
+        return ()
+    texts = re.sub(r"(^|\+)wus\+lr(?=$|[:+])", r"\1wus/lr", label).split("+")
+    parts = tuple(_part(text.replace("wus/lr", "wus+lr")) for text in texts)
+    names = [part.name for part in parts]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"--policy: expected each part of a method once, got {name} twice in {label!r}")
+    if "frozen" in names and len(names) > 1:
+        raise ValueError(f"--policy: expected frozen alone, which is PyTorch's own way, got {label!r}")
+    return parts
+
+
+def _part(text: str) -> Part:
+    name, *arguments = text.split(":")
+    if name not in PARTS:
+        raise ValueError(f"--policy: expected one of {', '.join((DENSE, *PARTS))}, got {name!r}")
+    given = dict(_argument(name, argument) for argument in arguments)
+    for key, default in defaults(name).items():
+        if default is REQUIRED and key not in given and key != "epochs":
+            raise ValueError(f"--policy: expected {name}:{key}=, which has no default, got {text!r}")
+    return Part(name, given)
+
+
+def _argument(name: str, text: str) -> tuple[str, Value]:
+    key, equals, value = text.partition("=")
+    known = defaults(name)
+    if key not in known or not equals:
+        raise ValueError(f"--policy: expected {name} with {', '.join(f'{k}=' for k in known)}, got {text!r}")
+    return key, value.split("/") if key == "dense" else _value(value)
+
+
+def _value(text: str) -> Value:
+    plain: dict[str, Value] = {"true": True, "false": False, "none": None}
+    if text.lower() in plain:
+        return plain[text.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The arguments that a user can give to a part, and their defaults; REQUIRED of one without. A class that passes arguments
+    on has those of the class that it stands on, too."""
+    found: dict[str, Any] = {}
+    for kind in inspect.getmro(PARTS[name]):
+        parameters = inspect.signature(kind).parameters.values()
+        found |= {p.name: p.default for p in parameters if p.name not in GIVEN | set(found) and p.kind is p.KEYWORD_ONLY}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+def build(
+    method: Method,
+    model: nn.Module,
+    optimizer: Optimizer,
+    example: Tensor,
+    *,
+    epochs: int,
+    samples: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    leader: WUS | None = None,
+) -> Built:
+    """The method's policies on a converted model, and its sampler.
+
+    Args:
+        example: a batch of inputs. epochs: of the run, for a part that asks and was not told. samples: of the training data.
+        leader: of ``frozen``, the policy whose windows it repeats.
+    """
+    policies: list[Policy] = []
+    sampler = None
+    for part in method.parts:
+        kind, arguments = PARTS[part.name], dict(part.arguments)
+        if defaults(part.name).get("epochs") is REQUIRED or arguments.get("saving") is not None:
+            arguments.setdefault("epochs", epochs)
+        if kind is SievingSampler:
+            sampler = SievingSampler(samples, seed=seed, rank=rank, world=world, **arguments)  # type: ignore[arg-type]
+        else:
+            names = inspect.signature(kind).parameters
+            given = {"optimizer": optimizer, "example": example, "leader": leader}
+            policies.append(kind(model, **{k: v for k, v in given.items() if k in names}, **arguments))
+    if not policies:
+        return Built(None, sampler)
+    return Built(policies[0] if len(policies) == 1 else Compose(policies), sampler, tuple(policies))
+
+
+def describe() -> str:
+    """A line per part, with its arguments and their defaults, for ``--help``."""
+    lines = [f"  {DENSE}: everything is computed"]
+    for name in PARTS:
+        shown = (f"{k}=" if v is REQUIRED else f"{k}={_text(v)}" for k, v in defaults(name).items())
+        lines.append(f"  {name}: {' '.join(shown)}")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool | None) else str(value)

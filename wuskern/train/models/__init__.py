@@ -1,0 +1,48 @@
+"""The papers' networks, in their sizes for small images, and a small GPT; the full-sized ones of other packages."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch.nn as nn
+
+from wuskern.train.models.alexnet import alexnet
+from wuskern.train.models.efficientnet import efficientnet
+from wuskern.train.models.full_sized import PACKAGES, full_sized
+from wuskern.train.models.gpt import gpt
+from wuskern.train.models.mlp import mlp
+from wuskern.train.models.resnet import resnet18, resnet50
+from wuskern.train.models.vgg import VGG, vgg
+from wuskern.train.models.vit import vit
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "alexnet": alexnet,
+    "vgg11": vgg(VGG["vgg11"]),
+    "vgg16": vgg(VGG["vgg16"]),
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vit": vit,
+    "efficientnet": efficientnet,
+    "gpt": gpt,
+}
+FOR_TEXT = ("gpt",)
+
+
+def build(name: str, channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
+    """A model of ``MODELS`` for inputs of ``[N, channels, *size]``, or ``"torchvision/NAME"`` or ``"timm/NAME"``.
+
+    Text is ``[N, T]``: then ``channels`` is T and ``size`` is empty.
+
+    Raises:
+        ValueError: an unknown name, data of the wrong kind, or what :func:`full_sized` says.
+    """
+    elsewhere = name.partition("/")[0] in PACKAGES and "/" in name
+    if not elsewhere and name not in MODELS:
+        others = ", ".join(f"{package}/NAME" for package in PACKAGES)
+        raise ValueError(f"--model: expected one of {', '.join(MODELS)}, {others}, got {name!r}")
+    if (name in FOR_TEXT) != (not size):
+        kind = "text" if not size else "images"
+        fitting = [other for other in MODELS if (other in FOR_TEXT) == (not size)]
+        raise ValueError(f"--model: expected one for {kind} ({', '.join(fitting)}), got {name!r}")
+    make = functools.partial(full_sized, name) if elsewhere else MODELS[name]
+    return make(channels, size, classes, width)

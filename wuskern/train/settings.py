@@ -1,0 +1,53 @@
+"""Everything that decides a run but its method and its seed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Module
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler
+
+from wuskern import optim
+
+OPTIMIZERS = ("sgd", "adamw", "row-sgd", "row-adamw")  # the last two are wuskern.optim's, which move only rows with gradients
+# Stepped after each epoch; both work from the current rate, so that WUS+LR's reductions stay.
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
+    "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
+    "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, T_max=epochs),
+}
+AMP: dict[str, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As the arguments of ``wuskern train``.
+
+    ``accumulate``: micro-batches of an optimizer step. ``cache``: MiB at most for the outputs of frozen layers. ``host``: the
+    data stay in the host's memory, pinned where there is a GPU, and ``workers`` processes fetch them ahead.
+    """
+
+    model: str
+    width: float
+    epochs: int
+    batch: int
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    channels_last: bool
+    device: str
+    schedule: str = "constant"
+    accumulate: int = 1
+    amp: str = "off"
+    cache: int = 0
+    host: bool = False
+    workers: int = 0
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def optimizer_of(self, model: Module) -> torch.optim.Optimizer:
+        kinds = {"sgd": torch.optim.SGD, "row-sgd": optim.SGD, "adamw": torch.optim.AdamW, "row-adamw": optim.AdamW}
+        own = {} if self.optimizer.endswith("adamw") else {"momentum": self.momentum}
+        return kinds[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay, **own)  # type: ignore
