@@ -85,7 +85,7 @@ def images() -> Tensor:
     return torch.randn(5, 2, 4, 4, dtype=torch.float64)
 
 
-# Name: model, input, depth, prefixes of the names of the frozen parameters. The order of a Basic block is conv1, conv2, shortcut.
+# Name: model, input, depth, how the names of the frozen parameters begin. A Basic block runs conv1, conv2, shortcut.
 CASES = {
     "mlp": (mlp, lambda: torch.randn(5, 6, dtype=torch.float64), 2, ("0.", "3.")),
     "vgg": (vgg, images, 2, ("0.", "1.", "3.", "4.")),
