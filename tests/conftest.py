@@ -157,3 +157,9 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread_of_children(monkeypatch):
+    """The same for processes that a test starts."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -12,6 +12,7 @@ import torch
 
 from wuskern import cli
 
+pytestmark = pytest.mark.usefixtures("one_thread", "one_thread_of_children")
 WUS = "wus:warmup=1:threshold=1"
 POLICY = f"dense,{WUS},{WUS.replace('wus', 'wus+lr')}+tinyprop,meprop:k=7:score=random+sieve:interval=1,frozen"
 TRAIN = ["train", "--model", "mlp", "--width", ".1", "--policy", POLICY]

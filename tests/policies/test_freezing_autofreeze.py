@@ -9,8 +9,6 @@ import torch.nn as nn
 import wuskern as wk
 from wuskern.policies import WUS, AutoFreeze, Compose, MeProp, ProgressiveFreezing, ScoreMemory, SingleShotFreezing
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def network(*widths: int) -> nn.Module:
     layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]

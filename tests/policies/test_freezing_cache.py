@@ -9,7 +9,6 @@ import wuskern as wk
 from tests.policies.freezing_models import Transformer, resnet, vgg
 from wuskern.policies import ActivationCache, PeriodicFreezing, ProgressiveFreezing, SingleShotFreezing
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLES = torch.randn(22, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 TARGETS = torch.randn(22, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
 GROWING = dict(start=0, end=3, share=1.0)  # of four layers 0 1 2 3 are frozen

@@ -15,7 +15,6 @@ import wuskern as wk
 from tests.policies.freezing_models import CASES, Tied, Transformer, Twice, images, mlp, resnet
 from wuskern.policies.freezing import Prefix
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = pytest.mark.parametrize("name", CASES)
 
 

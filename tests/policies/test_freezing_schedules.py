@@ -21,7 +21,6 @@ from wuskern.policies import (
     SingleShotFreezing,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLE = torch.randn(2, 4)
 
 

@@ -34,3 +34,8 @@ def without_torchvision(monkeypatch):
         monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
 
     return remove
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    """All networks here are small."""
