@@ -5,7 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern.train.models import Block
+from wuskern.train.models.resnet import Basic
 
 
 class Transformer(nn.Module):
@@ -77,7 +77,7 @@ def vgg() -> nn.Module:
 
 
 def resnet() -> nn.Module:
-    parts = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), Block(4, 4, 1), Block(4, 6, 2)
+    parts = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), Basic(4, 4, 1), Basic(4, 6, 2)
     return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
 
 
@@ -85,7 +85,7 @@ def images() -> Tensor:
     return torch.randn(5, 2, 4, 4, dtype=torch.float64)
 
 
-# Name: model, input, depth, prefixes of the names of the frozen parameters. The order of a Block is conv1, conv2, shortcut.
+# Name: model, input, depth, how the names of the frozen parameters begin. A Basic block runs conv1, conv2, shortcut.
 CASES = {
     "mlp": (mlp, lambda: torch.randn(5, 6, dtype=torch.float64), 2, ("0.", "3.")),
     "vgg": (vgg, images, 2, ("0.", "1.", "3.", "4.")),

@@ -152,6 +152,16 @@ def test_a_saved_run_goes_on_bit_for_bit(name, cut, tmp_path):
     assert any(whole[1].wants(layer)["frozen"] for layer in whole[1].layers)
 
 
+def test_a_state_in_the_middle_of_an_interval_holds_what_was_seen():
+    net, other = five(), five()
+    policy, optimizer = observing(net, interval=2)
+    step(net, policy, optimizer, 8, 8, 6, None, 2)
+    second, its = observing(other, interval=2)
+    second.load_state_dict(policy.state_dict())
+    step(other, second, its, 4, 8, 10, 6, None)
+    assert second.norms == {"0": 6, "2": 8, "4": 8, "6": 6, "8": 2}
+
+
 # ---- beside others --------------------------------------------------------------------------------------------------
 
 

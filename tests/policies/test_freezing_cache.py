@@ -118,6 +118,28 @@ def test_a_run_that_resumes_without_its_cache_goes_on_bit_for_bit(cut):
     assert all(map(torch.equal, whole.state(), second.state()))
 
 
+def test_less_that_is_frozen_is_not_taken_from_what_was():
+    """Also where no weight has moved in between."""
+    net = network().train()
+    policy = SingleShotFreezing(net, SAMPLES[:2], at=0, share=0.5)
+    cache = ActivationCache(policy, SAMPLES)
+    for depth, kept in ((2, True), (1, False), (0, False)):
+        policy.prefix.set(depth)
+        net.zero_grad()
+        cache(torch.arange(5)).sum().backward()
+        assert (net[3].weight.grad is None) == kept
+    assert cache.nbytes == 0
+
+
+def test_what_is_kept_is_computed_without_a_graph():
+    net = network().train()
+    cache = ActivationCache(SingleShotFreezing(net, SAMPLES[:2], at=0, share=0.5), SAMPLES)
+    graphs: list[bool] = []
+    net[0].register_forward_hook(lambda _m, _x, y: graphs.append(y.requires_grad))
+    cache(torch.arange(5))
+    assert graphs == [False]
+
+
 def test_weights_that_are_loaded_make_new_values():
     net = network().train()
     cache = ActivationCache(SingleShotFreezing(net, SAMPLES[:2], at=0, share=0.5), SAMPLES)

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -131,16 +132,29 @@ def test_a_norm_layer_that_its_user_fixed_stays_fixed():
 
 
 def test_the_recording_leaves_the_model_and_the_random_state_alone():
-    net = wk.convert(Transformer().double())
+    class Noisy(Transformer):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.dropout(x, training=True))
+
+    net = wk.convert(Noisy().double())
     net.drop.eval()
-    net.embed.skip, net.head.rows = True, wk.TopK(k=1)
+    net.head.rows = wk.TopK(k=1)
     before, modes = torch.get_rng_state(), [m.training for m in net.modules()]
-    Prefix(net, torch.randn(2, 4, 6, dtype=torch.float64, generator=torch.Generator()))
+    Prefix(net, torch.ones(2, 4, 6, dtype=torch.float64))
     assert torch.equal(torch.get_rng_state(), before)
     assert [m.training for m in net.modules()] == modes
-    assert (net.embed.skip, net.head.rows) == (True, wk.TopK(k=1))
+    assert (net.embed.skip, net.head.rows) == (False, wk.TopK(k=1))
     assert all(p.grad is None for p in net.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_weights_that_skip_while_it_records_freeze_like_others():
+    net = wk.convert(mlp())
+    wk.set_skip(net, True)
+    prefix = Prefix(net, torch.randn(1, 6))
+    prefix.set(1)
+    assert set(prefix.parameters) == {net[0].weight, net[0].bias}
+    assert net[0].skip
 
 
 def test_gradients_are_on_again_after_a_forward_that_raises():
