@@ -242,6 +242,12 @@ def test_a_model_that_another_policy_freezes_is_refused():
         Prefix(net, x)
 
 
+def test_what_wraps_a_model_is_refused():
+    net = wk.convert(mlp())
+    with pytest.raises(ValueError, match="model: expected the one inside, got OptimizedModule around it"):
+        Prefix(torch.compile(net, backend="eager"), torch.randn(1, 6))
+
+
 # ---- with what else touches a forward -------------------------------------------------------------------------------
 
 
@@ -280,6 +286,22 @@ def test_reentrant_checkpointing_says_so():
     Prefix(net, x).set(1)
     with pytest.raises(RuntimeError, match="use_reentrant=False works"):
         net.train()(x)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_weight_that_two_layers_share_trains_under_autocast(enabled):
+    """Autocast keeps casts of weights, and the first of them is made without gradients."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    wk.convert(net)
+    x = torch.randn(3, 4)
+    Prefix(net, x).set(1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        y = net(x).float()
+    y.sum().backward()
+    hidden = net[1](net[0](x)).detach()
+    tolerance = 0.1 if enabled else 1e-5
+    torch.testing.assert_close(net[2].weight.grad, hidden.sum(0).expand(4, 4), atol=tolerance, rtol=tolerance)
 
 
 def test_a_compiled_model_freezes_and_thaws():
