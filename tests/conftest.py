@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):
@@ -42,13 +43,29 @@ def pytest_configure(config):
         raise pytest.UsageError(f"WUSKERN_EXPECT: {'; '.join(missing)}")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: "triton_kernels/test_compile" not in item.nodeid)  # minutes: nothing waits for it at the end
+    left_out = interpreted_in_other_dtypes(items)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def interpreted_in_other_dtypes(items) -> set:
+    """Triton's interpreter takes one way for all dtypes, and takes its time: it has each case of a test in one of the dtypes
+    that the test names, which the case's name decides. GPUs have all."""
+    dtypes_of: dict[str, list] = {}
+    for item in items if "TRITON_INTERPRET" in os.environ else ():
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        interpreted = params.get("backend") == "triton" and params.get("device", "cpu") == "cpu"
+        if interpreted and "case" in params and "dtype" in params:
+            dtypes_of.setdefault(item.nodeid.replace(str(params["dtype"]), ""), []).append(item)
+    kept = {same[zlib.crc32(name.encode()) % len(same)] for name, same in dtypes_of.items()}
+    return {item for same in dtypes_of.values() for item in same} - kept
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -86,6 +86,8 @@ def test_not_finite_values_reach_both_results(value, score, backend):
 @pytest.mark.parametrize("score", ops.SCORES)
 @pytest.mark.parametrize(("shape", "dim"), [((3000, 333), -1), ((70, 40, 9, 9), 1), ((2, 5, 300, 301), 1), ((3000, 20), 1)])
 def test_same_bits_whatever_the_number_of_threads(shape, dim, score, backend):
+    if backend == "triton":
+        pytest.skip("its interpreter asks nobody for a number of threads")
     dy = torch.randn(shape)
     before, first = torch.get_num_threads(), ops.row_stats(dy, dim, score)
     try:
@@ -107,7 +109,7 @@ def test_the_compiled_bias_gradient_has_the_bits_of_bias_grad(case, name):
             assert torch.equal(ops.row_stats(dy, case.dim, "l2")[0], ops.bias_grad(dy, case.dim))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strided_gradients(DTYPES, OUTPUTS), st.sampled_from(ops.SCORES))
 def test_any_shape_and_strides(drawn, score):
     for name in backends_that_run("row_stats"):
@@ -117,15 +119,15 @@ def test_any_shape_and_strides(drawn, score):
 
 @pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(capability):
-    """The narrower kernels of the same library give results as good as the widest."""
+    """The narrower kernels of the same library give results as good as the widest, those of bias_grad too."""
     run_with_capability(
         capability,
-        "from tests.test_row_stats import *\n"
+        "from tests import test_bias_grad, test_row_stats as t\n"
         "with backends.backend('native'):\n"
-        "    for case in GRADIENTS:\n"
-        "        for dtype in DTYPES:\n"
-        "            for score in ops.SCORES:\n"
-        "                check_case(case, dtype, score)",
+        "    for i, case in enumerate(t.GRADIENTS):\n"
+        "        for j, dtype in enumerate(t.DTYPES):\n"
+        "            test_bias_grad.check_case(case, dtype)\n"
+        "            t.check_case(case, dtype, t.ops.SCORES[(i + j) % 2])",
     )
 
 
