@@ -1,6 +1,6 @@
 """Looks for the composition of methods that trains fastest at dense training's accuracy: successive halving over a grid.
 
-Each round trains the candidates that are left, beside dense training, over more seeds, and keeps the better half: those at
+Each round trains the candidates that are left, beside dense training, over more seeds, and keeps the better third: those at
 least ``--times`` faster than dense first, the more accurate the better. The winner is then to be measured over ten other seeds
 (bench/methods/best.toml), since a winner of many is partly lucky.
 """
@@ -21,17 +21,16 @@ from wuskern.train.methods import DENSE, parse
 from wuskern.train.results import environment
 from wuskern.train.settings import Settings
 
-ROUNDS = ((100, 101), (102, 103, 104), (105, 106, 107, 108))  # seeds, none of those that the tables are over
+EPOCHS = 20
+ROUNDS = ((100, 101), (102, 103), (104, 105, 106, 107))  # seeds, none of those that the tables are over
 
 
-def grid(epochs: int) -> list[str]:
-    """Compositions of a freezing schedule with chosen rows, bars of them, or skip windows, and each alone."""
-    freezing = [
-        f"freeze:start={start}:end={end}:share={share}"
-        for start, end, share in product((epochs // 10, epochs // 5), (epochs * 2 // 5, epochs * 3 // 5), (0.8, 0.9))
-    ]
-    rows = ["meprop:ratio=.5", "meprop:ratio=.3", "ssprop:schedule=bar", "memory:ratio=.4", "wus+lr:warmup=3"]
-    return [*freezing, *("+".join(pair) for pair in product(rows, freezing[1::2]))]
+def grid() -> list[str]:
+    """Over 20 epochs: freezing schedules by themselves, and beside chosen rows, bars of them, or skip windows."""
+    freezing = [f"freeze:start={a}:end={b}:share={s}" for a, b, s in product((1, 3, 5), (8, 11, 14), (0.8, 0.9))]
+    others = ["meprop:ratio=.5", "ssprop", "memory:ratio=.5", "wus+lr:warmup=3"]
+    beside = [f"freeze:start={a}:end={b}:share=.9" for a, b in ((1, 11), (3, 14), (5, 11))]
+    return [*freezing, *("+".join(pair) for pair in product(others, beside))]
 
 
 def train(methods: Sequence[str], seeds: Sequence[int], settings: Settings, samples: data.Data) -> list[dict[str, Any]]:
@@ -62,33 +61,32 @@ def train(methods: Sequence[str], seeds: Sequence[int], settings: Settings, samp
     ]
 
 
-def better_half(found: list[dict[str, Any]], times: float) -> list[str]:
+def better_third(found: list[dict[str, Any]], times: float) -> list[str]:
     """Those fast enough come first, by accuracy; the others after them, by speed."""
     ranked = sorted(found[1:], key=lambda f: (f["times_faster"] < times, -statistics.fmean(f["accuracies"])))
-    return [f["method"] for f in ranked[: max(1, len(ranked) // 2)]]
+    return [f["method"] for f in ranked[: max(1, len(ranked) // 3)]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--times", type=float, default=2.0, help="faster than dense, over the same epochs")
     parser.add_argument("--methods", default="", help="instead of the grid, with commas between them")
     parser.add_argument("--out", type=Path, default=Path("bench/results/search-vgg11.json"))
     given = parser.parse_args()
 
     settle_allocator()
-    settings = Settings("vgg11", 1.0, given.epochs, 64, "sgd", 0.01, 0.9, 5e-4, False, "cpu", schedule="cosine", cache=1024)
+    settings = Settings("vgg11", 1.0, EPOCHS, 64, "sgd", 0.01, 0.9, 5e-4, False, "cpu", schedule="cosine", cache=1024)
     samples = data.load("digits")
-    methods = [m.label for m in parse(given.methods)] if given.methods else grid(given.epochs)
+    methods = [m.label for m in parse(given.methods)] if given.methods else grid()
     rounds = []
     for seeds in ROUNDS:
         rounds.append(train([DENSE, *methods], seeds, settings, samples))
         for row in rounds[-1]:
             accuracy = 100 * statistics.fmean(row["accuracies"])
             print(f"{accuracy:6.2f} %  {row['times_faster']:5.2f}x  {row['flops']:4.0%}  {row['method']}", flush=True)
-        methods = better_half(rounds[-1], given.times)
+        methods = better_third(rounds[-1], given.times)
         print(flush=True)
-    content = {"environment": environment(), "epochs": given.epochs, "times": given.times, "rounds": rounds, "best": methods[0]}
+    content = {"environment": environment(), "epochs": EPOCHS, "times": given.times, "rounds": rounds, "best": methods[0]}
     given.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
