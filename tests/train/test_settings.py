@@ -1,10 +1,13 @@
 """What --accumulate, --amp, --host, --cache and the row optimizers do to a run, with every kind of method."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import wuskern as wk
 from tests.train.test_loop import WUS, Run, settings, weights
 from wuskern.train import data
 from wuskern.train.methods import DENSE
@@ -87,6 +90,22 @@ def test_row_optimizers_train_with_every_method(few, method, ours, stock):
         expected = weights(trained(method, few, optimizer=stock, lr=lr))
         for name, value in weights(run).items():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [method for method in EVERY if method not in (DENSE, "sieve:keep=.5:interval=1")])
+def test_a_policy_that_is_turned_off_leaves_a_stock_model(few, method):
+    """The same gradients, bit for bit, and no hook and no flag."""
+    run = trained(method, few)
+    run.policy.release()
+    stock = copy.deepcopy(run.model)
+    for model in (run.model.train(), wk.revert(stock).train()):
+        model.zero_grad()
+        F.cross_entropy(model(few.x_train), few.y_train).backward()
+    for ours, own in zip(run.model.parameters(), stock.parameters(), strict=True):
+        assert torch.equal(ours.grad, own.grad)
+    hooks = [h for m in run.model.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
+    assert not hooks
+    assert not any(("skip" in vars(m) and m.skip) or vars(m).get("rows") for m in run.model.modules())
 
 
 def test_text_trains_with_every_lever(tmp_path):

@@ -64,6 +64,16 @@ class Policy(ABC):
             if "rows" in wanted:
                 layer.rows = wanted["rows"]
 
+    def release(self) -> None:
+        """Turns the policy off: layers that it has a word on are dense again, and nothing of it is left on the model. ``apply``
+        turns it on again. What ``attach`` returned is to be removed by itself."""
+        for name, layer in self.layers.items():
+            wanted = self.wants(name)
+            if "skip" in wanted:
+                layer.skip = False
+            if "rows" in wanted:
+                layer.rows = None
+
     @property
     def freezes(self) -> bool:
         """Whether the policy freezes layers, now or later."""

@@ -74,6 +74,10 @@ class Compose(Policy):
             policy.apply()
         self._set_flags()
 
+    def release(self) -> None:
+        for policy in self.policies:
+            policy.release()
+
     def _set_flags(self) -> None:
         super().apply()
 

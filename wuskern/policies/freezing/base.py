@@ -59,6 +59,10 @@ class Freezing(Policy):
         """Freezes what is to be frozen now. Idempotent."""
         self.prefix.set(self.wanted(self.epoch))
 
+    def release(self) -> None:
+        """Thaws all layers."""
+        self.prefix.set(0)
+
     def wants(self, name: str) -> Flags:
         return {"frozen": name in self.prefix.order[: self.depth]}
 
