@@ -23,7 +23,7 @@ CLAIMS = {
     "freezing; no figure is in a source at hand.",
     "freeze-periodic": "SpFDE's periodic scheme: the same.",
     "freeze-delayed": "SpFDE's delayed scheme: the same; the growth from turn to turn is ours.",
-    "composer": "composer: no figure for it by itself is in a source at hand. Its schedule freezes all but one layer at the end.",
+    "composer": "composer: no figure for it by itself is in a source at hand. Its schedule ends with one layer that trains.",
     "pipetransformer": "PipeTransformer: up to 2.83x on ViT and BERT over many GPUs, most of it by pipelines, not by freezing.",
     "autofreeze": "AutoFreeze: up to 2.55x in fine-tuning BERT, with cached activations. Here from scratch, where gradients of "
     "front layers settle late.",

@@ -14,7 +14,7 @@ import wuskern
 from tests.conftest import ROOT
 from wuskern import backends
 
-pytestmark = pytest.mark.usefixtures("one_thread_of_children")
+pytestmark = pytest.mark.usefixtures("one_thread", "one_thread_of_children")
 SMALL = ["train", "--model", "mlp", "--width", ".1", "--epochs", "2"]
 
 

@@ -30,6 +30,9 @@ def train(rank: int, world: int, method: str, prepared: bool) -> tuple[list[torc
     batches = torch.Generator().manual_seed(1)
     policy = METHODS[method](net, torch.randn(2, 2, 5, 5, dtype=torch.float64, generator=batches))
     policy.attach(optimizer)
+    if world > 1:
+        with pytest.raises(ValueError, match="model: expected the one inside, got DistributedDataParallel around it"):
+            METHODS[method](trained, torch.randn(2, 2, 5, 5, dtype=torch.float64))
     depths = []
     for _ in range(8):
         x, y = (torch.randn(8, *size, dtype=torch.float64, generator=batches) for size in ((2, 5, 5), (3,)))

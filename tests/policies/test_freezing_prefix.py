@@ -8,11 +8,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import wuskern as wk
-from tests.policies.freezing_models import CASES, Tied, Transformer, Twice, images, mlp, resnet
+from tests.policies.freezing_models import CASES, Tied, Transformer, Twice, mlp
 from wuskern.policies.freezing import Prefix
 
 NAMES = pytest.mark.parametrize("name", CASES)
@@ -242,63 +241,7 @@ def test_a_model_that_another_policy_freezes_is_refused():
         Prefix(net, x)
 
 
-# ---- with what else touches a forward -------------------------------------------------------------------------------
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, net: nn.Sequential, reentrant: bool) -> None:
-        super().__init__()
-        self.net, self.reentrant = net, reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.net:
-            again = self.training
-            x = checkpoint(part, x, use_reentrant=self.reentrant) if again else part(x)
-        return x
-
-
-@pytest.mark.parametrize("depth", [1, 2, 4])
-def test_activation_checkpointing_changes_no_gradient(depth):
-    torch.manual_seed(0)
-    net, x = wk.convert(resnet().double()), images()
-    Prefix(net, x).set(depth)
-    wrapped = Checkpointed(copy.deepcopy(net), False)
-    for part in wrapped.modules():
-        part._forward_hooks.clear(), part._forward_pre_hooks.clear()
-    Prefix(wrapped, x).set(depth)
-    for model in (net, wrapped.train()):
-        model(x).square().sum().backward()
-    for p, q in zip(net.parameters(), wrapped.parameters(), strict=True):
-        assert (p.grad is None) == (q.grad is None)
-        if p.grad is not None:
-            torch.testing.assert_close(p.grad, q.grad)
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
-def test_reentrant_checkpointing_says_so():
-    net, x = Checkpointed(wk.convert(mlp()), True), torch.randn(4, 6)
-    Prefix(net, x).set(1)
-    with pytest.raises(RuntimeError, match="use_reentrant=False works"):
-        net.train()(x)
-
-
-def test_a_compiled_model_freezes_and_thaws():
-    torch.manual_seed(0)
-    net = wk.convert(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
-    x = torch.randn(4, 3)
-    prefix = Prefix(net, x)
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    for depth in (0, 1, 2, 0):
-        prefix.set(depth)
-        net.train()
-        mean = net[1].running_mean.clone()
-        grads = []
-        for model in (net, compiled):
-            net.zero_grad()
-            model(x).square().sum().backward()
-            grads.append([p.grad for p in net.parameters()])
-        for p, q in zip(*grads, strict=True):
-            assert (p is None) == (q is None), depth
-            if p is not None:
-                torch.testing.assert_close(p, q)
-        assert torch.equal(mean, net[1].running_mean) == (depth > 0)
+def test_what_wraps_a_model_is_refused():
+    net = wk.convert(mlp())
+    with pytest.raises(ValueError, match="model: expected the one inside, got OptimizedModule around it"):
+        Prefix(torch.compile(net, backend="eager"), torch.randn(1, 6))

@@ -16,7 +16,7 @@ from wuskern.policies.freezing.prefix import Prefix
 class Freezing(Policy):
     """Freezes the first converted layers in the order of execution, and all that runs before the next one: see
     :class:`Prefix`. The last layer always trains. Call ``step`` after each epoch, and ``attach`` the optimizer, so that
-    momentum and weight decay do not move what is frozen.
+    momentum and weight decay do not move what is frozen. ``policy.prefix.set(0)`` thaws all, and leaves a stock model.
 
     Args:
         model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.

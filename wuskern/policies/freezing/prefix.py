@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from wuskern.modules import skippable_layers
@@ -42,12 +43,12 @@ class Prefix:
         modules, parameters: those that are frozen now, the layers' included; these parameters get no gradient.
 
     Raises:
-        ValueError: no converted layer runs, one runs where gradients are off, or another prefix of the model is frozen.
+        ValueError: no converted layer runs, one runs where gradients are off, another prefix of the model is frozen, or it is
+            what DDP or ``torch.compile`` made of a model: give the model inside.
     """
 
     def __init__(self, model: nn.Module, example: Tensor | Sequence[Any]) -> None:
-        if any(isinstance(getattr(hook, "__self__", None), Prefix) for hook in model._forward_pre_hooks.values()):
-            raise ValueError("model: expected one without frozen layers, got one that another policy freezes")
+        _check(model)
         self.model = model
         self.costs = costs(model, example)
         self.order = tuple(self.costs)
@@ -157,3 +158,10 @@ class Prefix:
                 "model: expected gradients to stay on behind the frozen layers, but the first one that trains ran inside "
                 "torch.no_grad() or reentrant checkpointing (use_reentrant=False works)"
             )
+
+
+def _check(model: nn.Module) -> None:
+    if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        raise ValueError(f"model: expected the one inside, got {type(model).__name__} around it")
+    if any(isinstance(getattr(hook, "__self__", None), Prefix) for hook in model._forward_pre_hooks.values()):
+        raise ValueError("model: expected one without frozen layers, got one that another policy freezes")
