@@ -74,7 +74,7 @@ EXPECT := cpu,cuda-file,testing,emulated,triton
 check: build
 	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py tests/train/test_full_sized.py
-	$(PY) -m pytest -q -n 2 bench --benchmark-disable -p no:cacheprovider
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 bench --benchmark-disable -p no:cacheprovider
 
 bench: build
 	$(PY) -m pytest -q bench --benchmark-quiet --results $(OUT)/cpu.json

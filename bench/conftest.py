@@ -24,7 +24,7 @@ ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CEILINGS: pytest.StashKey[Ceilings] = pytest.StashKey()
 PROVENANCE: pytest.StashKey[dict[str, Any]] = pytest.StashKey()
 
-SHAPES = ("case", "shape", "name")  # the parameters that say what a test is measured on
+SHAPES = ("case", "shape", "name", "norm")  # the parameters that say what a test is measured on
 
 
 def positive(text: str) -> int:

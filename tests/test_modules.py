@@ -71,7 +71,7 @@ def test_conv2d_unbatched(case):
     check_against_stock(stock, wk.convert(copy.deepcopy(stock)), case.input()[0])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("contiguous", "channels_last")])
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_conv2d_of_a_strided_input(case, layout):
     stock = case.layer()
