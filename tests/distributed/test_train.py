@@ -17,7 +17,7 @@ import torch
 from tests.train import test_checkpoint
 from tests.train.test_loop import settings
 from wuskern import cli
-from wuskern.train import checkpoint, data, processes
+from wuskern.train import checkpoint, command, data, processes
 from wuskern.train.experiment import Experiment
 from wuskern.train.methods import parse
 
@@ -91,7 +91,7 @@ def interrupted_and_resumed(rank, folder):
     torch.distributed.barrier()
     again = experiment("dies.pt")
     again.resume(checkpoint.load(Path(folder) / "dies.pt"))
-    random = [[run.random[0].tolist() for run in made.runs] for made in (dying, again)]
+    random = [[run.random.states[0].tolist() for run in made.runs] for made in (dying, again)]
     assert random[0] == random[1]
     return expected, through(again), random[0]
 
@@ -148,7 +148,7 @@ def refused(rank):
     found = []
     for arguments in (["--policy", "dense,frozen"], ["--batch", "3"]):
         with pytest.raises(ValueError) as error:  # noqa: PT011
-            cli._prepare(cli._parser().parse_args(["train", *arguments]), "cpu")
+            command.prepare(cli._parser().parse_args(["train", *arguments]), "cpu")
         found.append(str(error.value))
     return found
 

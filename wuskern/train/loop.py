@@ -15,17 +15,17 @@ from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
 from wuskern.policies import Saved, Savings
 from wuskern.policies.freezing import ActivationCache, Freezing
-from wuskern.train import methods, processes
+from wuskern.train import methods, order, processes
 from wuskern.train.data import Data
+from wuskern.train.evaluation import evaluate
 from wuskern.train.loader import Batches
 from wuskern.train.memory import peak_bytes
 from wuskern.train.methods import Method
 from wuskern.train.models import build
 from wuskern.train.phases import Phases
+from wuskern.train.random_state import RandomState
 from wuskern.train.records import Epoch, Record
 from wuskern.train.settings import AMP, SCHEDULES, Settings
-
-EVALUATED = 256  # samples of a batch
 
 
 class Run:
@@ -46,14 +46,12 @@ class Run:
         self.method, self.settings, self.data = method, settings, data
         self.record = Record(method.label, seed, settings.epochs, [])
         self.device = torch.device(settings.device)
-        self.cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(self.cuda):
-            torch.manual_seed(seed)
+        self.random = RandomState(self.device)
+        with self.random.seeded(seed):
             channels, *size = data.x_train.shape[1:]
             model = build(settings.model, channels, size, data.classes, settings.width)
             if processes.rank() > 0:  # dropout of its own
                 torch.manual_seed(seed + 1_000_003 * processes.rank())
-            self.random = self._random_state()
         self.model = model.to(self.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
         if method.parts:
             convert(self.model)
@@ -132,9 +130,8 @@ class Run:
         """What is called in training: the model, or DDP around it, and what carries DDP's choice of rows."""
         if processes.world() == 1:
             return self.model, None
-        ddp = DistributedDataParallel(
-            self.model, device_ids=self.cuda or None, find_unused_parameters=self._freezing is not None
-        )
+        unused = self._freezing is not None  # what is frozen gets no gradient
+        ddp = DistributedDataParallel(self.model, device_ids=self.random.cuda or None, find_unused_parameters=unused)
         return ddp, prepare(ddp) if self.policy is not None else None
 
     @property
@@ -153,10 +150,10 @@ class Run:
         mode = self.mode
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.trained.train()
-        with self._own_random_state():
+        with self.random.own():
             loss, train_accuracy, steps, samples, seconds = self._train()
         total = sum(seconds.values())
-        test_loss, test_accuracy = self._test()
+        test_loss, test_accuracy = evaluate(self.model, self.data.x_test, self.data.y_test, self.device)
         record = Epoch(
             number=len(self.epochs) + 1,
             mode=mode,
@@ -180,17 +177,11 @@ class Run:
         self.schedule.step()
         return record
 
-    def _steps(self) -> list[tuple[Tensor, ...]]:
-        """The micro-batches of each step: this process's indices."""
-        world, batch = processes.world(), self.settings.batch
+    def _steps(self) -> order.Steps:
+        s = self.settings
         if self.sampler is not None:
-            mine = list(torch.tensor(list(self.sampler)).split(batch // world))
-            mine = mine[:-1] if len(mine[-1]) < 2 and len(mine) > 1 else mine
-        else:
-            batches = torch.randperm(len(self.data.x_train), generator=self.order).split(batch)
-            few = len(batches[-1]) < 2 * world and len(batches) > 1  # batch norm needs two images
-            mine = list(map(processes.share, batches[:-1] if few else batches))
-        return [batch.tensor_split(max(1, min(self.settings.accumulate, len(batch) // 2))) for batch in mine]
+            return order.of_sampler(self.sampler, s.batch, s.accumulate)
+        return order.shuffled(len(self.data.x_train), self.order, s.batch, s.accumulate)
 
     def _train(self) -> tuple[float, float, int, int, dict[str, float]]:
         """Loss and accuracy over the epoch's samples, steps, samples, seconds by phase."""
@@ -244,12 +235,9 @@ class Run:
         return loss_sum, correct
 
     def _forward(self, index: Tensor, x: Tensor) -> Tensor:
-        with self._autocast():
-            return self.trained(x) if self.cache is None else self.cache(index)
-
-    def _autocast(self) -> torch.autocast:
         dtype = AMP[self.settings.amp]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return self.trained(x) if self.cache is None else self.cache(index)
 
     @contextlib.contextmanager
     def _synchronised(self, last: bool) -> Iterator[None]:
@@ -259,18 +247,6 @@ class Run:
         else:
             with self.trained.no_sync():
                 yield
-
-    @torch.no_grad()
-    def _test(self) -> tuple[float, float]:
-        """Loss and accuracy."""
-        self.model.eval()
-        loss, correct = 0.0, 0
-        for x, y in zip(self.data.x_test.split(EVALUATED), self.data.y_test.split(EVALUATED), strict=True):
-            x, y = x.to(self.device), y.to(self.device)
-            logits = self.model(x).flatten(0, -2)
-            loss += F.cross_entropy(logits, y.flatten(), reduction="sum").item()
-            correct += int((logits.argmax(-1) == y.flatten()).sum())
-        return loss / self.data.y_test.numel(), correct / self.data.y_test.numel()
 
     def peak_bytes(self) -> int:
         """Of one training step, above what there was before it. It trains: for a run that is thrown away."""
@@ -297,7 +273,7 @@ class Run:
             "policy": self.policy.state_dict() if self.policy is not None else None,
             "sampler": self.sampler.state_dict() if self.sampler is not None else None,
             "order": self.order.get_state(),
-            "random": processes.of_all(self.random),
+            "random": processes.of_all(self.random.states),
             "rows": self.prepared.state_dict() if self.prepared is not None else None,
         }
 
@@ -315,17 +291,5 @@ class Run:
             if own is not None:
                 own.load_state_dict(state[name])
         self.order.set_state(state["order"])
-        mine = processes.rank() * len(self.random)
-        self.random = list(state["random"])[mine : mine + len(self.random)]
-
-    def _random_state(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.cuda)]
-
-    @contextlib.contextmanager
-    def _own_random_state(self) -> Iterator[None]:
-        with torch.random.fork_rng(self.cuda):
-            torch.set_rng_state(self.random[0])
-            for device, state in zip(self.cuda, self.random[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            yield
-            self.random = self._random_state()
+        length = len(self.random.states)
+        self.random.states = list(state["random"])[processes.rank() * length :][:length]
