@@ -23,14 +23,27 @@ from wuskern.train.methods import parse
 
 SMALL = ["-m", "wuskern", "train", "--model", "mlp", "--width", ".1"]
 WUS = "wus:warmup=0:window=1:threshold=1:patience=2"
-METHODS = parse(f"dense,{test_checkpoint.WUSLR},meprop:ratio=.3")
+TOGETHER = "memory:ratio=.3+freeze:start=1:end=3+sieve:keep=.5:interval=1"
+METHODS = parse(f"dense,{test_checkpoint.WUSLR},meprop:ratio=.3,{TOGETHER}")
 
 
 def test_torchrun_trains_as_one_process_does(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"x_train": rng.random((128, 6, 6)), "y_train": rng.integers(0, 4, 128)}
     np.savez(tmp_path / "a.npz", **arrays, x_test=arrays["x_train"][:40], y_test=arrays["y_train"][:40])
-    arguments = [*SMALL, "--policy", f"dense,{WUS}", "--epochs", "5", "--batch", "32", "--data", str(tmp_path / "a.npz")]
+    arguments = [
+        *SMALL,
+        "--policy",
+        f"dense,{WUS},{TOGETHER}",
+        "--epochs",
+        "5",
+        "--batch",
+        "32",
+        "--accumulate",
+        "2",
+        "--data",
+        str(tmp_path / "a.npz"),
+    ]
     torchrun = (
         "-m",
         "torch.distributed.run",
@@ -64,7 +77,7 @@ def interrupted_and_resumed(rank, folder):
     images = replace(images, x_train=images.x_train[:161], y_train=images.y_train[:161])
 
     def experiment(name):
-        setting = settings(model="mlp", epochs=5)
+        setting = settings(model="mlp", epochs=5, accumulate=2)
         path = Path(folder) / name
         path.with_suffix("").mkdir(exist_ok=True)
         made = Experiment(setting, METHODS, 1, images, path.with_suffix(""), {}, path, say=lambda _: None)
