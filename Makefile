@@ -98,7 +98,8 @@ accuracy: build
 results: bench bench-again accuracy demo
 	cp runs/demo/results.json bench/results/demo.json
 	for net in $(METHODS); do \
-	  cp runs/$$net/results.json bench/results/methods-$$net.json; cp runs/$$net/front.png bench/results/methods-$$net.png; \
+	  $(PY) -m bench.condense runs/$$net/results.json bench/results/methods-$$net.json; \
+	  cp runs/$$net/front.png bench/results/methods-$$net.png; \
 	done
 	$(PY) -m bench.tables
 

@@ -34,7 +34,7 @@ CLAIMS = {
 
 
 def methods(content: dict[str, Any]) -> str:
-    """Which methods beat dense training in the same time first, then a row per method and its control, then the claims."""
+    """Which methods beat dense training in the same time first, then a row per method with its control."""
     rows = [row for row in content["summary"] if row["control_of"] is None]
     own = {row["control_of"]: row for row in content["summary"] if row["control_of"] is not None}
     header = [
@@ -42,11 +42,27 @@ def methods(content: dict[str, Any]) -> str:
         "step's peak MiB", "times faster", "points against dense", "dense in the same time", "points against that",
     ]  # fmt: skip
     body = [_row(row, own.get(row["policy"]), content["peak_bytes"]) for row in rows]
-    parts = dict.fromkeys(part.name for row in rows for part in parse(row["policy"])[0].parts)
-    claims = [f"- {CLAIMS[name]}" for name in parts if name in CLAIMS]
-    dense = rows[0]
-    said = f"{len(dense['accuracies'])} paired seeds, 95 % intervals; {machine(content)}."
-    return "\n\n".join([_verdict(rows), table(header, body), said, "\n".join(claims)])
+    said = f"{len(rows[0]['accuracies'])} paired seeds, 95 % intervals; {machine(content)}."
+    return "\n\n".join([_verdict(rows), table(header, body), said])
+
+
+def with_claims(content: dict[str, Any]) -> str:
+    """The same, and below it what each method's source claims."""
+    labels = [row["policy"] for row in content["summary"] if row["control_of"] is None]
+    parts = dict.fromkeys(part.name for label in labels for part in parse(label)[0].parts)
+    claims = "\n".join(f"- {CLAIMS[name]}" for name in parts)
+    return f"{methods(content)}\n\nWhat the sources claim, and why a small network on two cores may differ:\n\n{claims}"
+
+
+def search(content: dict[str, Any]) -> str:
+    """The rounds of the search, one table."""
+    body = []
+    for number, rows in enumerate(content["rounds"], 1):
+        for row in rows:
+            accuracy = f"{100 * statistics.fmean(row['accuracies']):.2f} %"
+            measured = (f"{row['times_faster']:.2f}x", f"{row['flops']:.0%}")
+            body.append([str(number), f"`{row['method']}`", accuracy, str(len(row["accuracies"])), *measured])
+    return table(["round", "method", "test accuracy", "seeds", "times faster", "FLOPs of dense's"], body)
 
 
 def _verdict(rows: list[dict[str, Any]]) -> str:

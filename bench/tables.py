@@ -31,11 +31,13 @@ SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what rende
     "regret": render_rows.regret,
     "ddp": lambda content: ddp.table(content["rows"]),
     "whole_step": whole_step.render,
+    "search_vgg11": render_methods.search,
 }
 # Each a results.json of `wuskern train`; without it: no section.
 TRAININGS: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": render.training,
-    **{f"methods-{net}": render_methods.methods for net in ("vgg11", "mlp", "gpt", "best")},
+    "methods-vgg11": render_methods.with_claims,
+    **{f"methods-{net}": render_methods.methods for net in ("mlp", "gpt", "best")},
 }
 
 

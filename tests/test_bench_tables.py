@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import compare, render, results, tables
+from bench import compare, condense, render, render_methods, results, tables
 from tests.bench_rows import row, rowsparse_rows
 from tests.test_bench import known_ceilings
+from wuskern.train.methods import PARTS
 
 
 def measured():
@@ -53,6 +54,26 @@ TRAINED = {
     ],
     "verdict": "It lost.\nTwice.",
     "environment": {"processor": "P", "threads": 2, "torch": "2"},
+}
+
+
+PHASES = {"data": 0.1, "fprop": 0.2, "backward": 0.3, "optimizer": 0.4}
+MEASURED = {"phase_seconds": PHASES, "test_loss": 0.7, "flops": None, "against_dense": None, "against_control": None}
+METHODS = {
+    "summary": [
+        TRAINED["summary"][0] | MEASURED,
+        TRAINED["summary"][1]
+        | MEASURED
+        | {
+            "policy": "wus+lr:factor=.3",
+            "flops": 0.75,
+            "against_dense": {"points": -5.0, "low": -9.0, "high": 1.0, "seeds": 2},
+            "against_control": TRAINED["summary"][1]["against_control"],
+        },
+        TRAINED["summary"][2] | MEASURED | {"control_of": "wus+lr:factor=.3"},
+    ],
+    "environment": TRAINED["environment"],
+    "peak_bytes": {"dense": 2**20, "wus+lr:factor=.3": 3 * 2**20},
 }
 
 
@@ -120,11 +141,38 @@ def test_a_section_without_markers_and_markers_without_a_section_are_errors(fold
 
 
 def test_a_training_is_named_like_its_file(folder):
-    (folder / "topk-mlp.json").write_text(json.dumps(TRAINED))
+    (folder / "methods-mlp.json").write_text(json.dumps(METHODS))
     readme = folder / "README.md"
-    readme.write_text(readme.read_text() + "<!-- topk_mlp -->\n<!-- /topk_mlp -->\n")
+    readme.write_text(readme.read_text() + "<!-- methods_mlp -->\n<!-- /methods_mlp -->\n")
     fill(folder)
-    assert "<!-- topk_mlp -->\n| policy |" in readme.read_text()
+    assert "<!-- methods_mlp -->\n**None of 1 methods is shown to beat" in readme.read_text()
+
+
+def test_a_method_stands_beside_dense_in_the_same_time():
+    rendered = render_methods.with_claims(METHODS)
+    lines = rendered.splitlines()
+    assert lines[0] == "**None of 1 methods is shown to beat dense training in the same time.**"
+    cells = [cell.strip() for cell in lines[5].split("|")[1:-1]]
+    assert cells[:9] == ["`wus+lr:factor=.3`", "50.00 % +- 0.00", "0.700", "3.5", "1.00", "0.10", "0.20", "0.30", "0.40"]
+    assert cells[9:12] == ["75%", "3.0", "1.25x"]
+    assert cells[12:] == ["-5.00 (-9.00 to +1.00)", "51.50 % +- 2.12", "-1.50 (-2.00 to +0.25) **loss**"]
+    assert f"- {render_methods.CLAIMS['wus+lr']}" in lines
+    won = json.loads(json.dumps(METHODS))
+    won["summary"][1]["loss"] = False
+    said = render_methods.methods(won).splitlines()[0]
+    assert said == "1 of 1 methods beat dense training in the same time: `wus+lr:factor=.3`."
+
+
+def test_every_part_has_its_source_s_claim():
+    assert set(render_methods.CLAIMS) == set(PARTS)
+
+
+def test_a_condensed_training_keeps_its_summary_and_each_run_s_accuracies():
+    epochs = [{"test_accuracy": 0.123456789, "total_seconds": 1.0}, {"test_accuracy": 0.5, "total_seconds": 2.00049}]
+    content = METHODS | {"runs": [{"policy": "wus", "seed": 3, "epochs": epochs}], "controls": []}
+    found = condense.condensed(content)
+    assert found["runs"] == [{"policy": "wus", "seed": 3, "seconds": 2.0, "test_accuracy": [0.12346, 0.5]}]
+    assert found["summary"] == METHODS["summary"]
 
 
 def test_a_script_is_rendered_from_the_file_of_its_name(folder, monkeypatch):

@@ -32,28 +32,39 @@ def draw(path: Path, title: str, records: list[Record]) -> None:
 
 
 def draw_front(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Writes a PNG: mean accuracy at the end over mean training time, with its standard error, a point for each method and,
-    hollow, each dense control; the Pareto front is a line."""
+    """Writes a PNG: mean test error at the end, on a logarithmic axis that rises as it falls, over mean training time, with its
+    standard error. Methods are numbered, dense controls hollow; the Pareto front is a line."""
     plt = _pyplot()
-    figure, panel = plt.subplots(figsize=(9, 6))
-    points = {row.policy: (row.seconds, 100 * statistics.fmean(row.accuracies)) for row in rows}
-    for row in rows:
-        x, y = points[row.policy]
-        error = 100 * statistics.stdev(row.accuracies) / len(row.accuracies) ** 0.5 if len(row.accuracies) > 1 else 0.0
-        dense = row.policy == DENSE or row.control_of is not None
-        style = dict(color="tab:gray", fillstyle="none") if dense else {}
-        panel.errorbar(x, y, error, marker="o", capsize=2, linestyle="", **style)
-        if row.control_of is None:
-            panel.annotate(row.policy, (x, y), textcoords="offset points", xytext=(5, 4), fontsize="x-small")
-    best = front(list(points.values()))
-    panel.plot(*zip(*best, strict=True), color="black", linewidth=0.8, label="Pareto front")
+    figure, panel = plt.subplots(figsize=(11, 6))
+    points = [(row.seconds, statistics.fmean(row.accuracies)) for row in rows]
+    number = 0
+    for row, (seconds, accuracy) in zip(rows, points, strict=True):
+        many = len(row.accuracies) > 1
+        spread = 100 * statistics.stdev(row.accuracies) / len(row.accuracies) ** 0.5 if many else 0.0
+        style: dict[str, Any] = dict(marker="o", capsize=2, linestyle="")
+        if row.control_of is not None:
+            style |= dict(color="tab:gray", fillstyle="none", linewidth=0.8)
+        else:
+            style |= dict(label=f"{number} {row.policy}")
+            panel.annotate(number, (seconds, _error(accuracy)), textcoords="offset points", xytext=(5, 4), fontsize="small")
+            number += 1
+        panel.errorbar(seconds, _error(accuracy), min(spread, 0.9 * _error(accuracy)), **style)
+    best = front(points)
+    panel.plot([x for x, _ in best], [_error(y) for _, y in best], color="black", linewidth=0.8, label="Pareto front")
     panel.plot([], [], "o", color="tab:gray", fillstyle="none", label="dense, as long as a method took")
+    panel.set_yscale("log")
+    panel.invert_yaxis()
     panel.set_xlabel("training time, s")
-    panel.set_ylabel("test accuracy, %")
+    panel.set_ylabel("test error, %")
     panel.set_title(title)
-    panel.grid(alpha=0.3)
-    panel.legend(loc="lower right", fontsize="small")
+    panel.grid(alpha=0.3, which="both")
+    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
     _save(figure, path)
+
+
+def _error(accuracy: float) -> float:
+    """In points; that of a method without any is drawn as a hundredth."""
+    return max(100 * (1 - accuracy), 0.01)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
