@@ -70,7 +70,8 @@ def _verdict(rows: list[dict[str, Any]]) -> str:
     better = [f"`{row['policy']}`" for row in compared if not row["loss"]]
     if not better:
         return f"**None of {len(compared)} methods is shown to beat dense training in the same time.**"
-    return f"{len(better)} of {len(compared)} methods beat dense training in the same time: {', '.join(better)}."
+    chance = f"of {len(compared)} comparisons, {len(compared) / 40:.1g} come out so by chance"
+    return f"{len(better)} of {len(compared)} methods beat dense training in the same time: {', '.join(better)} ({chance})."
 
 
 def _row(row: dict[str, Any], control: dict[str, Any] | None, peaks: dict[str, int]) -> list[str]:
