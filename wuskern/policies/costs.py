@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.modules import SkippableLayer, skippable_layers, skipping, units
+from wuskern.modules import SkippableLayer, skippable_layers, units
+from wuskern.policies.recorded_run import recorded_run
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,7 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
         return hook
 
     layers = skippable_layers(model)
-    handles = [layer.register_forward_hook(count(name)) for name, layer in layers.items()]
-    modes = {module: module.training for module in model.modules()}
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices), skipping(model, False):
-            model.eval()
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
+    recorded_run(model, inputs, [layer.register_forward_hook(count(name)) for name, layer in layers.items()])
     if not found:
         raise ValueError("example: expected an input that runs through a converted layer, got none")
     return found

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.utils._pytree import tree_leaves
 
 from wuskern.modules import skippable_layers
+from wuskern.policies.recorded_run import recorded_run
 
 NEVER = float("inf")
 
@@ -36,9 +37,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[Any]) -> Trace:
     Raises:
         ValueError: a converted layer that runs where gradients are off.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    found, layers = Trace(), skippable_layers(model)
-    names = {layer: name for name, layer in layers.items()}
+    found, names = Trace(), {layer: name for name, layer in skippable_layers(model).items()}
     graph: list[Any] = []
 
     def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -55,22 +54,7 @@ def trace(model: nn.Module, example: Tensor | Sequence[Any]) -> Trace:
 
     handles = [module.register_forward_pre_hook(begin) for module in model.modules()]
     handles += [module.register_forward_hook(end) for module in model.modules()]
-    modes = {module: module.training for module in model.modules()}
-    flags = {layer: (layer.skip, layer.rows) for layer in names}
-    devices = {p.device for p in model.parameters() if p.is_cuda}
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices):
-            model.eval()
-            for layer in flags:
-                layer.skip, layer.rows = False, None
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
-        for layer, (skip, rows) in flags.items():
-            layer.skip, layer.rows = skip, rows
+    recorded_run(model, example, handles)
     found.used.update(_last_uses(graph))
     return found
 
