@@ -206,24 +206,32 @@ def training(content: dict[str, Any]) -> str:
 
 
 def _policy(row: dict[str, Any]) -> list[str]:
-    accuracies = [100 * accuracy for accuracy in row["accuracies"]]
-    spread = f" +- {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
     shares = ["-" if row[name] is None else f"{row[name]:.0%}" for name in ("s", "f", "faster")]
     return [
         row["policy"],
-        f"{statistics.fmean(accuracies):.2f} %{spread}",
+        accuracy(row),
         f"{statistics.fmean(row['epochs']):.3g}",
         f"{row['seconds']:.1f}",
         *shares,
-        _against(row["against_control"], row["loss"]),
+        against_control(row),
     ]
 
 
-def _against(control: dict[str, Any] | None, loss: bool | None) -> str:
-    if control is None:
+def accuracy(row: dict[str, Any]) -> str:
+    accuracies = [100 * accuracy for accuracy in row["accuracies"]]
+    spread = f" +- {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    return f"{statistics.fmean(accuracies):.2f} %{spread}"
+
+
+def against_control(row: dict[str, Any]) -> str:
+    return points(row["against_control"]) + (" **loss**" if row["loss"] else "")
+
+
+def points(comparison: dict[str, Any] | None) -> str:
+    if comparison is None:
         return "-"
-    bounds = "one seed" if control["low"] is None else f"{control['low']:+.2f} to {control['high']:+.2f}"
-    return f"{control['points']:+.2f} ({bounds})" + (" **loss**" if loss else "")
+    bounds = "one seed" if comparison["low"] is None else f"{comparison['low']:+.2f} to {comparison['high']:+.2f}"
+    return f"{comparison['points']:+.2f} ({bounds})"
 
 
 # ---- bench/RESULTS.md: everything -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from bench.render import MIB, machine, table
+from bench.render import MIB, accuracy, against_control, machine, points, table
 from wuskern.train.methods import DENSE, parse
 from wuskern.train.phases import PHASES
 
@@ -59,9 +59,9 @@ def search(content: dict[str, Any]) -> str:
     body = []
     for number, rows in enumerate(content["rounds"], 1):
         for row in rows:
-            accuracy = f"{100 * statistics.fmean(row['accuracies']):.2f} %"
+            mean = f"{100 * statistics.fmean(row['accuracies']):.2f} %"
             measured = (f"{row['times_faster']:.2f}x", f"{row['flops']:.0%}")
-            body.append([str(number), f"`{row['method']}`", accuracy, str(len(row["accuracies"])), *measured])
+            body.append([str(number), f"`{row['method']}`", mean, str(len(row["accuracies"])), *measured])
     return table(["round", "method", "test accuracy", "seeds", "times faster", "FLOPs of dense's"], body)
 
 
@@ -78,7 +78,7 @@ def _row(row: dict[str, Any], control: dict[str, Any] | None, peaks: dict[str, i
     peak = peaks.get(row["policy"])
     return [
         "dense" if row["policy"] == DENSE else f"`{row['policy']}`",
-        _accuracy(row),
+        accuracy(row),
         "-" if row["test_loss"] is None else f"{row['test_loss']:.3f}",
         f"{statistics.fmean(row['epochs']):.3g}",
         f"{row['seconds']:.2f}",
@@ -86,21 +86,7 @@ def _row(row: dict[str, Any], control: dict[str, Any] | None, peaks: dict[str, i
         "-" if row["flops"] is None else f"{row['flops']:.0%}",
         "-" if peak is None else f"{peak / MIB:.1f}",
         "-" if row["faster"] is None else f"{1 / (1 - row['faster']):.2f}x",
-        _points(row["against_dense"]),
-        "-" if control is None else _accuracy(control),
-        _points(row["against_control"]) + (" **loss**" if row["loss"] else ""),
+        points(row["against_dense"]),
+        "-" if control is None else accuracy(control),
+        against_control(row),
     ]
-
-
-def _accuracy(row: dict[str, Any]) -> str:
-    accuracies = [100 * accuracy for accuracy in row["accuracies"]]
-    spread = f" +- {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-    return f"{statistics.fmean(accuracies):.2f} %{spread}"
-
-
-def _points(comparison: dict[str, Any] | None) -> str:
-    if comparison is None:
-        return "-"
-    if comparison["low"] is None:
-        return f"{comparison['points']:+.2f} (one seed)"
-    return f"{comparison['points']:+.2f} ({comparison['low']:+.2f} to {comparison['high']:+.2f})"

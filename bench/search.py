@@ -1,4 +1,4 @@
-"""Looks for the composition of methods that trains fastest at dense training's accuracy: successive halving over a grid.
+"""Looks for the composition of methods that trains fastest at dense training's accuracy: in rounds over a grid.
 
 Each round trains the candidates that are left, beside dense training, over more seeds, and keeps the better third: those at
 least ``--times`` faster than dense first, the more accurate the better. The winner is then to be measured over ten other seeds
@@ -64,7 +64,7 @@ def train(methods: Sequence[str], seeds: Sequence[int], settings: Settings, samp
 
 
 def better_third(found: list[dict[str, Any]], times: float) -> list[str]:
-    """Those fast enough come first, by accuracy; the others after them, by speed."""
+    """Those fast enough come first, the others after them; both by accuracy."""
     ranked = sorted(found[1:], key=lambda f: (f["times_faster"] < times, -statistics.fmean(f["accuracies"])))
     return [f["method"] for f in ranked[: max(1, len(ranked) // 3)]]
 

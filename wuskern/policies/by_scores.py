@@ -14,6 +14,7 @@ from wuskern.arguments import check_keys, one_of, whole
 from wuskern.modules import units
 from wuskern.policies.base import Flags, Policy
 from wuskern.rows import BIASES, SCOPES, Rows, Scores
+from wuskern.world import world_size
 
 
 class ByScores(Policy):
@@ -98,7 +99,7 @@ class ByScores(Policy):
     def _observed(self) -> dict[str, Tensor]:
         """By layer, added up over the processes, in double precision: none of a layer that had no backward."""
         totals = {name: observer.total for name, observer in self.observers.items()}
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             totals = self._together(totals)
         return {name: total.double().cpu() for name, total in totals.items() if total is not None}
 

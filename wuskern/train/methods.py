@@ -51,7 +51,7 @@ PARTS: dict[str, type] = {
     "sieve": SievingSampler,
 }
 REQUIRED = inspect.Parameter.empty
-GIVEN = {"self", "model", "optimizer", "example", "scheduler", "leader", "size", "seed", "rank", "world"}  # by the run
+GIVEN = {"scheduler", "seed", "rank", "world"}  # by the run, as are those that are no keywords
 Value = bool | int | float | str | list[str] | None
 
 

@@ -13,6 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wuskern.world import world_size
+
+world = world_size
+
 T = TypeVar("T")
 
 
@@ -23,10 +27,6 @@ class GroupBroken(Exception):
 def planned() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wuskern.arguments import check_keys, whole
 from wuskern.policies.freezing.base import Freezing
+from wuskern.world import world_size
 
 
 class AutoFreeze(Freezing):
@@ -73,7 +74,7 @@ class AutoFreeze(Freezing):
 
     def _means(self) -> dict[str, float]:
         sums = self.sums
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             dist.all_reduce(sums)
         totals, counts = sums.tolist()
         return {name: t / n for name, t, n in zip(self.prefix.order, totals, counts, strict=True) if n}

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
 from wuskern.arguments import whole
 from wuskern.policies.freezing.base import Freezing
+from wuskern.world import world_size
 
 
 class ActivationCache:
@@ -39,8 +39,8 @@ class ActivationCache:
             raise TypeError(f"freezing: expected a freezing policy, got {type(freezing).__name__}")
         whole("limit", limit, 0)
         whole("chunk", chunk)
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            raise ValueError(f"freezing: expected one process for a cache of activations, got {dist.get_world_size()}")
+        if world_size() > 1:
+            raise ValueError(f"freezing: expected one process for a cache of activations, got {world_size()}")
         self.freezing, self.samples, self.limit, self.chunk = freezing, samples, limit, chunk
         self.model = freezing.model
         self._start(0)
@@ -75,8 +75,7 @@ class ActivationCache:
     @property
     def layers(self) -> int:
         """Converted layers that do not run, their outputs being kept."""
-        inside = {module for child in list(self.model.children())[: self._cut] for module in child.modules()}
-        return 0 if self._values is None else sum(layer in inside for layer in self.freezing.layers.values())
+        return 0 if self._values is None else self._layers
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +87,8 @@ class ActivationCache:
     def _start(self, cut: int) -> None:
         self._cut, self._key, self._too_large = cut, self._versions(cut), 0
         self._values: Tensor | None = None
+        inside = {module for child in list(self.model.children())[:cut] for module in child.modules()}
+        self._layers = sum(layer in inside for layer in self.freezing.layers.values())
         self._filled = [False] * -(-len(self.samples) // self.chunk)
 
     def _prepare(self) -> bool:

@@ -1,0 +1,8 @@
+"""How many processes train together."""
+
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Those of torch.distributed's default group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
