@@ -129,7 +129,10 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
         (["--policy", "meprop:ratio=2"], "wuskern: ratio: expected a number over 0 and up to 1, got 2"),
         (["--policy", "meprop:k=51"], "wuskern: 1: k: expected a multiple of block * groups = 1 up to 50, got 51"),
         (["--policy", "meprop:ratio=.1:scope=input"], "wuskern: scope: expected one of weight, both, got 'input'"),
-        (["--policy", "meprop:k=5+memory:k=5"], "expected one that chooses rows of 1, got MeProp and ScoreMemory"),
+        (
+            ["--policy", "meprop:k=5+memory:k=5"],
+            "expected one to decide of layer 1 which rows have gradients, got MeProp and ScoreMemory",
+        ),
         (["--policy", "meprop:k=5:per=example", "--model", "vgg11"], "wuskern: 0: rows: expected TopK or Rows for a Conv2d"),
         (["--amp", "fp8"], "--amp: expected one of off, bf16, fp16, got 'fp8'"),
         (["--accumulate", "33"], "--accumulate: expected at most 32, two samples each, got 33"),

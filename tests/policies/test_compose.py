@@ -57,7 +57,9 @@ def test_rows_of_different_layers_by_different_policies(order):
 
 def test_two_that_choose_rows_of_one_layer_are_refused():
     net = network()
-    with pytest.raises(ValueError, match="policies: expected one that chooses rows of 0, got MeProp and SsProp"):
+    with pytest.raises(
+        ValueError, match="policies: expected one to decide of layer 0 which rows have gradients, got MeProp and SsProp"
+    ):
         Compose([MeProp(net, k=2), SsProp(net)])
 
 

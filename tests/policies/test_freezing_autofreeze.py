@@ -186,7 +186,7 @@ def test_a_frozen_layer_neither_skips_nor_moves():
 def test_two_that_freeze_are_refused():
     net = five()
     policies = [SingleShotFreezing(net, torch.randn(1, 2), at=3), AutoFreeze(net, torch.randn(1, 2))]
-    with pytest.raises(ValueError, match="at most one that freezes layers, got SingleShotFreezing and AutoFreeze"):
+    with pytest.raises(ValueError, match="when it is frozen, got SingleShotFreezing and AutoFreeze"):
         Compose(policies)
 
 

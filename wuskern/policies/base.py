@@ -1,7 +1,7 @@
 """What every policy has: its layers, and an optimizer hook that keeps a skipped weight where it is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
 import torch.nn as nn
@@ -11,6 +11,14 @@ from torch.utils.hooks import RemovableHandle
 from wuskern.compact import wants_row_grad
 from wuskern.modules import check_rows, skippable_layers, weight_owners
 from wuskern.rows import RowChoice
+
+# What one policy alone can decide of a layer.
+CLAIMS = {
+    "frozen": "when it is frozen",
+    "rows": "which rows have gradients",
+    "zeros": "which weights are zero",
+    "tokens": "which tokens its weight gradient sums over",
+}
 
 
 class Flags(TypedDict, total=False):
@@ -32,6 +40,8 @@ class Policy(ABC):
     ``layers`` are the converted layers of the model, by name.
     """
 
+    part_of: "Policy | None" = None
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.layers = skippable_layers(model)
@@ -47,9 +57,14 @@ class Policy(ABC):
         """Counts the optimizer step that has ended."""
 
     @property
-    def chooses(self) -> frozenset[str]:
-        """The names of the layers whose rows the policy chooses, now or later."""
-        return frozenset()
+    def claims(self) -> Mapping[str, Collection[str]]:
+        """What the policy decides, now or later, and no other may: of each of ``CLAIMS`` the names of the layers."""
+        return {}
+
+    @property
+    def whole(self) -> "Policy":
+        """The policy that sets the layers' flags: this one, or the ``Compose`` that it is a part of."""
+        return self if self.part_of is None else self.part_of.whole
 
     @abstractmethod
     def wants(self, name: str) -> Flags:
@@ -73,11 +88,6 @@ class Policy(ABC):
                 layer.skip = False
             if "rows" in wanted:
                 layer.rows = None
-
-    @property
-    def freezes(self) -> bool:
-        """Whether the policy freezes layers, now or later."""
-        return False
 
     def observe(self) -> None:  # noqa: B027
         """Reads the gradients that the optimizer is about to use, once attached to it."""

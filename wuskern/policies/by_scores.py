@@ -66,8 +66,8 @@ class ByScores(Policy):
         """The rows of a layer by the scores ``[out]`` of all in the steps of the last choice, on the CPU."""
 
     @property
-    def chooses(self) -> frozenset[str]:
-        return frozenset(self.observers)
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"rows": self.observers}
 
     def wants(self, name: str) -> Flags:
         return {"rows": self.rows.get(name)}

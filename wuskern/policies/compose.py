@@ -1,26 +1,26 @@
 """Several policies on one model."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch.nn as nn
 
-from wuskern.policies.base import Flags, Policy
+from wuskern.policies.base import CLAIMS, Flags, Policy
 
 
 class Compose(Policy):
     """Asks each policy in turn, and sets what they want together: a layer is frozen, or skips, if one of them wants it to, and
-    has the rows that the one policy wants which chooses rows of it. Frozen goes over skip, and skip over rows.
+    has the rows that the one policy wants which claims them. Frozen goes over skip, and skip over rows. What one policy
+    alone can decide of a layer is in ``CLAIMS``.
 
     Call its methods in place of those of the policies, which are then decided, attached and saved together.
 
     Args:
-        policies: on one model, in the order in which they are asked. Two that choose rows of one layer, or that freeze, are
-            refused.
+        policies: on one model, in the order in which they are asked.
 
     Raises:
-        ValueError, TypeError: no policy, one twice, another model, or two that choose rows of one layer or
-            that freeze, by name.
+        ValueError, TypeError: no policy, one twice, another model, or two that claim the same of one layer, by name.
     """
 
     def __init__(self, policies: Sequence[Policy]) -> None:
@@ -37,19 +37,17 @@ class Compose(Policy):
             if policy in self.policies[:i]:
                 raise ValueError(f"policies: expected each once, got {type(policy).__name__} twice")
         super().__init__(self.policies[0].model)
-        self._refuse_two_choices()
-        freezing = [type(policy).__name__ for policy in self.policies if policy.freezes]
-        if len(freezing) > 1:
-            raise ValueError(f"policies: expected at most one that freezes layers, got {' and '.join(freezing)}")
+        self._refuse_two_claims()
+        for policy in self.policies:
+            policy.part_of = self
         self.apply()
 
-    def _refuse_two_choices(self) -> None:
-        for name in self.layers:
-            choosing = [type(policy).__name__ for policy in self.policies if name in policy.chooses]
-            if len(choosing) > 1:
-                raise ValueError(
-                    f"policies: expected one that chooses rows of {name or 'the model itself'}, got {' and '.join(choosing)}"
-                )
+    def _refuse_two_claims(self) -> None:
+        for kind, name in itertools.product(CLAIMS, self.layers):
+            claiming = [type(policy).__name__ for policy in self.policies if name in policy.claims.get(kind, ())]
+            if len(claiming) > 1:
+                layer = f"layer {name}" if name else "the model itself"
+                raise ValueError(f"policies: expected one to decide of {layer} {CLAIMS[kind]}, got {' and '.join(claiming)}")
 
     def step(self, metric: float | None = None) -> bool:
         """Gives all of them the metric; returns whether one of them skips in the next period. A metric that one refuses is
@@ -81,10 +79,6 @@ class Compose(Policy):
     def _set_flags(self) -> None:
         super().apply()
 
-    @property
-    def freezes(self) -> bool:
-        return any(policy.freezes for policy in self.policies)
-
     def observe(self) -> None:
         for policy in self.policies:
             policy.observe()
@@ -93,14 +87,14 @@ class Compose(Policy):
         return [parameter for policy in self.policies for parameter in policy.frozen_parameters()]
 
     @property
-    def chooses(self) -> frozenset[str]:
-        return frozenset().union(*(policy.chooses for policy in self.policies))
+    def claims(self) -> dict[str, frozenset[str]]:
+        return {kind: frozenset().union(*(policy.claims.get(kind, ()) for policy in self.policies)) for kind in CLAIMS}
 
     def wants(self, name: str) -> Flags:
         together: Flags = {}
         for policy in self.policies:
             wanted = policy.wants(name)
-            if "rows" in wanted and (name in policy.chooses or "rows" not in together):
+            if "rows" in wanted and (name in policy.claims.get("rows", ()) or "rows" not in together):
                 together["rows"] = wanted["rows"]
             if "skip" in wanted:
                 together["skip"] = together.get("skip", False) or wanted["skip"]

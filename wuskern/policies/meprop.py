@@ -67,8 +67,8 @@ class MeProp(Policy):
         return False
 
     @property
-    def chooses(self) -> frozenset[str]:
-        return frozenset(self.layers) - frozenset(self.dense)
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"rows": self.layers.keys() - set(self.dense)}
 
     def wants(self, name: str) -> Flags:
         return {"rows": None if name in self.dense else self.rows}

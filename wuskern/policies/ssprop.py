@@ -9,6 +9,7 @@ the paper's code breaks, are the layer's matter here.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch.nn as nn
@@ -107,8 +108,8 @@ class SsProp(Policy):
             self.apply()
 
     @property
-    def chooses(self) -> frozenset[str]:
-        return frozenset(self.chosen)
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"rows": self.chosen}
 
     def wants(self, name: str) -> Flags:
         if name not in self.chosen:

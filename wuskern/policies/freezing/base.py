@@ -1,7 +1,7 @@
 """What the freezing methods share: a prefix of the model, and a count of epochs."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch.nn as nn
@@ -46,8 +46,8 @@ class Freezing(Policy):
         return self.prefix.depth
 
     @property
-    def freezes(self) -> bool:
-        return True
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"frozen": self.layers}
 
     def step(self, metric: float | None = None) -> bool:
         """Counts an epoch. False: no layer skips, whatever the metric."""
