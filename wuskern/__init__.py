@@ -10,6 +10,7 @@ from wuskern.doctor import doctor
 from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
 from wuskern.optim import clip_grad_norm_, unscale_
 from wuskern.rows import PerExample, RowGrad, Rows, Scores, TopK
+from wuskern.simplify import fit_, simplify, simplify_
 from wuskern.tuning import autotune
 
 try:
@@ -32,6 +33,7 @@ __all__ = [
     "convert",
     "distributed",
     "doctor",
+    "fit_",
     "functional",
     "ops",
     "optim",
@@ -39,6 +41,8 @@ __all__ = [
     "revert",
     "set_rows",
     "set_skip",
+    "simplify",
+    "simplify_",
     "skipping",
     "survey",
     "unscale_",
