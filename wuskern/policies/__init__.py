@@ -1,5 +1,5 @@
-"""Training policies: they decide when layers skip, which rows they compute and which layers are frozen, and remember. One file
-per method."""
+"""Training policies: they decide when layers skip, which rows they compute, which layers are frozen and which weights are zero,
+and remember. One file per method."""
 
 from wuskern.policies.base import Policy
 from wuskern.policies.compose import Compose
@@ -18,12 +18,14 @@ from wuskern.policies.meprop import MeProp
 from wuskern.policies.savings import Saved, Savings
 from wuskern.policies.score_memory import ScoreMemory
 from wuskern.policies.sieving import SievingSampler
+from wuskern.policies.sparse import MEST, RigL, SparseTraining
 from wuskern.policies.ssprop import SsProp
 from wuskern.policies.tinyprop import TinyProp
 from wuskern.policies.wus import WUS
 from wuskern.policies.wus_lr import WUSLR
 
 __all__ = [
+    "MEST",
     "WUS",
     "WUSLR",
     "ActivationCache",
@@ -37,11 +39,13 @@ __all__ = [
     "PipeTransformerFreezing",
     "Policy",
     "ProgressiveFreezing",
+    "RigL",
     "Saved",
     "Savings",
     "ScoreMemory",
     "SievingSampler",
     "SingleShotFreezing",
+    "SparseTraining",
     "SsProp",
     "TinyProp",
 ]

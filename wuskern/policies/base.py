@@ -23,11 +23,13 @@ CLAIMS = {
 
 class Flags(TypedDict, total=False):
     """What a policy wants of a layer; a flag that it has no word on is missing. A frozen layer has no backward at all,
-    whatever the other two say; a layer that skips computes no rows."""
+    whatever the other two say; a layer that skips computes no rows. ``density``: the share of its weights that no mask keeps
+    zero, a fact that only savings are counted by."""
 
     frozen: bool
     skip: bool
     rows: RowChoice | None
+    density: float
 
 
 class Policy(ABC):
@@ -92,6 +94,9 @@ class Policy(ABC):
     def observe(self) -> None:  # noqa: B027
         """Reads the gradients that the optimizer is about to use, once attached to it."""
 
+    def watch(self, optimizer: Optimizer) -> None:  # noqa: B027
+        """Told by ``attach`` which optimizer steps the weights."""
+
     def frozen_parameters(self) -> Collection[nn.Parameter]:
         """Those that have no backward now, of layers and of whatever lies between them."""
         return ()
@@ -155,6 +160,7 @@ class Policy(ABC):
             for parameter in self.frozen_parameters():
                 _drop(parameter)
 
+        self.watch(optimizer)
         return optimizer.register_step_pre_hook(drop_skipped)
 
 

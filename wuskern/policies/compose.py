@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn as nn
+from torch.optim import Optimizer
 
 from wuskern.policies.base import CLAIMS, Flags, Policy
 
@@ -83,6 +84,10 @@ class Compose(Policy):
         for policy in self.policies:
             policy.observe()
 
+    def watch(self, optimizer: Optimizer) -> None:
+        for policy in self.policies:
+            policy.watch(optimizer)
+
     def frozen_parameters(self) -> list[nn.Parameter]:
         return [parameter for policy in self.policies for parameter in policy.frozen_parameters()]
 
@@ -100,6 +105,8 @@ class Compose(Policy):
                 together["skip"] = together.get("skip", False) or wanted["skip"]
             if "frozen" in wanted:
                 together["frozen"] = together.get("frozen", False) or wanted["frozen"]
+            if "density" in wanted:
+                together["density"] = wanted["density"]
         return together
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from wuskern.policies.freezing import Freezing
 from wuskern.rows import PerExample
 
 KINDS = ("fprop", "dgrad", "wgrad")
+COUNTED = (*KINDS, "rows", "masked")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Saved:
         rows: of the rows of their weights, those without a gradient; the mean over samples.
         samples: of an epoch's samples, those not trained on; under 0 where some came twice.
         depth: layers that were frozen at the end.
-        total: of all FLOPs of a dense epoch, those of the samples left out included.
+        total: of all FLOPs of a dense epoch, those that were not computed, those of the samples left out included.
+        masked: of all FLOPs of a dense epoch, those that were computed, by dense kernels, of weights that a mask keeps zero:
+            fprop's and dgrad's multiplications with them, and wgrad's of them. No part of ``total``.
     """
 
     fprop: float
@@ -37,6 +40,7 @@ class Saved:
     samples: float
     depth: int
     total: float
+    masked: float = 0.0
 
 
 class Savings:
@@ -73,7 +77,7 @@ class Savings:
 
     def _start(self) -> None:
         self.trained = self.depth = 0
-        self.left_out = dict.fromkeys((*KINDS, "rows"), 0)
+        self.left_out = dict.fromkeys(COUNTED, 0)
 
     def count(self, samples: int, *, cached_layers: int = 0) -> None:
         """Counts a batch of so many samples under the flags that the policy wants now.
@@ -96,28 +100,40 @@ class Savings:
         self.trained += samples
         for kind, one in self._left_out.items():
             self.left_out[kind] += samples * one
-        if cached_layers:
-            self.left_out["fprop"] += samples * sum(cost.fprop for cost in list(self.costs.values())[:cached_layers])
+        for cost, wanted in zip(list(self.costs.values())[:cached_layers], wants, strict=False):
+            self.left_out["fprop"] += samples * cost.fprop
+            self.left_out["masked"] -= samples * _masked(cost.fprop, wanted)
 
     def report(self) -> Saved:
         """Of everything since the last report; the next one starts anew."""
         dense = {kind: sum(getattr(cost, kind) for cost in self.costs.values()) for kind in (*KINDS, "rows")}
         shares = {kind: _share(self.left_out[kind], self.trained * dense[kind]) for kind in dense}
-        flops = _share(sum(self.left_out[kind] for kind in KINDS), self.trained * sum(dense[kind] for kind in KINDS))
+        everything = self.trained * sum(dense[kind] for kind in KINDS)
+        flops = _share(sum(self.left_out[kind] for kind in KINDS), everything)
+        masked = _share(self.left_out["masked"], everything)
         samples = 0.0 if self.samples is None else 1 - self.trained / self.samples
-        saved = Saved(**shares, samples=samples, depth=self.depth, total=1 - (1 - samples) * (1 - flops))
+        saved = Saved(
+            **shares,
+            samples=samples,
+            depth=self.depth,
+            total=1 - (1 - samples) * (1 - flops),
+            masked=(1 - samples) * masked,
+        )
         self._start()
         return saved
 
     # ---- one sample -------------------------------------------------------------------------------------------------
 
     def _of_one_sample(self, wants: list[Flags]) -> dict[str, int]:
-        total = dict.fromkeys(("dgrad", "wgrad", "rows"), 0)
+        total = dict.fromkeys(("dgrad", "wgrad", "rows", "masked"), 0)
         for (name, cost), wanted, reached in zip(self.costs.items(), wants, self._have_dgrad(wants), strict=True):
             trained, wgrad, dgrad = self._rows(name, wanted)
             total["rows"] += cost.rows - trained
-            total["wgrad"] += cost.wgrad * (cost.rows - wgrad) // cost.rows
-            total["dgrad"] += cost.dgrad * (cost.rows - dgrad * reached) // cost.rows
+            no_wgrad = cost.wgrad * (cost.rows - wgrad) // cost.rows
+            no_dgrad = cost.dgrad * (cost.rows - dgrad * reached) // cost.rows
+            total["wgrad"] += no_wgrad
+            total["dgrad"] += no_dgrad
+            total["masked"] += _masked(cost.fprop + cost.dgrad - no_dgrad + cost.wgrad - no_wgrad, wanted)
         return total
 
     def _rows(self, name: str, wanted: Flags) -> tuple[int, int, int]:
@@ -157,6 +173,11 @@ class Savings:
         check_keys(state, self.state_dict())
         check_keys(state["left_out"], self.left_out)
         self.trained, self.depth, self.left_out = state["trained"], state["depth"], dict(state["left_out"])
+
+
+def _masked(flops: int, wanted: Flags) -> int:
+    """Those of masked weights."""
+    return round(flops * (1 - wanted.get("density", 1.0)))
 
 
 def _share(part: int, of: int) -> float:

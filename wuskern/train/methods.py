@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from wuskern.policies import (
+    MEST,
     WUS,
     WUSLR,
     AutoFreeze,
@@ -24,6 +25,7 @@ from wuskern.policies import (
     PipeTransformerFreezing,
     Policy,
     ProgressiveFreezing,
+    RigL,
     ScoreMemory,
     SievingSampler,
     SingleShotFreezing,
@@ -49,10 +51,13 @@ PARTS: dict[str, type] = {
     "pipetransformer": PipeTransformerFreezing,
     "autofreeze": AutoFreeze,
     "sieve": SievingSampler,
+    "mest": MEST,
+    "rigl": RigL,
 }
 REQUIRED = inspect.Parameter.empty
 GIVEN = {"scheduler", "seed", "rank", "world"}  # by the run, as are those that are no keywords
-Value = bool | int | float | str | list[str] | None
+Number = int | float
+Value = bool | Number | str | list[str] | tuple[Number, ...] | None
 
 
 @dataclass(frozen=True)
@@ -132,11 +137,19 @@ def _argument(name: str, text: str) -> tuple[str, Value]:
     known = defaults(name)
     if key not in known or not equals:
         raise ValueError(f"--policy: expected {name} with {', '.join(f'{k}=' for k in known)}, got {text!r}")
-    return key, value.split("/") if key == "dense" else _value(value)
+    return key, value.split("/") if key == "dense" else _value(value, isinstance(known[key], tuple))
 
 
-def _value(text: str) -> Value:
-    plain: dict[str, Value] = {"true": True, "false": False, "none": None}
+def _value(text: str, several: bool = False) -> Value:
+    """Numbers with slashes between them are a tuple, and so is one alone where it has to be ``several``."""
+    parts = [_plain(part) for part in text.split("/")]
+    if (several or len(parts) > 1) and all(isinstance(part, Number) and not isinstance(part, bool) for part in parts):
+        return tuple(parts)  # type: ignore[arg-type]
+    return _plain(text)
+
+
+def _plain(text: str) -> bool | Number | str | None:
+    plain: dict[str, bool | None] = {"true": True, "false": False, "none": None}
     if text.lower() in plain:
         return plain[text.lower()]
     for kind in (int, float):
@@ -148,13 +161,17 @@ def _value(text: str) -> Value:
 def defaults(name: str) -> dict[str, Any]:
     """The arguments that a user can give to a part, and their defaults; REQUIRED of one without. A class that passes arguments
     on has those of the class that it stands on, too."""
-    found: dict[str, Any] = {}
-    for kind in inspect.getmro(PARTS[name]):
-        parameters = inspect.signature(kind).parameters.values()
-        found |= {p.name: p.default for p in parameters if p.name not in GIVEN | set(found) and p.kind is p.KEYWORD_ONLY}
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+    return {p.name: p.default for p in _parameters(PARTS[name]) if p.name not in GIVEN and p.kind is p.KEYWORD_ONLY}
+
+
+def _parameters(kind: type) -> list[inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
+    for base in inspect.getmro(kind):
+        parameters = inspect.signature(base).parameters
+        found |= {name: p for name, p in parameters.items() if name not in found}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             break
-    return found
+    return list(found.values())
 
 
 def build(
@@ -185,8 +202,8 @@ def build(
         if kind is SievingSampler:
             sampler = SievingSampler(samples, seed=seed, rank=rank, world=world, **arguments)  # type: ignore[arg-type]
         else:
-            names = inspect.signature(kind).parameters
-            given = {"optimizer": optimizer, "example": example, "leader": leader}
+            names = {p.name for p in _parameters(kind)}
+            given = {"optimizer": optimizer, "example": example, "leader": leader, "seed": seed}
             policies.append(kind(model, **{k: v for k, v in given.items() if k in names}, **arguments))
     if not policies:
         return Built(None, sampler)
@@ -203,4 +220,6 @@ def describe() -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool | None) else str(value)

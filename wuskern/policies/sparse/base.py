@@ -1,0 +1,246 @@
+"""Sparse training: weights that are zero, from the start and through each optimizer step, and masks that change."""
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from wuskern.arguments import check_keys, whole
+from wuskern.compact import wants_row_grad
+from wuskern.policies.base import Flags, Policy
+from wuskern.policies.sparse.distribution import sparsities
+from wuskern.policies.sparse.patterns import Pattern, largest, remaining
+
+DEFAULT_SPARSITY = 0.9
+
+
+class SparseTraining(Policy):
+    """Keeps a share of the weights of each layer zero; a subclass says which ones come and go. A start at random: each layer
+    gets exactly as many weights as its sparsity says, and the others are set to zero.
+
+    Call ``before_step`` and ``after_step`` around each optimizer step and ``step`` after each epoch. ``attach`` makes the zeros
+    hold inside the optimizer: their gradients are set to zero before its step, and what it remembers of a pruned weight (a
+    momentum, a moment) too. Without it zeros are put back after each step, while momenta gather. A layer that skips or is
+    frozen, by whichever policy, keeps its mask and its values; it takes its turn as soon as it trains.
+
+    The kernels are PyTorch's dense ones: masks save no time in training. What they would leave out is ``Saved.masked``. For
+    inference: :func:`wuskern.policies.sparse.pack`. Of several processes, all give the same seed, and choose alike.
+
+    Args:
+        model: a model with converted layers, whose weights are plain parameters of their own.
+        epochs: of the run.
+        sparsity: the share of zeros of all masked weights, from 0 and under 1; from Python also a mapping from the names of
+            layers to theirs. None: 0.9, or what ``n:m`` makes it.
+        distribution: "uniform", or "erk": layers with large dimensions are sparser (arXiv 1911.11134).
+        pattern: "unstructured"; "block": aligned blocks of the matrix ``[out, in * kh * kw]``, by their sum of magnitudes;
+            "2:4" ("2of4", where a colon means something else), or other numbers: of each 4 consecutive inputs of that matrix
+            2 stay.
+        block: weights on a side, with ``pattern="block"``.
+        dense: names of converted layers without a mask. None: the last one in the order of ``named_modules``.
+        seed: of a generator of its own.
+
+    Attributes:
+        masks: by layer, bool, True where a weight trains. sparsities: by layer. sparsity: of all masked layers together.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, no layer left, a pattern that does not fit one, or a weight that
+            is shared or computed from others. No weight has changed then.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        epochs: int,
+        sparsity: float | Mapping[str, float] | None = None,
+        distribution: str = "uniform",
+        pattern: str = "unstructured",
+        block: int = 16,
+        dense: Collection[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model)
+        whole("epochs", epochs)
+        whole("seed", seed, 0)
+        self.epochs, self.pattern = epochs, Pattern.of(pattern, block)
+        self.dense = self.names_or_last(dense)
+        self.weights = {name: self._weight(name) for name in self.layers if name not in self.dense}
+        self.sparsities = sparsities(self.weights, self._sparsity(sparsity, distribution), distribution)
+        sizes = {name: weight.numel() for name, weight in self.weights.items()}
+        self.sparsity = sum(sizes[name] * share for name, share in self.sparsities.items()) / sum(sizes.values())
+        self.generator = torch.Generator().manual_seed(seed)
+        self.optimizers: list[Optimizer] = []
+        self.epoch = self.steps = 0  # trained
+        self.due: set[str] = set()  # layers whose masks are to change
+        self.on = True
+        self.masks: dict[str, Tensor] = {}
+        self._densities: dict[str, float] = {}
+
+    def _begin(self) -> None:
+        """Draws the masks and sets weights to zero: the last act of a constructor."""
+        for name, weight in self.weights.items():
+            units = largest(self._random(name), self._in_groups(name, self._first_sparsity(name)))
+            self.masks[name] = self.pattern.mask(units, weight)
+        self.apply()
+
+    def _weight(self, name: str) -> Parameter:
+        weight = self.layers[name].weight
+        where = name or "the model itself"
+        owners = sum(weight is p for module in self.model.modules() for p in module._parameters.values())
+        if owners != 1 or type(weight) is not Parameter:
+            raise ValueError(f"dense: expected {where} in it, whose weight is shared or no plain parameter of its own")
+        try:
+            self.pattern.check(weight)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        return weight
+
+    def _sparsity(self, given: float | Mapping[str, float] | None, distribution: str) -> float | Mapping[str, float]:
+        n, m = self.pattern.n, self.pattern.m
+        if not m:
+            return DEFAULT_SPARSITY if given is None else given
+        if given is not None and given != 1 - n / m:
+            raise ValueError(f"sparsity: expected None, as {n}:{m} says it, got {given!r}")
+        if distribution != "uniform":
+            raise ValueError(f"distribution: expected uniform with {n}:{m}, got {distribution!r}")
+        return 1 - n / m
+
+    # ---- for a subclass ---------------------------------------------------------------------------------------------
+
+    def _first_sparsity(self, name: str) -> float:
+        return self.sparsities[name]
+
+    @abstractmethod
+    def _evolve(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """The units that train from now on and those of them that keep their values, ``[groups, units]``; None: not yet."""
+
+    def _in_groups(self, name: str, sparsity: float) -> Tensor:
+        """How many units of each group train."""
+        weight, n = self.weights[name], self.pattern.n
+        count = self.pattern.count(weight)
+        groups = count // self.pattern.m if n else 1
+        return torch.full((groups,), n or remaining(count, sparsity), device=weight.device)
+
+    def _random(self, name: str) -> Tensor:
+        """``[groups, units]``, from 0 to 1."""
+        weight = self.weights[name]
+        drawn = torch.rand(self.pattern.count(weight), generator=self.generator)
+        return drawn.to(weight.device).reshape(-1, self.pattern.m or len(drawn))
+
+    def _without_smallest(self, name: str, count: int) -> Tensor:
+        """``[groups, units]``: the ``count`` units of the layer that train and have the largest sums of magnitudes."""
+        units = self.pattern.units(self.masks[name])
+        scores = self.pattern.scores(self.weights[name]).masked_fill(~units, -1.0)
+        return largest(scores.reshape(1, -1), torch.tensor([count], device=units.device)).view_as(units)
+
+    # ---- through a step ---------------------------------------------------------------------------------------------
+
+    @property
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"zeros": self.weights}
+
+    def wants(self, name: str) -> Flags:
+        return {"density": self.density(name)} if self.on and name in self.masks else {}
+
+    def density(self, name: str) -> float:
+        """The share of a layer's weights that train."""
+        if name not in self._densities:
+            self._densities[name] = self.masks[name].float().mean(dtype=torch.float64).item()
+        return self._densities[name]
+
+    def step(self, metric: float | None = None) -> bool:
+        """Counts an epoch. False: no step is skipped, whatever the metric."""
+        self.epoch += 1
+        return False
+
+    def after_step(self) -> None:
+        """Counts a step and puts zeros back."""
+        self.steps += 1
+        self._clear_weights()
+
+    def observe(self) -> None:
+        """Sets the gradients of zeros to zero."""
+        for name, mask in self.masks.items() if self.on else ():
+            weight = self.weights[name]
+            if weight.grad is not None:
+                weight.grad.mul_(mask)
+            grad = weight.row_grad if wants_row_grad(weight) else None  # type: ignore[attr-defined]
+            if grad is not None:
+                grad.values.mul_(mask.index_select(0, grad.rows))
+
+    def watch(self, optimizer: Optimizer) -> None:
+        self.optimizers.append(optimizer)
+        for name, mask in self.masks.items():
+            self._forget(name, mask)
+
+    def apply(self) -> None:
+        """Sets weights to zero where the masks say so. Idempotent."""
+        self.on = True
+        self._densities = {}
+        self._clear_weights()
+
+    def release(self) -> None:
+        """The masks do nothing any more; weights stay as they are, zeros among them."""
+        self.on = False
+
+    @torch.no_grad()
+    def _clear_weights(self) -> None:
+        for name, mask in self.masks.items() if self.on else ():
+            self.weights[name].mul_(mask)
+
+    def _change(self) -> None:
+        """The masks of those layers that are due and train."""
+        for name in sorted(self.due) if self.on else ():
+            wanted = self.whole.wants(name)
+            if wanted.get("frozen") or wanted.get("skip"):
+                continue
+            found = self._evolve(name)
+            if found is not None:
+                self._replace(name, *found)
+                self.due.remove(name)
+
+    @torch.no_grad()
+    def _replace(self, name: str, units: Tensor, staying: Tensor) -> None:
+        weight = self.weights[name]
+        kept = self.pattern.mask(staying, weight)
+        self.masks[name] = self.pattern.mask(units, weight)
+        self._densities.pop(name, None)
+        weight.mul_(kept)
+        self._forget(name, kept)
+
+    @torch.no_grad()
+    def _forget(self, name: str, kept: Tensor) -> None:
+        weight = self.weights[name]
+        for optimizer in self.optimizers:
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.mul_(kept)
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, names and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps."""
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "due": sorted(self.due),
+            "masks": {name: mask.cpu() for name, mask in self.masks.items()},
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for other keys or layers."""
+        check_keys(state, self.state_dict())
+        shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
+        if (found := {name: list(mask.shape) for name, mask in state["masks"].items()}) != shapes:
+            raise ValueError(f"state: expected masks of {shapes}, got {found}")
+        self.epoch, self.steps, self.due = state["epoch"], state["steps"], set(state["due"])
+        for name, weight in self.weights.items():
+            self.masks[name] = torch.empty_like(weight, dtype=torch.bool).copy_(state["masks"][name])
+        self.generator.set_state(state["generator"].cpu())
+        self.apply()
