@@ -25,8 +25,8 @@ class GraphedStep:
     """A training step on a GPU that is captured once for each setting of the model's flags, and replayed from then on.
 
     ``skip``, ``TopK``, ``Tokens``, the depth of a frozen prefix and the shapes of the inputs choose the graph. A changed
-    ``Rows`` of the same length, scope and bias does not need another one: its index is copied into the one that the graph reads.
-    Graphs share their memory: what a step returned is valid until the next one.
+    ``Rows`` of the same length, scope and bias does not need another one: its index is copied into the one that the graph
+    reads. Graphs share their memory: what a step returned is valid until the next one.
 
     Args:
         model: with converted layers, all of its parameters on one GPU.

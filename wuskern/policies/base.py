@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from wuskern.compact import wants_row_grad
 from wuskern.modules import check_rows, skippable_layers, weight_owners
 from wuskern.rows import RowChoice
+from wuskern.tokens import Tokens
 
 # What one policy alone can decide of a layer.
 CLAIMS = {
@@ -23,11 +24,12 @@ CLAIMS = {
 
 class Flags(TypedDict, total=False):
     """What a policy wants of a layer; a flag that it has no word on is missing. A frozen layer has no backward at all,
-    whatever the other two say; a layer that skips computes no rows."""
+    whatever the others say; a layer that skips computes no rows, from no tokens."""
 
     frozen: bool
     skip: bool
     rows: RowChoice | None
+    tokens: Tokens | None
 
 
 class Policy(ABC):
@@ -78,6 +80,8 @@ class Policy(ABC):
                 layer.skip = wanted["skip"]
             if "rows" in wanted:
                 layer.rows = wanted["rows"]
+            if "tokens" in wanted:
+                layer.tokens = wanted["tokens"]
 
     def release(self) -> None:
         """Turns the policy off: layers that it has a word on are dense again, and nothing of it is left on the model. ``apply``
@@ -88,6 +92,8 @@ class Policy(ABC):
                 layer.skip = False
             if "rows" in wanted:
                 layer.rows = None
+            if "tokens" in wanted:
+                layer.tokens = None
 
     def observe(self) -> None:  # noqa: B027
         """Reads the gradients that the optimizer is about to use, once attached to it."""
