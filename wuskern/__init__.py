@@ -7,10 +7,11 @@ from wuskern.backends import backend
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.doctor import doctor
-from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
+from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, set_tokens, skipping
 from wuskern.optim import clip_grad_norm_, unscale_
 from wuskern.rows import PerExample, RowGrad, Rows, Scores, TopK
 from wuskern.simplify import fit_, simplify, simplify_
+from wuskern.tokens import Tokens
 from wuskern.tuning import autotune
 
 try:
@@ -26,6 +27,7 @@ __all__ = [
     "Scores",
     "SkippableConv2d",
     "SkippableLinear",
+    "Tokens",
     "TopK",
     "autotune",
     "backend",
@@ -41,6 +43,7 @@ __all__ = [
     "revert",
     "set_rows",
     "set_skip",
+    "set_tokens",
     "simplify",
     "simplify_",
     "skipping",

@@ -7,13 +7,12 @@ A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output ch
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from wuskern import deliver, ops
-from wuskern.arguments import one_of, share, whole
+from wuskern.arguments import amount, one_of, whole
 
 SCOPES = ("weight", "both")
 BIASES = ("dense", "rows")
@@ -49,7 +48,7 @@ class TopK:
     agree: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_amount(self.ratio, self.k)
+        amount(self.ratio, self.k)
         one_of("scope", self.scope, SCOPES)
         one_of("score", self.score, SCORES)
         one_of("bias", self.bias, BIASES)
@@ -81,7 +80,7 @@ class PerExample:
     k: int | None = None
 
     def __post_init__(self) -> None:
-        _check_amount(self.ratio, self.k)
+        amount(self.ratio, self.k)
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` values. Raises ``ValueError`` where it does not fit."""
@@ -253,15 +252,6 @@ class RowGrad:
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def _check_amount(ratio: Any, k: Any) -> None:
-    if (ratio is None) == (k is None):
-        raise ValueError(f"ratio, k: expected one of the two, got ratio={ratio!r}, k={k!r}")
-    if k is not None:
-        whole("k", k)
-    else:
-        share("ratio", ratio)
 
 
 def _count(ratio: float | None, k: int | None, out: int, unit: int) -> int:

@@ -89,6 +89,7 @@ METHODS = {
     "ScoreMemory": Method(mlp, adamw, of("ScoreMemory", ratio=0.3)),
     "ScoreMemory, reused": Method(cnn, compact, of("ScoreMemory", ratio=0.3, reuse=3)),
     "TinyProp": Method(cnn, sgd, of("TinyProp")),
+    "ColumnRowSampling": Method(mlp, adamw, of("ColumnRowSampling", ratio=0.5)),
     "SievingSampler": Method(mlp, sgd, lambda *_: None, sieve=True),
     "ProgressiveFreezing": Method(cnn, adamw, of("ProgressiveFreezing", start=0, end=4, share=0.9)),
     "SingleShotFreezing": Method(mlp, sgd, of("SingleShotFreezing", at=1, until=5)),
@@ -102,6 +103,9 @@ METHODS = {
     ),
     "ProgressiveFreezing + MeProp": Method(
         mlp, adamw, together(of("ProgressiveFreezing", start=0, end=4, share=0.9), of("MeProp", ratio=0.3, score="random"))
+    ),
+    "MeProp + ColumnRowSampling": Method(
+        cnn, compact, together(of("MeProp", ratio=0.3), of("ColumnRowSampling", k=2, pick="crs"))
     ),
     "WUS + SsProp + AutoFreeze": Method(
         cnn, sgd, together(of("WUS", **WINDOWS), of("SsProp", unit="step", length=3), of("AutoFreeze", interval=1))

@@ -76,7 +76,8 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
     assert any(w.get("skip") for w in wants) == ("WUS" in name)
     assert any(w.get("frozen") for w in wants) == ("Freez" in name)
     assert any(w.get("rows") is not None for w in wants) == any(kind in name for kind in ("Prop", "Memory"))
-    assert bool(state["row_grads"]) == ("compact" in name or "reused" in name)
+    assert any(w.get("tokens") is not None for w in wants) == ("ColumnRow" in name)
+    assert bool(state["row_grads"]) == any(kind in name for kind in ("compact", "reused", "MeProp + C"))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("SingleShotFreezing", ("policy", "epoch"), 0),
         ("AutoFreeze", ("policy", "norms"), {}),
         ("SievingSampler", ("sieve", "forgotten"), torch.zeros(24, dtype=torch.int64)),
+        ("ColumnRowSampling", ("random",), torch.Generator().get_state()),
         ("MeProp, random", ("random",), torch.Generator().get_state()),
         ("MeProp, compact", ("row_grads",), {}),
         ("MeProp", ("grads",), {}),

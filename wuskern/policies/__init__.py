@@ -1,7 +1,8 @@
-"""Training policies: they decide when layers skip, which rows they compute, which layers are frozen and which weights are zero,
-and remember. One file per method."""
+"""Training policies: they decide when layers skip, which rows they compute from which tokens, which layers are frozen and which
+weights are zero, and remember. One file per method."""
 
 from wuskern.policies.base import Policy
+from wuskern.policies.column_row import ColumnRowSampling
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import (
     ActivationCache,
@@ -30,6 +31,7 @@ __all__ = [
     "WUSLR",
     "ActivationCache",
     "AutoFreeze",
+    "ColumnRowSampling",
     "Compose",
     "ComposerFreezing",
     "DelayedFreezing",

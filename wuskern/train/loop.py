@@ -87,7 +87,7 @@ class Run:
             return "skip"
         if any(flags.get("frozen") for flags in wanted):
             return "frozen"
-        return "rows" if any(flags.get("rows") is not None for flags in wanted) else "full"
+        return next((kind for kind in ("rows", "tokens") if any(flags.get(kind) is not None for flags in wanted)), "full")
 
     def _build(self, leader: "Run | None") -> methods.Built:
         if not self.method.parts:
