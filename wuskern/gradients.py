@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from wuskern import configs, ops, paths
+from wuskern.activeness import Activeness
 from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, Scores, TopK, refuse_per_example
 from wuskern.shapes import as_matrix, is_channels_last, is_contiguous, output_padding
 from wuskern.tokens import Tokens, draw
@@ -44,7 +45,11 @@ def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: 
             db, scores = ops.row_stats(dy, dim, choice.score)
         if choice.agree is not None:
             scores = choice.agree(scores)
+        if choice.active is not None:
+            scores = choice.active.among(scores)
         rows = ops.select_rows(scores, choice.count(out, groups), choice.block, groups)
+        if choice.active is not None:
+            choice.active.add(rows.unsqueeze(0))
     if not needs_bias:
         db = None
     elif db is None:
@@ -140,7 +145,7 @@ def _linear_of_all_rows(
     needs_x, needs_weight, needs_bias = needs
     db = ops.bias_grad(dy, -1) if needs_bias else None
     if each is not None:
-        dy = _largest_of_each(dy, each.count(dy.shape[-1]))
+        dy = _largest_of_each(dy, each.count(dy.shape[-1]), each.active)
     dx = linear_dgrad(dy, weight, by_columns) if needs_x else None
     if not needs_weight:
         return Gradients(dx, None, db)
@@ -154,10 +159,13 @@ def linear_dgrad(dy: Tensor, weight: Tensor, by_columns: bool) -> Tensor:
     return weight.t().mm(dy.t()).t() if by_columns else dy.matmul(weight)
 
 
-def _largest_of_each(dy: Tensor, k: int) -> Tensor:
+def _largest_of_each(dy: Tensor, k: int, active: Activeness | None) -> Tensor:
     """dy with all but the k largest magnitudes of each row set to zero."""
-    order = dy.abs().argsort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(dy).scatter_(-1, chosen := order[..., :k], dy.gather(-1, chosen))
+    size = dy.abs() if active is None else active.among(dy.abs())
+    chosen = size.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    if active is not None:
+        active.add(as_matrix(chosen))
+    return torch.zeros_like(dy).scatter_(-1, chosen, dy.gather(-1, chosen))
 
 
 # ---- Conv2d ---------------------------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output ch
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wuskern import deliver, ops
+from wuskern.activeness import Activeness
 from wuskern.arguments import amount, one_of, whole
 
 SCOPES = ("weight", "both")
@@ -34,6 +36,7 @@ class TopK:
         bias: "dense": the whole bias gradient. "rows": zero outside of the chosen rows.
         agree: called in backward with this process's scores, ``[out]``, before rows are chosen; answers with those to choose
             by, the same in all processes. For ``wuskern.distributed``, which sets it for the length of a forward.
+        active: counts which rows are chosen, and says which may be.
 
     Raises:
         TypeError, ValueError: an argument out of its range. Whether it fits a layer shows in :meth:`count`.
@@ -46,6 +49,7 @@ class TopK:
     block: int = 1
     bias: str = "dense"
     agree: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
+    active: Activeness | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         amount(self.ratio, self.k)
@@ -53,6 +57,7 @@ class TopK:
         one_of("score", self.score, SCORES)
         one_of("bias", self.bias, BIASES)
         whole("block", self.block)
+        _check_active(self.active)
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` rows, of a convolution with ``groups``. Raises ``ValueError`` where it does not fit."""
@@ -73,14 +78,16 @@ class PerExample:
     lower index wins; NaN ranks first. An example is an element of the leading dimensions: one token.
 
     Args:
-        ratio, k: as for :class:`TopK`.
+        ratio, k, active: as for :class:`TopK`; each example is a choice.
     """
 
     ratio: float | None = None
     k: int | None = None
+    active: Activeness | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         amount(self.ratio, self.k)
+        _check_active(self.active)
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` values. Raises ``ValueError`` where it does not fit."""
@@ -252,6 +259,11 @@ class RowGrad:
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _check_active(active: Any) -> None:
+    if not isinstance(active, Activeness | None):
+        raise TypeError(f"active: expected an Activeness or None, got {type(active).__name__}")
 
 
 def _count(ratio: float | None, k: int | None, out: int, unit: int) -> int:

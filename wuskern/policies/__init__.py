@@ -16,10 +16,12 @@ from wuskern.policies.freezing import (
     SingleShotFreezing,
 )
 from wuskern.policies.meprop import MeProp
+from wuskern.policies.mesimp import MeSimp
 from wuskern.policies.savings import Saved, Savings
 from wuskern.policies.score_memory import ScoreMemory
 from wuskern.policies.sieving import SievingSampler
 from wuskern.policies.sparse import MEST, RigL, SparseTraining
+from wuskern.policies.spfde import SpFDE
 from wuskern.policies.ssprop import SsProp
 from wuskern.policies.tinyprop import TinyProp
 from wuskern.policies.wus import WUS
@@ -37,6 +39,7 @@ __all__ = [
     "DelayedFreezing",
     "Freezing",
     "MeProp",
+    "MeSimp",
     "PeriodicFreezing",
     "PipeTransformerFreezing",
     "Policy",
@@ -47,6 +50,7 @@ __all__ = [
     "ScoreMemory",
     "SievingSampler",
     "SingleShotFreezing",
+    "SpFDE",
     "SparseTraining",
     "SsProp",
     "TinyProp",

@@ -19,6 +19,7 @@ CLAIMS = {
     "rows": "which rows have gradients",
     "zeros": "which weights are zero",
     "tokens": "which tokens its weight gradient sums over",
+    "shape": "its shape, which a frozen one keeps",
 }
 
 

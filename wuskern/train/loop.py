@@ -15,6 +15,7 @@ from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
 from wuskern.policies import Saved, Savings
 from wuskern.policies.freezing import ActivationCache, Freezing
+from wuskern.simplify import fit_
 from wuskern.train import methods, order, processes
 from wuskern.train.data import Data
 from wuskern.train.evaluation import evaluate
@@ -172,7 +173,7 @@ class Run:
         self.epochs.append(record)
         if self.policy is not None:
             self.policy.step(record.train_accuracy)
-        if self.sampler is not None:
+        if self.sampler is not None and not self.built.steps_sampler:
             self.sampler.step()
         self.schedule.step()
         return record
@@ -283,6 +284,7 @@ class Run:
         if record.key != self.record.key:
             raise ValueError(f"state: expected that of the run {self.record.key}, got {record.key}")
         self.record = record
+        fit_(self.model, state["model"])  # a method may have made it smaller
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
