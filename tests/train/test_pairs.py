@@ -102,4 +102,4 @@ def test_the_table_has_a_row_for_every_method():
     lines = text.splitlines()
     assert len({line.count("|") for line in lines}) == 1
     cells = [line.split("|")[2:-1] for line in lines[2:]]
-    assert [[cell for cell in row] for row in cells] == [list(column) for column in zip(*cells, strict=True)]  # either way
+    assert [list(row) for row in cells] == [list(column) for column in zip(*cells, strict=True)]  # either way

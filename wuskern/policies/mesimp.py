@@ -196,6 +196,7 @@ class MeSimp(Policy):
                     t[dead] = 0
 
     def _simplify(self) -> None:
+        self.release()  # as many rows may be more than there will be
         kept = simplify_(self.model, self.example, self.optimizer).kept
         for name in self.records.keys() & kept.keys():
             record, rows = self.records[name], kept[name]
