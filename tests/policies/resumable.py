@@ -181,7 +181,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "policy": None if self.policy is None else self.policy.state_dict(),
-            "sieve": None if self.sieve is None else self.sieve.state_dict(),
+            "sieve": None if self.own is None else self.own.state_dict(),
             "grads": {name: p.grad for name, p in named.items() if p.grad is not None},
             "row_grads": {name: (grad.rows, grad.values) for name, grad in row_grads.items() if grad is not None},
             "random": self.random,
@@ -194,8 +194,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.policy is not None:
             self.policy.load_state_dict(state["policy"])
-        if self.sieve is not None:
-            self.sieve.load_state_dict(state["sieve"])
+        if self.own is not None:
+            self.own.load_state_dict(state["sieve"])
         for name, p in self.model.named_parameters():
             p.grad = state["grads"].get(name)
             if name in state["row_grads"]:

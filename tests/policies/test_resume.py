@@ -91,7 +91,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("ScoreMemory, reused", ("policy", "scores"), None),
         ("SingleShotFreezing", ("policy", "epoch"), 0),
         ("AutoFreeze", ("policy", "norms"), {}),
-        ("MeSimp", ("policy", "records"), None),
+        ("MeSimp", ("policy", "epoch"), 0),
         ("MeSimp, each", ("policy", "steps"), 0),
         ("SpFDE", ("policy", "sampler"), None),
         ("SievingSampler", ("sieve", "forgotten"), torch.zeros(24, dtype=torch.int64)),

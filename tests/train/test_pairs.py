@@ -67,8 +67,8 @@ def trains(pair: Pair) -> None:
             step(model, optimizer, built, images[index], labels[index], index)
         if built.policy is not None:
             built.policy.step(0.5)
-        if built.sampler is not None and not built.steps_sampler:
-            built.sampler.step()
+        if built.separate_sampler is not None:
+            built.separate_sampler.step()
     model.eval()
     assert model(images).isfinite().all()
 

@@ -173,8 +173,8 @@ class Run:
         self.epochs.append(record)
         if self.policy is not None:
             self.policy.step(record.train_accuracy)
-        if self.sampler is not None and not self.built.steps_sampler:
-            self.sampler.step()
+        if self.built.separate_sampler is not None:
+            self.built.separate_sampler.step()
         self.schedule.step()
         return record
 
@@ -272,7 +272,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "policy": self.policy.state_dict() if self.policy is not None else None,
-            "sampler": self.sampler.state_dict() if self.sampler is not None else None,
+            "sampler": self.built.separate_sampler.state_dict() if self.built.separate_sampler is not None else None,
             "order": self.order.get_state(),
             "random": processes.of_all(self.random.states),
             "rows": self.prepared.state_dict() if self.prepared is not None else None,
@@ -289,7 +289,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        for own, name in ((self.policy, "policy"), (self.sampler, "sampler"), (self.prepared, "rows")):
+        for own, name in ((self.policy, "policy"), (self.built.separate_sampler, "sampler"), (self.prepared, "rows")):
             if own is not None:
                 own.load_state_dict(state[name])
         self.order.set_state(state["order"])

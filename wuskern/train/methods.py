@@ -92,13 +92,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Built:
-    """A method on one model. ``parts``: the policies by themselves, in their order. ``steps_sampler``: whether the policy calls
-    the sampler's ``step``."""
+    """A method on one model. ``parts``: the policies by themselves, in their order. ``separate_sampler``: the sampler, if no
+    policy steps and saves it."""
 
     policy: Policy | None = None
     sampler: SievingSampler | None = None
     parts: tuple[Policy, ...] = ()
-    steps_sampler: bool = False
+    separate_sampler: SievingSampler | None = None
 
     @property
     def wus(self) -> WUS | None:
@@ -217,14 +217,14 @@ def build(
         else:
             names = {p.name for p in _parameters(kind)}
             policies.append(kind(model, **{k: v for k, v in given.items() if k in names}, **arguments))
-    own = [policy.sampler for policy in policies if isinstance(policy, SpFDE)]
-    if len(samplers + own) > 1:
+    of_policies = [policy.sampler for policy in policies if isinstance(policy, SpFDE)]
+    if len(samplers + of_policies) > 1:
         raise ValueError("--policy: expected one part that sieves data, got sieve and spfde, which does it by itself")
-    sampler = next(iter(samplers + own), None)
+    sampler, separate = next(iter(samplers + of_policies), None), next(iter(samplers), None)
     if not policies:
-        return Built(None, sampler)
+        return Built(None, sampler, (), separate)
     parts = (part for policy in policies for part in (policy.policies if isinstance(policy, Compose) else (policy,)))
-    return Built(policies[0] if len(policies) == 1 else Compose(policies), sampler, tuple(parts), steps_sampler=bool(own))
+    return Built(policies[0] if len(policies) == 1 else Compose(policies), sampler, tuple(parts), separate)
 
 
 def describe() -> str:
