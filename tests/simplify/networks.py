@@ -55,7 +55,7 @@ def chains(draw) -> tuple[nn.Module, Tensor]:
         pools = [nn.Identity(), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AvgPool2d(2, padding=1), nn.AdaptiveAvgPool2d(2)]
         parts += [draw(st.sampled_from(norms)), draw(st.sampled_from(ACTIVATIONS))(), draw(st.sampled_from(pools))]
         size = nn.Sequential(*parts).eval()(torch.zeros(1, 2, 8, 8)).shape[-1]
-        if size < 3:
+        if size < 4:
             break
     parts += [nn.Dropout(), nn.Flatten()]
     features = channels * size * size

@@ -163,7 +163,7 @@ def test_a_concatenation_keeps_its_parts_apart():
     kill(model.left, [1])
     kill(model.right, [0, 3])
     x = torch.randn(2, 1, 6, 6, dtype=torch.float64)
-    smaller, report = wk.simplify(model, x)
+    smaller, _ = wk.simplify(model, x)
     assert (smaller.left.out_channels, smaller.right.out_channels, smaller.last.in_channels) == (2, 2, 5)
     assert torch.equal(smaller.last.weight, model.last.weight[:, [0, 2, 3, 5, 6]])
     assert equal(smaller(x), model(x))
