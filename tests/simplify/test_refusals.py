@@ -155,6 +155,18 @@ def test_code_that_computes_with_sizes_is_noticed_and_undone():
     net(torch.ones(1, 4)).sum().backward()
 
 
+def test_a_layer_that_runs_in_training_only_is_noticed_and_all_is_undone():
+    net = Net(lambda net, y: y + net.aux(y) if net.training else y).train()
+    net.aux = nn.Linear(4, 4)
+    kill(net.a, [1])
+    before = shapes(net)
+    with pytest.raises(RuntimeError, match="the smaller model does not run in training, where aux may run, and only there"):
+        wk.simplify_(net, torch.randn(3, 4))
+    assert shapes(net) == before
+    assert all(m.training for m in net.modules())
+    net(torch.randn(3, 4)).sum().backward()
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
