@@ -133,8 +133,10 @@ def _compare(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) 
 
 
 def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Without doing it: nothing of the model changes but its mode."""
-    return isinstance(export(model.train(), inputs), Graph)
+    """Without doing it: nothing of the model changes. It is in evaluation before and after."""
+    graph = export(model.train(), inputs)
+    model.eval()
+    return isinstance(graph, Graph)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
