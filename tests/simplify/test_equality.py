@@ -113,6 +113,37 @@ def test_a_padded_convolution_takes_up_zeros_only():
     assert equal(smaller(x), model(x))
 
 
+def test_an_average_over_padding_takes_up_zeros_only():
+    x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    for pool, left in ((nn.AvgPool2d(2, padding=1), 3), (nn.AvgPool2d(2, padding=1, count_include_pad=False), 2)):
+        model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Sigmoid(), pool, nn.Conv2d(3, 2, 1)).double()
+        kill(model[0], [1])
+        smaller, report = wk.simplify(model, x)
+        assert smaller[0].out_channels == left
+        assert equal(smaller(x), model(x))
+    model[2] = nn.AvgPool2d(2, padding=1)
+    _, report = wk.simplify(model, x)
+    assert report.layers["0"].reasons == {"its constant meets the padding of avg_pool2d in 2": 1}
+
+
+class PixelsFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 1), nn.Linear(4 * 6, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).permute(0, 2, 3, 1).flatten(1))
+
+
+def test_columns_go_where_the_units_are_after_a_permutation():
+    model = PixelsFirst().double()
+    kill(model.a, [1])
+    x = torch.randn(2, 1, 2, 3, dtype=torch.float64)
+    smaller, _ = wk.simplify(model, x)
+    assert torch.equal(smaller.b.weight, model.b.weight[:, [c for c in range(24) if c % 4 != 1]])
+    assert equal(smaller(x), model(x))
+
+
 def test_a_layer_of_dead_rows_alone_keeps_one():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     kill(model[0], slice(None))

@@ -75,6 +75,13 @@ def test_statistics_over_several_rows():
     assert reasons_of(net, torch.randn(3, 1, 4, 4), "0") == "group_norm in 1 has statistics over several rows"
 
 
+def test_padding_between_the_units():
+    """As the shortcut of some residual networks has it."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ZeroPad3d((0, 0, 0, 0, 1, 1)), nn.Conv2d(6, 2, 1))
+    kill(model[0], [1])
+    assert reasons_of(model, torch.randn(2, 1, 3, 3), "0") == "pad in 1 is not known to keep units apart"
+
+
 def test_shared_weights():
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     net[2].weight = net[0].weight
