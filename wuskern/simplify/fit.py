@@ -67,8 +67,9 @@ def _sizes(name: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> 
             _refuse(name, other, f"[{shape[0]}], as {tensor} has", its)
     if isinstance(module, nn.Linear | nn.Conv2d):
         weight = shapes.get("weight", tuple(module.weight.shape))
-        if module.bias is not None and weight[0] != shapes.get("bias", tuple(module.bias.shape))[0]:
-            _refuse(name, "weight", f"[{len(module.bias)}, ...], as bias has", weight)
+        bias = None if module.bias is None else shapes.get("bias", tuple(module.bias.shape))
+        if bias is not None and bias[0] != weight[0]:
+            _refuse(name, "weight", f"[{bias[0]}, ...], as bias has", weight)
         return _sizes_of_layer(name, module, weight)
     together = {"weight", "bias", "running_mean", "running_var"}
     if isinstance(module, NORMS) and all(getattr(module, t) is None or t in shapes for t in together):

@@ -1,4 +1,8 @@
-"""The graph of a model, as ``torch.export`` gives it, and whose tensors its inputs are."""
+"""The graph of a model, as ``torch.export`` gives it, and whose tensors its inputs are.
+
+One operator for each way to spell it (``nn.ReLU``, ``F.relu``, ``x.relu()``), and ``len(x)`` does not end it, as it does
+``torch.fx.symbolic_trace``.
+"""
 
 import warnings
 from collections.abc import Sequence

@@ -64,6 +64,8 @@ def _owner(node: Node, graph: Graph) -> Owner | str:
             return f"its {name} is used {len(source.users)} times"
         if not isinstance(owners[0].module, KINDS[operation(node)]) or owners[0].tensor != name:
             return f"its {name} belongs to {type(owners[0].module).__name__}"
+        if type(owners[0].module) is nn.modules.linear.NonDynamicallyQuantizableLinear:
+            return f"MultiheadAttention reads its {name} and never calls it"
         value = getattr(owners[0].module, name)
         if type(value) not in (nn.Parameter, Tensor, nn.Buffer):
             return f"its {name} is a {type(value).__name__}"

@@ -23,6 +23,7 @@ class Plan:
     sizes: of (module, attribute) the new value.
     folds: of a module ``[columns]``, float64: what the columns that go are constantly given; 0 elsewhere.
     layers, kept: the report's.
+    not_run: layers that the graph does not have.
     """
 
     keep: dict[tuple[str, str], dict[int, Tensor]]
@@ -30,6 +31,7 @@ class Plan:
     folds: dict[str, Tensor]
     layers: dict[str, LayerRows]
     kept: dict[str, Tensor]
+    not_run: list[str]
 
 
 def plan(model: nn.Module, graph: Graph | str) -> Plan:
@@ -57,7 +59,8 @@ def plan(model: nn.Module, graph: Graph | str) -> Plan:
         for name, module in modules.items()
         if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(module.weight, Tensor)
     }
-    return Plan(keep, sizes, {name: c for name, c in folds.items() if c.any()}, layers, kept)
+    not_run = [name for name in layers if name not in ledger.refused and name not in {cut.module for cut in ledger.cuts}]
+    return Plan(keep, sizes, {name: c for name, c in folds.items() if c.any()}, layers, kept, not_run)
 
 
 def _of(gone: Tensor, ids: Tensor) -> Tensor:

@@ -39,7 +39,9 @@ BINARY = {"add", "sub", "mul", "div"}
 POOLS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d"}
 REDUCTIONS = {"mean", "amax", "amin"}
 SHAPES = {"flatten", "view", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "select", "slice", "unflatten"}
-VIEWS = SAME | DROPOUT | SHAPES | {"expand", "unbind", "chunk", "split", "<getitem>", "narrow", "t"}  # that may share memory
+VIEWS = (
+    (SAME - {"clone", "_to_copy"}) | DROPOUT | SHAPES | {"expand", "unbind", "chunk", "split", "<getitem>", "narrow", "t"}
+)  # that may share memory
 
 
 def mixes(node: Node) -> str:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from wuskern.convert import revert
-from wuskern.simplify.graph import export
+from wuskern.simplify.graph import Graph, export
 from wuskern.simplify.plan import plan
 from wuskern.simplify.report import Report
 from wuskern.simplify.surgery import Surgery, check_optimizer
@@ -29,7 +29,7 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
     Each layer keeps at least one row. A layer whose rows become dead only by this loses them in a second call.
 
     In evaluation the copy gives what the model gives, but for rounding; in training too, where dead units give zero. The graph
-    is that of ``torch.export`` in evaluation, so that layers which run in training only are not seen.
+    is that of ``torch.export`` in evaluation.
 
     Args:
         model: converted or not; it is left as it is. Hooks are copied with it: release policies first.
@@ -40,7 +40,8 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
 
     Raises:
         TypeError: ``model`` is no module. ValueError: DDP wraps it. Whatever the model raises for the example.
-        RuntimeError: the smaller model does not give what the model gives: its code has sizes of its own.
+        RuntimeError: the smaller model does not give what the model gives: its code has sizes of its own; or a layer that runs
+            in training only does not fit any more.
     """
     _check(model)
     smaller = revert(copy.deepcopy(model))
@@ -73,8 +74,13 @@ def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Opti
         if optimizer is not None:
             check_optimizer(todo, model, optimizer)
         before = _parameters(model)
+        trains = bool(todo.kept and todo.not_run) and _trains(model, inputs)
         surgery.apply(todo, model, optimizer)
         _compare(model, inputs, expected)
+        if trains and not _trains(model, inputs):
+            raise RuntimeError(
+                f"the smaller model does not run in training, where {', '.join(todo.not_run)} may run, and only there"
+            )
     except BaseException:
         surgery.undo()
         raise
@@ -124,6 +130,13 @@ def _compare(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) 
     for a, b in zip(found, expected, strict=True):
         if a.shape != b.shape or not _close(a, b):
             raise RuntimeError(f"the smaller model does not give what the model gives: {advice}")
+
+
+def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Without doing it: nothing of the model changes. It is in evaluation before and after."""
+    graph = export(model.train(), inputs)
+    model.eval()
+    return isinstance(graph, Graph)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
