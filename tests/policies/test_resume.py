@@ -76,6 +76,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
     assert any(w.get("skip") for w in wants) == ("WUS" in name)
     assert any(w.get("frozen") for w in wants) == ("Freez" in name)
     assert any(w.get("rows") is not None for w in wants) == any(kind in name for kind in ("Prop", "Memory"))
+    assert any(0 < w.get("density", 1) < 1 for w in wants) == ("MEST" in name or "RigL" in name)
     assert bool(state["row_grads"]) == ("compact" in name or "reused" in name)
 
 
@@ -90,6 +91,9 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("ScoreMemory, reused", ("policy", "scores"), None),
         ("SingleShotFreezing", ("policy", "epoch"), 0),
         ("AutoFreeze", ("policy", "norms"), {}),
+        ("MEST", ("policy", "generator"), torch.Generator().manual_seed(9).get_state()),
+        ("RigL", ("policy", "steps"), 0),
+        ("RigL", ("policy", "masks"), None),
         ("SievingSampler", ("sieve", "forgotten"), torch.zeros(24, dtype=torch.int64)),
         ("MeProp, random", ("random",), torch.Generator().get_state()),
         ("MeProp, compact", ("row_grads",), {}),

@@ -1,6 +1,7 @@
 """A model for inference whose zeros are left out, where PyTorch has kernels that do."""
 
 import copy
+import warnings
 
 import torch
 import torch.nn as nn
@@ -71,4 +72,6 @@ def _packed(policy: SparseTraining, name: str, weight: Tensor) -> Tensor:
         return torch.sparse.to_sparse_semi_structured(weight)
     if weight.device.type == "cpu" and weight.dtype not in CPU_DTYPES:
         raise ValueError(f"{where}: expected float32 or float64 on a CPU, got {weight.dtype}")
-    return weight.to_sparse_bsr((pattern.block, pattern.block)) if pattern.block > 1 else weight.to_sparse_csr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse (CSR|BSR) tensor support is in beta state")
+        return weight.to_sparse_bsr((pattern.block, pattern.block)) if pattern.block > 1 else weight.to_sparse_csr()

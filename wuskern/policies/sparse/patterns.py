@@ -78,12 +78,12 @@ def remaining(units: int, sparsity: float) -> int:
 
 
 def largest(scores: Tensor, counts: Tensor) -> Tensor:
-    """``[groups, units]``, bool: of each group the ``counts[group]`` largest scores. Equal ones: the lowest index. NaN first.
+    """``[groups, units]``, bool: of each group the ``counts[group]`` largest scores. Of equal ones the lowest index; NaN is infinite.
 
     Args:
         scores: ``[groups, units]``. counts: ``[groups]``, int64, from 0 to the number of units.
     """
-    scores = scores.nan_to_num(nan=torch.inf)
+    scores = scores.nan_to_num(torch.inf, torch.inf)
     if len(scores) == 1:
         least = scores.topk(max(1, int(counts)), sorted=False).values.amin(1, keepdim=True)
     else:
