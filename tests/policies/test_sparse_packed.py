@@ -54,8 +54,12 @@ def test_a_model_that_is_itself_a_linear():
     layer = wk.convert(nn.Linear(16, 8))
     policy = MEST(layer, epochs=1, dense=())
     x = torch.randn(3, 16)
-    assert "in_features=16, out_features=8, layout=torch.sparse_csr" in repr(packed := pack(policy))
+    packed = pack(policy)
+    assert "in_features=16, out_features=8, layout=torch.sparse_csr" in repr(packed)
     torch.testing.assert_close(packed(x), layer(x))
+    torch.testing.assert_close(packed(x[0]), layer(x[0]))
+    assert packed(x.expand(2, 3, 16)).is_contiguous()
+    assert packed(x[:0]).shape == (0, 8)
 
 
 def test_what_has_no_kernel_is_refused_by_name():

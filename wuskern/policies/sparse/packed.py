@@ -15,7 +15,8 @@ CPU_DTYPES = (torch.float32, torch.float64)
 
 
 class PackedLinear(nn.Module):
-    """``F.linear`` of a weight in a sparse layout, for inference: neither is a parameter, and nothing has a gradient.
+    """``F.linear`` with a weight in a sparse layout, for inference: neither weight nor bias is a parameter, and nothing has a
+    gradient.
 
     x: ``[..., in_features]`` -> ``[..., out_features]``.
     """
@@ -30,7 +31,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.no_grad():
-            return F.linear(input, self.weight, self.bias)
+            if input.is_cuda:
+                return F.linear(input, self.weight, self.bias)
+            return self._on_cpu(input.reshape(-1, input.shape[-1])).view(*input.shape[:-1], -1)
+
+    def _on_cpu(self, x: Tensor) -> Tensor:
+        """``[tokens, in]`` -> ``[tokens, out]``. F.linear transposes the weight for it, which takes up to eight times as long."""
+        y = (self.weight @ x.t()).t()
+        return y.contiguous() if self.bias is None else torch.add(y, self.bias, out=y.new_empty(y.shape))
 
     def extra_repr(self) -> str:
         out, features = self.weight.shape

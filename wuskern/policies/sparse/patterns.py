@@ -78,10 +78,10 @@ def remaining(units: int, sparsity: float) -> int:
 
 
 def largest(scores: Tensor, counts: Tensor) -> Tensor:
-    """``[groups, units]``, bool: of each group the ``counts[group]`` largest scores. Of equal ones the lowest index; NaN is infinite.
+    """``[groups, units]``, bool: of each group the ``counts[group]`` largest scores. Of equal ones those with the lowest index.
 
     Args:
-        scores: ``[groups, units]``. counts: ``[groups]``, int64, from 0 to the number of units.
+        scores: ``[groups, units]``; NaN is infinite. counts: ``[groups]``, int64, from 0 to the number of units.
     """
     scores = scores.nan_to_num(torch.inf, torch.inf)
     if len(scores) == 1:
