@@ -33,10 +33,11 @@ class PackedLinear(nn.Module):
         with torch.no_grad():
             if input.is_cuda:
                 return F.linear(input, self.weight, self.bias)
-            return self._on_cpu(input.reshape(-1, input.shape[-1])).view(*input.shape[:-1], -1)
+            return self._on_cpu(input.reshape(-1, input.shape[-1])).view(*input.shape[:-1], self.weight.shape[0])
 
     def _on_cpu(self, x: Tensor) -> Tensor:
-        """``[tokens, in]`` -> ``[tokens, out]``. F.linear transposes the weight for it, which takes up to eight times as long."""
+        """``[tokens, in]`` -> ``[tokens, out]``. F.linear gives the same from a transposed weight, in up to eight times the
+        time."""
         y = (self.weight @ x.t()).t()
         return y.contiguous() if self.bias is None else torch.add(y, self.bias, out=y.new_empty(y.shape))
 
