@@ -105,6 +105,17 @@ def test_a_layer_without_a_gradient_waits_for_the_next_step_that_has_one():
     assert changed == [False] * 5 + [True, False, False]  # the sixth is due itself, too
 
 
+def test_an_old_gradient_does_not_count():
+    policy = RigL(network(), epochs=9, sparsity=0.5, alpha=0.4, interval=1)
+    set_values(policy, VALUES)
+    take_step(policy, GRAD.clone())
+    set_values(policy, VALUES)
+    take_step(policy, None)
+    assert torch.equal(policy.masks["0"], VALUES != 0)
+    take_step(policy, GRAD.clone())
+    assert not torch.equal(policy.masks["0"], VALUES != 0)
+
+
 def test_without_an_optimizer_attached_the_gradient_that_is_there_counts():
     net = network()
     policy = RigL(net, epochs=9, sparsity=0.5, alpha=0.4, interval=1)

@@ -176,6 +176,7 @@ def test_where_weights_skip_nothing_moves_and_masks_change_after_it(kind, first)
     both.apply()
     train(net, update, both, range(9, 12))
     assert all(not torch.equal(policy.masks[name], mask) for name, mask in masks.items())
+    check_zeros(policy, update)
 
 
 @pytest.mark.parametrize("kind", KINDS)

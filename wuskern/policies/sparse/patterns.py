@@ -88,6 +88,6 @@ def largest(scores: Tensor, counts: Tensor) -> Tensor:
         least = scores.topk(max(1, int(counts)), sorted=False).values.amin(1, keepdim=True)
     else:
         least = scores.sort(1, descending=True).values.gather(1, (counts - 1).clamp(min=0)[:, None])
-    over, equal = (scores > least) & (counts > 0)[:, None], scores == least
+    over, equal = scores > least, scores == least
     left = counts[:, None] - over.sum(1, keepdim=True)
     return over | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))
