@@ -130,7 +130,9 @@ def test_a_second_derivative_raises(make, shape):
     layer, x = make(), torch.randn(shape, requires_grad=True)
     layer.skip = True
     (dx,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="a skipping or row-sparse layer of wuskern has no second derivative"):
+    with pytest.raises(
+        RuntimeError, match="a skipping, row-sparse or token-sampling layer of wuskern has no second derivative"
+    ):
         dx.sum().backward()
 
 
@@ -149,7 +151,7 @@ def test_a_first_derivative_with_a_graph_is_the_same(make, shape):
 def test_a_forward_mode_derivative_raises(make, shape):
     layer, x = make(), torch.randn(shape)
     layer.skip = True
-    message = "a skipping or row-sparse layer of wuskern has no forward-mode derivative"
+    message = "a skipping, row-sparse or token-sampling layer of wuskern has no forward-mode derivative"
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match=message):
         layer(forward_ad.make_dual(x, torch.ones_like(x)))
 

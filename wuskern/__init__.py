@@ -7,9 +7,11 @@ from wuskern.backends import backend
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.doctor import doctor
-from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, skipping
+from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, set_tokens, skipping
 from wuskern.optim import clip_grad_norm_, unscale_
 from wuskern.rows import PerExample, RowGrad, Rows, Scores, TopK
+from wuskern.simplify import fit_, simplify, simplify_
+from wuskern.tokens import Tokens
 from wuskern.tuning import autotune
 
 try:
@@ -25,6 +27,7 @@ __all__ = [
     "Scores",
     "SkippableConv2d",
     "SkippableLinear",
+    "Tokens",
     "TopK",
     "autotune",
     "backend",
@@ -32,6 +35,7 @@ __all__ = [
     "convert",
     "distributed",
     "doctor",
+    "fit_",
     "functional",
     "ops",
     "optim",
@@ -39,6 +43,9 @@ __all__ = [
     "revert",
     "set_rows",
     "set_skip",
+    "set_tokens",
+    "simplify",
+    "simplify_",
     "skipping",
     "survey",
     "unscale_",

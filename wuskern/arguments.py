@@ -35,6 +35,16 @@ def share(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a number over 0 and up to 1, got {value!r}")
 
 
+def amount(ratio: Any, k: Any) -> None:
+    """One of the two, in its range."""
+    if (ratio is None) == (k is None):
+        raise ValueError(f"ratio, k: expected one of the two, got ratio={ratio!r}, k={k!r}")
+    if k is not None:
+        whole("k", k)
+    else:
+        share("ratio", ratio)
+
+
 def finite(name: str, value: Any) -> float:
     """As a float."""
     if isinstance(value, str) or not hasattr(value, "__float__"):

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from wuskern import ops
 from wuskern.modules import SkippableConv2d, SkippableLinear
 
-FLAGS = ("skip", "rows")  # what a converted layer has beside its stock twin
+FLAGS = ("skip", "rows", "tokens")  # what a converted layer has beside its stock twin
 FilterFn = Callable[[nn.Module, str], bool]
 
 _log = logging.getLogger("wuskern")

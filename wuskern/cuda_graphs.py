@@ -24,9 +24,9 @@ class _Captured(NamedTuple):
 class GraphedStep:
     """A training step on a GPU that is captured once for each setting of the model's flags, and replayed from then on.
 
-    ``skip``, ``TopK``, the depth of a frozen prefix and the shapes of the inputs choose the graph. A changed ``Rows`` of the
-    same length, scope and bias does not need another one: its index is copied into the one that the graph reads. Graphs share
-    their memory: what a step returned is valid until the next one.
+    ``skip``, ``TopK``, ``Tokens``, the depth of a frozen prefix and the shapes of the inputs choose the graph. A changed
+    ``Rows`` of the same length, scope and bias does not need another one: its index is copied into the one that the graph
+    reads. Graphs share their memory: what a step returned is valid until the next one.
 
     Args:
         model: with converted layers, all of its parameters on one GPU.
@@ -106,4 +106,5 @@ def _kind(layer: SkippableLayer) -> Key:
     rows, hooks = layer.rows, len(layer._forward_pre_hooks)
     if layer.skip:
         return hooks, "skip"
-    return (hooks, "rows", len(rows.index), rows.scope, rows.bias) if isinstance(rows, Rows) else (hooks, rows)
+    its = ("rows", len(rows.index), rows.scope, rows.bias) if isinstance(rows, Rows) else rows
+    return hooks, its, layer.tokens

@@ -73,7 +73,9 @@ def _loaded(device: str) -> str:
 
 def _layer(module: nn.Module) -> str:
     kind = type(module).__name__
-    return f"{kind}, skip={module.skip}, rows={module.rows}" if hasattr(module, "skip") else f"{kind}: convert would take it"
+    if not hasattr(module, "skip"):
+        return f"{kind}: convert would take it"
+    return f"{kind}, skip={module.skip}, rows={module.rows}" + (f", tokens={module.tokens}" if module.tokens else "")
 
 
 def package_version(package: str) -> str:

@@ -1,5 +1,8 @@
-"""``linear`` and ``conv2d`` as in torch.nn.functional, with ``skip``, a backward without a weight gradient, and ``rows``, one
-whose weight gradient has the chosen rows only. ``linear_backward`` and ``conv2d_backward`` give those rows by themselves."""
+"""``linear`` and ``conv2d`` as in torch.nn.functional, with ``skip``, a backward without a weight gradient, ``rows``, one whose
+weight gradient has the chosen rows only, and ``tokens``, one whose weight gradient sums over some tokens. They are given
+by themselves by ``linear_backward`` and ``conv2d_backward``."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,7 @@ from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
 from wuskern.compact import row_grad_key, wants_row_grad
 from wuskern.gradients import conv2d_backward, linear_backward
 from wuskern.rows import ROW_CHOICES, PerExample, RowChoice, TopK, refuse_per_example
+from wuskern.tokens import Tokens
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
@@ -21,29 +25,38 @@ _PLAIN = (Tensor, Parameter, type(None))
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, skip: bool = False, rows: RowChoice | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    skip: bool = False,
+    rows: RowChoice | None = None,
+    tokens: Tokens | None = None,
 ) -> Tensor:
     """``y = x @ weight.T + bias``. With ``skip``, backward computes dx and db; the gradient of ``weight`` is ``None``.
 
     Args:
         x: ``[..., in]``. weight: ``[out, in]``. bias: ``[out]`` or None. All of one floating dtype, or autocast.
-        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows``.
+        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows`` and ``tokens``.
         rows: a ``TopK``, ``Rows`` or ``PerExample``: the gradient of ``weight`` is zero outside of the chosen rows, or in
             the compact form where ``weight`` has been asked for that. None, or as many rows as there are: all of them.
+        tokens: a ``Tokens``: the gradient of ``weight`` sums over so many elements of the leading dimensions. None, or as many
+            as there are: all of them.
 
     Returns:
         ``[..., out]``. Dense, and where :func:`stock_reason` names a reason, this is ``F.linear`` itself.
 
     Raises:
         What ``F.linear`` raises; ``ValueError``, ``TypeError`` where ``rows`` do not fit; ``RuntimeError`` for a second or
-        forward-mode derivative through a skipped or row-sparse call.
+        forward-mode derivative through a call with skip, rows or tokens.
     """
     rows = None if skip else _restricting(rows, weight, 1)
-    if not (skip or rows) or _takes_stock_path(x, weight, bias):
+    tokens = None if skip or tokens is None else _leaving_out(tokens, math.prod(x.shape[:-1]))
+    if not (skip or rows or tokens) or _takes_stock_path(x, weight, bias):
         return F.linear(x, weight, bias)
     _refuse_forward_mode(x, weight, bias)
     x, operand, bias = _autocast(x, weight, bias)
-    return LinearFunction.apply(x, _graph_weight(weight, rows), bias, _plan(rows, operand, weight))
+    return LinearFunction.apply(x, _graph_weight(weight, rows, skip), bias, _plan(rows, tokens, operand, weight))
 
 
 def conv2d(
@@ -57,26 +70,29 @@ def conv2d(
     *,
     skip: bool = False,
     rows: RowChoice | None = None,
+    tokens: Tokens | None = None,
 ) -> Tensor:
     """``F.conv2d``. With ``skip``, backward computes dx and db; the gradient of ``weight`` is ``None``.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``. weight: ``[out, C / groups, kh, kw]``. bias: ``[out]`` or None.
         stride, padding, dilation, groups: as for ``F.conv2d``, "same" and "valid" included.
-        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows``.
+        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows`` and ``tokens``.
         rows: as for :func:`linear`, of output channels; not ``PerExample``.
+        tokens: as for :func:`linear`, of images of the batch; an unbatched input is one.
 
     Returns:
         What ``F.conv2d`` returns. Dense, and where :func:`stock_reason` names a reason, this is ``F.conv2d`` itself.
 
     Raises:
         What ``F.conv2d`` raises; ``ValueError``, ``TypeError`` where ``rows`` do not fit; ``RuntimeError`` for a second or
-        forward-mode derivative through a skipped or row-sparse call.
+        forward-mode derivative through a call with skip, rows or tokens.
     """
     if not skip:
         refuse_per_example(rows)
     rows = None if skip else _restricting(rows, weight, groups)
-    if not (skip or rows) or _takes_stock_path(x, weight, bias):
+    tokens = None if skip or tokens is None else _leaving_out(tokens, x.shape[0] if x.ndim == 4 else 1)
+    if not (skip or rows or tokens) or _takes_stock_path(x, weight, bias):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     _refuse_forward_mode(x, weight, bias)
     stock = x, weight, bias
@@ -90,7 +106,7 @@ def conv2d(
     if isinstance(padding, str):
         x, padding = _numeric_padding(x, operand, padding, _pair(dilation))
     geometry = _pair(stride), _pair(padding), _pair(dilation), groups
-    y = Conv2dFunction.apply(x, _graph_weight(weight, rows), bias, _plan(rows, operand, weight), geometry)
+    y = Conv2dFunction.apply(x, _graph_weight(weight, rows, skip), bias, _plan(rows, tokens, operand, weight), geometry)
     return y.squeeze(0) if unbatched else y
 
 
@@ -103,14 +119,21 @@ def _restricting(rows: RowChoice | None, weight: Tensor, groups: int) -> RowChoi
     return rows if rows.count(weight.shape[0], groups) < weight.shape[0] else None
 
 
-def _plan(rows: RowChoice | None, operand: Tensor, weight: Tensor) -> Plan:
+def _leaving_out(tokens: Tokens, n: int) -> Tokens | None:
+    """The choice, or None where it means all of ``n`` tokens."""
+    if not isinstance(tokens, Tokens):
+        raise TypeError(f"tokens: expected a Tokens or None, got {type(tokens).__name__}")
+    return tokens if tokens.count(n) < n else None
+
+
+def _plan(rows: RowChoice | None, tokens: Tokens | None, operand: Tensor, weight: Tensor) -> Plan:
     if torch.compiler.is_compiling() and isinstance(rows, TopK) and rows.agree is not None:
         torch._dynamo.graph_break(msg="rows by the scores of all processes (exact=True) are chosen outside of compiled code")
-    return Plan(rows, operand.detach(), row_grad_key(weight) if rows else None)
+    return Plan(rows, tokens, operand.detach(), row_grad_key(weight) if rows else None)
 
 
 def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Why a call with these tensors takes PyTorch's own path although ``skip`` or ``rows`` is set, or None."""
+    """Why a call with these tensors takes PyTorch's own path although ``skip``, ``rows`` or ``tokens`` is set, or None."""
     if not torch.is_grad_enabled():
         return "gradients are disabled"
     exporting = torch.compiler._is_exporting_flag  # is_exporting() is True under torch 2.10's torch.compile as well
@@ -130,7 +153,9 @@ def _takes_stock_path(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Not under a prepared DDP, which would take the flags for what backward computes."""
     reason = stock_reason(x, weight, bias)
     if reason and torch.is_grad_enabled() and hasattr(_active_ddp(), "_wuskern_prepared"):
-        raise RuntimeError(f"under wuskern.distributed.prepare a layer with skip or rows cannot take PyTorch's path: {reason}")
+        raise RuntimeError(
+            f"under wuskern.distributed.prepare a layer with skip, rows or tokens cannot take PyTorch's path: {reason}"
+        )
     return reason is not None
 
 
@@ -145,12 +170,12 @@ def _refuse_forward_mode(*tensors: Tensor | None) -> None:
         return
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise RuntimeError(
-            "a skipping or row-sparse layer of wuskern has no forward-mode derivative: set skip=False and rows=None where one "
-            "is needed"
+            "a skipping, row-sparse or token-sampling layer of wuskern has no forward-mode derivative: set skip=False, "
+            "rows=None and tokens=None where one is needed"
         )
 
 
-def _graph_weight(weight: Tensor, rows: RowChoice | None) -> Tensor:
+def _graph_weight(weight: Tensor, rows: RowChoice | None, skip: bool) -> Tensor:
     """A skipped weight stays out of the graph, and its hooks are not called, unless processes work together: DDP waits for
     every parameter, and gets None."""
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -161,7 +186,7 @@ def _graph_weight(weight: Tensor, rows: RowChoice | None) -> Tensor:
                 "weight: row_grad was requested, but DistributedDataParallel would not send it: call "
                 "wuskern.distributed.prepare(ddp_model) after wrapping"
             )
-    return weight if rows or together else weight.detach()
+    return weight.detach() if skip and not together else weight
 
 
 def _pair(value: Pair) -> tuple[int, ...]:

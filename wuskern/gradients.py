@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from wuskern import configs, ops, paths
+from wuskern.activeness import Activeness
 from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, Scores, TopK, refuse_per_example
 from wuskern.shapes import as_matrix, is_channels_last, is_contiguous, output_padding
+from wuskern.tokens import Tokens, draw
 
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
@@ -25,13 +27,11 @@ class Gradients(NamedTuple):
 
 class _Chosen(NamedTuple):
     rows: Tensor
-    dy: Tensor  # gathered, or whole
     db: Tensor | None
 
 
-def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: bool, features: int) -> _Chosen:
-    """Passes over dy: one for scores and bias gradient together, or one for the bias gradient alone, and one that gathers the
-    chosen part, unless the weight's gradient, whose rows have so many features, is all that it is for and it does not pay."""
+def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: bool) -> _Chosen:
+    """One pass over dy, for scores and bias gradient together, or for the bias gradient alone."""
     out, db = dy.shape[dim], None
     if isinstance(choice, Rows):
         choice.count(out, groups)
@@ -45,15 +45,18 @@ def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: 
             db, scores = ops.row_stats(dy, dim, choice.score)
         if choice.agree is not None:
             scores = choice.agree(scores)
+        if choice.active is not None:
+            scores = choice.active.among(scores)
         rows = ops.select_rows(scores, choice.count(out, groups), choice.block, groups)
+        if choice.active is not None:
+            choice.active.add(rows.unsqueeze(0))
     if not needs_bias:
         db = None
     elif db is None:
         db = ops.bias_grad(dy, dim)
     if db is not None and choice.bias == "rows":
         db = db.new_zeros(out).index_copy_(0, rows, db.index_select(0, rows))
-    pays = choice.scope == "both" or configs.gathers(features, rows.shape[0], out)
-    return _Chosen(rows, ops.gather_rows(dy, rows, dim) if pays else dy, db)
+    return _Chosen(rows, db)
 
 
 def _observe(scores: Scores, dy: Tensor, dim: int) -> Tensor:
@@ -63,57 +66,92 @@ def _observe(scores: Scores, dy: Tensor, dim: int) -> Tensor:
     return db
 
 
-def _row_grad(wgrad: Callable[[Tensor, Tensor], Tensor], chosen: _Chosen, dim: int) -> RowGrad:
-    """From ``wgrad(dy, rows)``, of the gathered rows, or of all of them where dy is whole."""
-    if chosen.dy.shape[dim] == chosen.rows.shape[0]:
-        return RowGrad(chosen.rows, wgrad(chosen.dy, chosen.rows))
-    everything = torch.arange(chosen.dy.shape[dim], device=chosen.dy.device)
-    return RowGrad(chosen.rows, wgrad(chosen.dy, everything).index_select(0, chosen.rows))
+def _row_grad(wgrad: Callable[[Tensor, Tensor], Tensor], dy: Tensor, rows: Tensor, dim: int, features: int) -> RowGrad:
+    """From ``wgrad(dy, rows)``. dy: the chosen rows, or all, of which a pass gathers them, unless that does not pay for rows of
+    so many features."""
+    out = dy.shape[dim]
+    if out > rows.shape[0] and configs.gathers(features, rows.shape[0], out):
+        dy = ops.gather_rows(dy, rows, dim)
+    if dy.shape[dim] == rows.shape[0]:
+        return RowGrad(rows, wgrad(dy, rows))
+    return RowGrad(rows, wgrad(dy, torch.arange(out, device=dy.device)).index_select(0, rows))
+
+
+def _summed(tokens: Tokens | None, dy: Tensor, x: Tensor, some: Tensor) -> tuple[Tensor, Tensor]:
+    """What the weight's gradient sums over: ``some``, all of dy's rows or the chosen ones, and x; of the tokens that are drawn,
+    by the norms of dy and x."""
+    if tokens is None or tokens.count(dy.shape[0]) == dy.shape[0]:
+        return some, x
+    drawn = draw(tokens, dy, x)
+    return drawn.scaled(some), drawn.of(x)
 
 
 # ---- Linear ---------------------------------------------------------------------------------------------------------
 
 
-def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, rows: RowChoice, needs: Needs = (True, True, True)) -> Gradients:
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    rows: RowChoice | None,
+    needs: Needs = (True, True, True),
+    tokens: Tokens | None = None,
+) -> Gradients:
     """Backward of ``y = x @ weight.T + bias`` in the chosen rows; no tensor of the weight's size is formed.
 
     Args:
         dy: ``[..., out]``. x: ``[..., in]``. weight: ``[out, in]``. All of one dtype.
-        rows: a ``TopK``, ``Rows`` or ``PerExample``.
+        rows: a ``TopK``, ``Rows`` or ``PerExample``; None: all.
         needs: which gradients, of x, weight and bias.
+        tokens: that the weight's gradient sums over; None: all.
 
     Returns:
-        dx ``[..., in]``; the weight's, a ``RowGrad`` with values ``[k, in]`` (with ``PerExample`` a dense ``[out, in]``); the
-        bias's ``[out]``.
+        dx ``[..., in]``; the weight's, a ``RowGrad`` with values ``[k, in]`` (with ``PerExample`` or None a dense
+        ``[out, in]``); the bias's ``[out]``.
 
     Raises:
         ValueError: ``rows`` do not fit ``out``.
     """
-    return linear_gradients(dy, x, weight, False, rows, needs)
+    return linear_gradients(dy, x, weight, False, rows, needs, tokens)
 
 
-def linear_gradients(dy: Tensor, x: Tensor, weight: Tensor, by_columns: bool, rows: RowChoice, needs: Needs) -> Gradients:
+def linear_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, by_columns: bool, rows: RowChoice | None, needs: Needs, tokens: Tokens | None = None
+) -> Gradients:
     """:func:`linear_backward`; x and weight may be None where they take no part. ``by_columns``: see :func:`linear_dgrad`."""
+    if rows is None or isinstance(rows, PerExample):
+        return _linear_of_all_rows(dy, x, weight, by_columns, rows, needs, tokens)
     needs_x, needs_weight, needs_bias = needs
-    dx: Tensor | None = None
-    grad: RowGrad | Tensor | None = None
-    if isinstance(rows, PerExample):
-        kept = _largest_of_each(dy, rows.count(dy.shape[-1]))
-        db = ops.bias_grad(dy, -1) if needs_bias else None
-        if needs_x:
-            dx = linear_dgrad(kept, weight, by_columns)
-        if needs_weight:
-            grad = as_matrix(kept).t() @ as_matrix(x)
-        return Gradients(dx, grad, db)
-    chosen = _choose(dy, -1, rows, 1, needs_bias, x.shape[-1] if needs_weight else 0)
+    dx = grad = None
+    chosen, some = _choose(dy, -1, rows, 1, needs_bias), dy
+    if rows.scope == "both":
+        some = ops.gather_rows(dy, chosen.rows, -1)
     if needs_x and rows.scope == "weight":
         dx = linear_dgrad(dy, weight, by_columns)
     elif needs_x:
-        dx = ops.rowsparse_dgrad(chosen.dy, weight, chosen.rows)
+        dx = ops.rowsparse_dgrad(some, weight, chosen.rows)
         dx = dx.t().contiguous().t() if by_columns else dx
     if needs_weight:
-        grad = _row_grad(lambda dy, rows: ops.rowsparse_wgrad(dy, x, rows), chosen, -1)
+        if tokens is not None:
+            some, x = _summed(tokens, as_matrix(dy), as_matrix(x), as_matrix(some))
+        grad = _row_grad(lambda dy, rows: ops.rowsparse_wgrad(dy, x, rows), some, chosen.rows, -1, x.shape[-1])
     return Gradients(dx, grad, chosen.db)
+
+
+def _linear_of_all_rows(
+    dy: Tensor, x: Tensor, weight: Tensor, by_columns: bool, each: PerExample | None, needs: Needs, tokens: Tokens | None
+) -> Gradients:
+    """``each``: what is kept of each example's dy, for both products."""
+    needs_x, needs_weight, needs_bias = needs
+    db = ops.bias_grad(dy, -1) if needs_bias else None
+    if each is not None:
+        dy = _largest_of_each(dy, each.count(dy.shape[-1]), each.active)
+    dx = linear_dgrad(dy, weight, by_columns) if needs_x else None
+    if not needs_weight:
+        return Gradients(dx, None, db)
+    dy, x = as_matrix(dy), as_matrix(x)
+    some, x = _summed(tokens, dy, x, dy)
+    return Gradients(dx, some.t() @ x, db)
 
 
 def linear_dgrad(dy: Tensor, weight: Tensor, by_columns: bool) -> Tensor:
@@ -121,10 +159,13 @@ def linear_dgrad(dy: Tensor, weight: Tensor, by_columns: bool) -> Tensor:
     return weight.t().mm(dy.t()).t() if by_columns else dy.matmul(weight)
 
 
-def _largest_of_each(dy: Tensor, k: int) -> Tensor:
+def _largest_of_each(dy: Tensor, k: int, active: Activeness | None) -> Tensor:
     """dy with all but the k largest magnitudes of each row set to zero."""
-    order = dy.abs().argsort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(dy).scatter_(-1, chosen := order[..., :k], dy.gather(-1, chosen))
+    size = dy.abs() if active is None else active.among(dy.abs())
+    chosen = size.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    if active is not None:
+        active.add(as_matrix(chosen))
+    return torch.zeros_like(dy).scatter_(-1, chosen, dy.gather(-1, chosen))
 
 
 # ---- Conv2d ---------------------------------------------------------------------------------------------------------
@@ -148,30 +189,32 @@ def conv2d_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    rows: TopK | Rows,
+    rows: TopK | Rows | None,
     stride: Pair = (1, 1),
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
     groups: int = 1,
     needs: Needs = (True, True, True),
+    tokens: Tokens | None = None,
 ) -> Gradients:
     """Backward of a Conv2d in the chosen output channels; no tensor of the weight's size is formed.
 
     Args:
         dy: ``[B, out, HO, WO]``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``. All of one dtype.
-        rows: a ``TopK`` or ``Rows``.
+        rows: a ``TopK`` or ``Rows``; None: all.
         stride, padding, dilation, groups: as for ``F.conv2d``, in pairs of integers.
         needs: which gradients, of x, weight and bias.
+        tokens: images that the weight's gradient sums over; None: all.
 
     Returns:
-        dx ``[B, C, H, W]`` in stock's strides; the weight's ``RowGrad`` with values ``[k, C / groups, kh, kw]``; the bias's
-        ``[out]``.
+        dx ``[B, C, H, W]`` in stock's strides; the weight's ``RowGrad`` with values ``[k, C / groups, kh, kw]`` (with None a
+        dense ``[out, C / groups, kh, kw]``); the bias's ``[out]``.
 
     Raises:
         ValueError: ``rows`` do not fit ``out`` and ``groups``.
     """
     geometry = stride, padding, dilation, groups
-    return conv2d_gradients(dy, x, weight, LikeX.of(x, weight), rows, geometry, needs)
+    return conv2d_gradients(dy, x, weight, LikeX.of(x, weight), rows, geometry, needs, tokens)
 
 
 def conv2d_gradients(
@@ -179,28 +222,53 @@ def conv2d_gradients(
     x: Tensor,
     weight: Tensor,
     like_x: LikeX,
-    rows: TopK | Rows,
+    rows: TopK | Rows | None,
     geometry: Geometry,
     needs: Needs,
+    tokens: Tokens | None = None,
 ) -> Gradients:
     """:func:`conv2d_backward`; x may be None where the weight's gradient is not wanted."""
     refuse_per_example(rows)
     needs_x, needs_weight, needs_bias = needs
     if like_x.format is not None:
         dy = dy.contiguous(memory_format=like_x.format)
-    chosen = _choose(dy, 1, rows, geometry[-1], needs_bias, weight[0].numel())
+    if rows is None:
+        return _conv2d_of_all_rows(dy, x, weight, like_x, geometry, needs, tokens)
     dx = grad = None
+    chosen, some = _choose(dy, 1, rows, geometry[-1], needs_bias), dy
+    if rows.scope == "both":
+        some = ops.gather_rows(dy, chosen.rows, 1)
     if needs_x and rows.scope == "weight":
         dx = conv2d_dgrad(dy, weight, like_x, geometry)
-    elif needs_x and _only_format(chosen.dy) is like_x.format is not None:
-        dx = ops.rowsparse_dgrad_conv2d(chosen.dy, weight, chosen.rows, like_x.size[2:], *geometry)
+    elif needs_x and _only_format(some) is like_x.format is not None:
+        dx = ops.rowsparse_dgrad_conv2d(some, weight, chosen.rows, like_x.size[2:], *geometry)
     elif needs_x:
-        some = weight.new_empty_strided((len(chosen.rows), *weight.shape[1:]), weight.stride())  # they decide about dx's
-        dx = conv2d_dgrad(chosen.dy, torch.index_select(weight, 0, chosen.rows, out=some), like_x, geometry)
+        its = weight.new_empty_strided((len(chosen.rows), *weight.shape[1:]), weight.stride())  # they decide about dx's
+        dx = conv2d_dgrad(some, torch.index_select(weight, 0, chosen.rows, out=its), like_x, geometry)
     if needs_weight:
+        some, x = _summed(tokens, dy, x, some)
         shape = weight.shape[2:], *geometry
-        grad = _row_grad(lambda dy, rows: ops.rowsparse_wgrad_conv2d(dy, x, rows, *shape), chosen, 1)
+        wgrad = lambda dy, rows: ops.rowsparse_wgrad_conv2d(dy, x, rows, *shape)  # noqa: E731
+        grad = _row_grad(wgrad, some, chosen.rows, 1, weight[0].numel())
     return Gradients(dx, grad, chosen.db)
+
+
+def _conv2d_of_all_rows(
+    dy: Tensor, x: Tensor, weight: Tensor, like_x: LikeX, geometry: Geometry, needs: Needs, tokens: Tokens | None
+) -> Gradients:
+    needs_x, needs_weight, needs_bias = needs
+    dx = conv2d_dgrad(dy, weight, like_x, geometry) if needs_x else None
+    db = ops.bias_grad(dy, 1) if needs_bias else None
+    if not needs_weight:
+        return Gradients(dx, None, db)
+    some, x = _summed(tokens, dy, x, dy)
+    return Gradients(dx, _library_wgrad(some, x, weight, geometry), db)
+
+
+def _library_wgrad(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    forward = (stride, padding, dilation, False, (0, 0), groups)
+    return torch.ops.aten.convolution_backward(dy, x, weight, None, *forward, (False, True, False))[1]
 
 
 def conv2d_dgrad(dy: Tensor, weight: Tensor, like_x: LikeX, geometry: Geometry) -> Tensor:

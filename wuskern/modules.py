@@ -1,5 +1,5 @@
-"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a flag that leaves out the weight gradient, and a
-choice of the rows that get one."""
+"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a flag that leaves out the weight gradient, a
+choice of the rows that get one, and one of the tokens that it sums over."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from wuskern import functional
 from wuskern.rows import RowChoice, refuse_per_example
+from wuskern.tokens import Tokens
 
 
 class SkippableLinear(nn.Linear):
-    """``nn.Linear``: same parameters, initialisation, state_dict and results, with ``skip`` and ``rows``.
+    """``nn.Linear``: same parameters, initialisation, state_dict and results, with ``skip``, ``rows`` and ``tokens``.
 
     ``layer.skip = True`` makes every following forward remember a bias-only backward: dX and the bias gradient are
     computed, no weight gradient is (``weight.grad`` stays as it was) and the input is not kept. The flag is read in
@@ -28,26 +29,32 @@ class SkippableLinear(nn.Linear):
     output units with the largest gradients; ``wk.Rows(index)`` to fixed ones. None: all rows. Read in forward like
     ``skip``, which wins over it.
 
+    ``layer.tokens = wk.Tokens(ratio=.3)`` sums the weight gradient, of all rows or of the chosen ones, over that part of the
+    tokens alone: of the elements of the leading dimensions. None: all. Read in forward like ``skip``, which wins over it, too.
+
     x: ``[..., in_features]`` -> ``[..., out_features]``.
     """
 
     skip: bool = False
     rows: RowChoice | None = None
-    __jit_ignored_attributes__ = ("rows",)
+    tokens: Tokens | None = None
+    __jit_ignored_attributes__ = ("rows", "tokens")
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.linear(input, self.weight, self.bias)
-        return functional.linear(input, self.weight, self.bias, skip=self.skip, rows=self.rows)
+        return functional.linear(input, self.weight, self.bias, skip=self.skip, rows=self.rows, tokens=self.tokens)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _flags(self)
 
 
 class SkippableConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with ``skip`` and ``rows`` of :class:`SkippableLinear`; every padding, mode, dilation and group works.
+    """``nn.Conv2d`` with ``skip``, ``rows`` and ``tokens`` of :class:`SkippableLinear`; every padding, mode, dilation and group
+    works.
 
-    With ``groups``, as many rows are chosen in each group.
+    With ``groups``, as many rows are chosen in each group. A token is an image of the batch: the weight gradient sums over
+    images and positions, and whole images are chosen, so that the same kernels run on a smaller batch. Unbatched input is one.
 
     With ``padding_mode`` "reflect" or "replicate", PyTorch's padding itself keeps the input.
 
@@ -56,19 +63,20 @@ class SkippableConv2d(nn.Conv2d):
 
     skip: bool = False
     rows: RowChoice | None = None
-    __jit_ignored_attributes__ = ("rows",)
+    tokens: Tokens | None = None
+    __jit_ignored_attributes__ = ("rows", "tokens")
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._conv_forward(input, self.weight, self.bias)
-        if not self.skip and self.rows is None:
+        if not self.skip and self.rows is None and self.tokens is None:
             return self._conv_forward(input, self.weight, self.bias)
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
         geometry = self.stride, padding, self.dilation, self.groups
-        return functional.conv2d(input, self.weight, self.bias, *geometry, skip=self.skip, rows=self.rows)
+        return functional.conv2d(input, self.weight, self.bias, *geometry, skip=self.skip, rows=self.rows, tokens=self.tokens)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _flags(self)
@@ -78,7 +86,9 @@ SkippableLayer = SkippableLinear | SkippableConv2d
 
 
 def _flags(layer: SkippableLayer) -> str:
-    return (", skip=True" if layer.skip else "") + (f", rows={layer.rows}" if layer.rows is not None else "")
+    choices = {"rows": layer.rows, "tokens": layer.tokens}
+    shown = (f", {name}={choice}" for name, choice in choices.items() if choice is not None)
+    return (", skip=True" if layer.skip else "") + "".join(shown)
 
 
 def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
@@ -137,6 +147,15 @@ def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
         check_rows(layer, rows, f"{name or 'the model itself'}: ")
     for layer in layers.values():
         layer.rows = rows
+
+
+def set_tokens(model: nn.Module, tokens: Tokens | None) -> None:
+    """Sets ``tokens`` of every converted layer; None: all. Raises ``ValueError`` if the model has none, ``TypeError`` if they
+    are no ``Tokens``."""
+    if not isinstance(tokens, Tokens | None):
+        raise TypeError(f"tokens: expected a Tokens or None, got {type(tokens).__name__}")
+    for layer in skippable_layers(model).values():
+        layer.tokens = tokens
 
 
 def units(layer: SkippableLayer) -> tuple[int, int]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from wuskern import deliver, ops
-from wuskern.arguments import one_of, share, whole
+from wuskern.activeness import Activeness
+from wuskern.arguments import amount, one_of, whole
 
 SCOPES = ("weight", "both")
 BIASES = ("dense", "rows")
@@ -35,6 +36,7 @@ class TopK:
         bias: "dense": the whole bias gradient. "rows": zero outside of the chosen rows.
         agree: called in backward with this process's scores, ``[out]``, before rows are chosen; answers with those to choose
             by, the same in all processes. For ``wuskern.distributed``, which sets it for the length of a forward.
+        active: counts which rows are chosen, and says which may be.
 
     Raises:
         TypeError, ValueError: an argument out of its range. Whether it fits a layer shows in :meth:`count`.
@@ -47,13 +49,15 @@ class TopK:
     block: int = 1
     bias: str = "dense"
     agree: Callable[[Tensor], Tensor] | None = field(default=None, compare=False, repr=False)
+    active: Activeness | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_amount(self.ratio, self.k)
+        amount(self.ratio, self.k)
         one_of("scope", self.scope, SCOPES)
         one_of("score", self.score, SCORES)
         one_of("bias", self.bias, BIASES)
         whole("block", self.block)
+        _check_active(self.active)
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` rows, of a convolution with ``groups``. Raises ``ValueError`` where it does not fit."""
@@ -74,14 +78,16 @@ class PerExample:
     lower index wins; NaN ranks first. An example is an element of the leading dimensions: one token.
 
     Args:
-        ratio, k: as for :class:`TopK`.
+        ratio, k, active: as for :class:`TopK`; each example is a choice.
     """
 
     ratio: float | None = None
     k: int | None = None
+    active: Activeness | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_amount(self.ratio, self.k)
+        amount(self.ratio, self.k)
+        _check_active(self.active)
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` values. Raises ``ValueError`` where it does not fit."""
@@ -255,13 +261,9 @@ class RowGrad:
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def _check_amount(ratio: Any, k: Any) -> None:
-    if (ratio is None) == (k is None):
-        raise ValueError(f"ratio, k: expected one of the two, got ratio={ratio!r}, k={k!r}")
-    if k is not None:
-        whole("k", k)
-    else:
-        share("ratio", ratio)
+def _check_active(active: Any) -> None:
+    if not isinstance(active, Activeness | None):
+        raise TypeError(f"active: expected an Activeness or None, got {type(active).__name__}")
 
 
 def _count(ratio: float | None, k: int | None, out: int, unit: int) -> int:

@@ -59,7 +59,8 @@ def of(method: str, **arguments: Any) -> Maker:
 
     def make(model: nn.Module, optimizer: Optimizer) -> Policy:
         kind = getattr(policies, method)
-        first = {"WUSLR": (optimizer,)}.get(method, (IMAGES[:2],) if issubclass(kind, policies.Freezing) else ())
+        takes_example = issubclass(kind, policies.Freezing | policies.MeSimp | policies.SpFDE)
+        first = {"WUSLR": (optimizer,)}.get(method, (IMAGES[:2],) if takes_example else ())
         return kind(model, *first, **arguments)
 
     return make
@@ -89,6 +90,10 @@ METHODS = {
     "ScoreMemory": Method(mlp, adamw, of("ScoreMemory", ratio=0.3)),
     "ScoreMemory, reused": Method(cnn, compact, of("ScoreMemory", ratio=0.3, reuse=3)),
     "TinyProp": Method(cnn, sgd, of("TinyProp")),
+    "ColumnRowSampling": Method(mlp, adamw, of("ColumnRowSampling", ratio=0.5)),
+    "MeSimp": Method(mlp, adamw, of("MeSimp", k=5, prune=0.2, cycle=2, interval=1)),
+    "MeSimp, each": Method(mlp, sgd, of("MeSimp", k=5, prune=0.2, cycle=3, interval=1, reset="each", carry=False)),
+    "MeSimp, smaller": Method(cnn, sgd, of("MeSimp", ratio=0.5, per="batch", prune=0.9, cycle=2, simplify=True)),
     "SievingSampler": Method(mlp, sgd, lambda *_: None, sieve=True),
     "ProgressiveFreezing": Method(cnn, adamw, of("ProgressiveFreezing", start=0, end=4, share=0.9)),
     "SingleShotFreezing": Method(mlp, sgd, of("SingleShotFreezing", at=1, until=5)),
@@ -109,11 +114,19 @@ METHODS = {
             of("ScoreMemory", ratio=0.3, scope="weight"),
         ),
     ),
+    "SpFDE": Method(
+        cnn,
+        sgd,
+        of("SpFDE", epochs=EPOCHS, samples=24, interval=1, sieve_interval=1, rate=0.5, sparsity=0.5, start=0, end=4, share=0.9),
+    ),
     "WUSLR + ScoreMemory + SievingSampler": Method(
         cnn, sgd, together(of("WUSLR", **WINDOWS), of("ScoreMemory", ratio=0.3, reuse=2)), sieve=True
     ),
     "ProgressiveFreezing + MeProp": Method(
         mlp, adamw, together(of("ProgressiveFreezing", start=0, end=4, share=0.9), of("MeProp", ratio=0.3, score="random"))
+    ),
+    "MeProp + ColumnRowSampling": Method(
+        cnn, compact, together(of("MeProp", ratio=0.3), of("ColumnRowSampling", k=2, pick="crs"))
     ),
     "WUS + SsProp + AutoFreeze": Method(
         cnn, sgd, together(of("WUS", **WINDOWS), of("SsProp", unit="step", length=3), of("AutoFreeze", interval=1))
@@ -132,7 +145,8 @@ class Run:
         self.policy = method.make(self.model, self.optimizer)
         if self.policy is not None:
             self.policy.attach(self.optimizer)
-        self.sieve = SievingSampler(len(IMAGES), keep=0.7, rate=0.5, interval=1) if method.sieve else None
+        self.own = SievingSampler(len(IMAGES), keep=0.7, rate=0.5, interval=1) if method.sieve else None
+        self.sieve = self.policy.sampler if isinstance(self.policy, policies.SpFDE) else self.own
         self.done = 0
         self.random = torch.get_rng_state()
 
@@ -166,8 +180,8 @@ class Run:
             self._end_of_epoch()
 
     def _end_of_epoch(self) -> None:
-        if self.sieve is not None:
-            self.sieve.step()
+        if self.own is not None:
+            self.own.step()
         if self.policy is not None:
             self.policy.step(0.5)
         self.model.train()
@@ -179,7 +193,7 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "policy": None if self.policy is None else self.policy.state_dict(),
-            "sieve": None if self.sieve is None else self.sieve.state_dict(),
+            "sieve": None if self.own is None else self.own.state_dict(),
             "grads": {name: p.grad for name, p in named.items() if p.grad is not None},
             "row_grads": {name: (grad.rows, grad.values) for name, grad in row_grads.items() if grad is not None},
             "random": self.random,
@@ -187,12 +201,13 @@ class Run:
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        wk.fit_(self.model, state["model"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.policy is not None:
             self.policy.load_state_dict(state["policy"])
-        if self.sieve is not None:
-            self.sieve.load_state_dict(state["sieve"])
+        if self.own is not None:
+            self.own.load_state_dict(state["sieve"])
         for name, p in self.model.named_parameters():
             p.grad = state["grads"].get(name)
             if name in state["row_grads"]:

@@ -74,10 +74,11 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
     layers = run.policy.layers if run.policy else {}
     wants = [run.policy.wants(layer) for layer in layers]
     assert any(w.get("skip") for w in wants) == ("WUS" in name)
-    assert any(w.get("frozen") for w in wants) == ("Freez" in name)
-    assert any(w.get("rows") is not None for w in wants) == any(kind in name for kind in ("Prop", "Memory"))
-    assert any(0 < w.get("density", 1) < 1 for w in wants) == ("MEST" in name or "RigL" in name)
-    assert bool(state["row_grads"]) == ("compact" in name or "reused" in name)
+    assert any(w.get("frozen") for w in wants) == any(kind in name for kind in ("Freez", "SpFDE"))
+    assert any(w.get("rows") is not None for w in wants) == any(kind in name for kind in ("Prop", "Memory", "MeSimp"))
+    assert any(w.get("tokens") is not None for w in wants) == ("ColumnRow" in name)
+    assert bool(state["row_grads"]) == any(kind in name for kind in ("compact", "reused", "MeProp + C"))
+    assert any(0 < w.get("density", 1) < 1 for w in wants) == any(kind in name for kind in ("MEST", "RigL", "SpFDE"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,11 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("MEST", ("policy", "generator"), torch.Generator().manual_seed(9).get_state()),
         ("RigL", ("policy", "steps"), 0),
         ("RigL", ("policy", "masks"), None),
+        ("MeSimp", ("policy", "epoch"), 0),
+        ("MeSimp, each", ("policy", "steps"), 0),
+        ("SpFDE", ("policy", "sampler"), None),
         ("SievingSampler", ("sieve", "forgotten"), torch.zeros(24, dtype=torch.int64)),
+        ("ColumnRowSampling", ("random",), torch.Generator().get_state()),
         ("MeProp, random", ("random",), torch.Generator().get_state()),
         ("MeProp, compact", ("row_grads",), {}),
         ("MeProp", ("grads",), {}),

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from wuskern.compact import wants_row_grad
 from wuskern.modules import check_rows, skippable_layers, weight_owners
 from wuskern.rows import RowChoice
+from wuskern.tokens import Tokens
 
 # What one policy alone can decide of a layer.
 CLAIMS = {
@@ -18,17 +19,19 @@ CLAIMS = {
     "rows": "which rows have gradients",
     "zeros": "which weights are zero",
     "tokens": "which tokens its weight gradient sums over",
+    "shape": "its shape, which a frozen one keeps",
 }
 
 
 class Flags(TypedDict, total=False):
     """What a policy wants of a layer; a flag that it has no word on is missing. A frozen layer has no backward at all,
-    whatever the other two say; a layer that skips computes no rows. ``density``: the share of its weights that no mask keeps
-    zero, a fact that only savings are counted by."""
+    whatever the others say; a layer that skips computes no rows, from no tokens. ``density``: the share of its weights that no
+    mask keeps zero, a fact that only savings are counted by."""
 
     frozen: bool
     skip: bool
     rows: RowChoice | None
+    tokens: Tokens | None
     density: float
 
 
@@ -80,6 +83,8 @@ class Policy(ABC):
                 layer.skip = wanted["skip"]
             if "rows" in wanted:
                 layer.rows = wanted["rows"]
+            if "tokens" in wanted:
+                layer.tokens = wanted["tokens"]
 
     def release(self) -> None:
         """Turns the policy off: layers that it has a word on are dense again, and nothing of it is left on the model. ``apply``
@@ -90,6 +95,8 @@ class Policy(ABC):
                 layer.skip = False
             if "rows" in wanted:
                 layer.rows = None
+            if "tokens" in wanted:
+                layer.tokens = None
 
     def observe(self) -> None:  # noqa: B027
         """Reads the gradients that the optimizer is about to use, once attached to it."""

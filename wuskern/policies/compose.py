@@ -12,8 +12,8 @@ from wuskern.policies.base import CLAIMS, Flags, Policy
 
 class Compose(Policy):
     """Asks each policy in turn, and sets what they want together: a layer is frozen, or skips, if one of them wants it to, and
-    has the rows that the one policy wants which claims them. Frozen goes over skip, and skip over rows. What one policy
-    alone can decide of a layer is in ``CLAIMS``.
+    has the rows and the tokens that the one policy wants which claims them. Frozen goes over skip, and skip over both. What one
+    policy alone can decide of a layer is in ``CLAIMS``.
 
     Call its methods in place of those of the policies, which are then decided, attached and saved together.
 
@@ -101,6 +101,8 @@ class Compose(Policy):
             wanted = policy.wants(name)
             if "rows" in wanted and (name in policy.claims.get("rows", ()) or "rows" not in together):
                 together["rows"] = wanted["rows"]
+            if "tokens" in wanted and (name in policy.claims.get("tokens", ()) or "tokens" not in together):
+                together["tokens"] = wanted["tokens"]
             if "skip" in wanted:
                 together["skip"] = together.get("skip", False) or wanted["skip"]
             if "frozen" in wanted:

@@ -14,12 +14,13 @@ from wuskern.policies.recorded_run import recorded_run
 @dataclass(frozen=True)
 class Cost:
     """FLOPs of one sample, a multiplication and an addition as two. ``dgrad`` is zero where nothing before the layer trains.
-    ``rows``: output units. ``leaves``: what trains before the layer."""
+    ``rows``: output units. ``tokens``: that a weight gradient sums over. ``leaves``: what trains before the layer."""
 
     fprop: int
     dgrad: int
     wgrad: int
     rows: int
+    tokens: int = 1
     leaves: frozenset[Tensor] = field(default=frozenset(), compare=False, repr=False)
 
 
@@ -47,7 +48,8 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
             before = found.get(name, Cost(0, 0, 0, 0))
             dgrad = before.dgrad + fprop * args[0].requires_grad
             leaves = before.leaves | _leaves(args[0])
-            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, units(layer)[0], leaves)
+            tokens = max(1, _tokens(layer, output) // batch)
+            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, units(layer)[0], tokens, leaves)
 
         return hook
 
@@ -56,6 +58,13 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
     if not found:
         raise ValueError("example: expected an input that runs through a converted layer, got none")
     return found
+
+
+def _tokens(layer: SkippableLayer, output: Tensor) -> int:
+    """Of one run; of a Conv2d, images."""
+    if isinstance(layer, nn.Linear):
+        return output.shape[:-1].numel()
+    return output.shape[0] if output.ndim == 4 else 1
 
 
 def _leaves(x: Tensor) -> frozenset[Tensor]:

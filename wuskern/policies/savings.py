@@ -1,7 +1,7 @@
 """What a policy saved of the arithmetic of training: per epoch, as shares of what dense training computes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -48,9 +48,10 @@ class Savings:
 
     Call :meth:`count` for each batch, before ``policy.after_step`` decides about the next one, and :meth:`report` after each
     epoch. A layer that skips has no wgrad. Chosen rows leave out the other rows' part of wgrad, unless the layer computes it
-    whole, which is faster where many rows are chosen; with scope "both" of dgrad too. A frozen layer has neither. A layer
-    before which nothing trains any more, such as the first one after a frozen prefix, has no dgrad. ``PerExample`` saves
-    nothing: its products are computed whole, and its rows differ between examples.
+    whole, which is faster where many rows are chosen; with scope "both" of dgrad too. Chosen tokens leave out the other tokens'
+    part of wgrad; a sample is taken to have as many as in the example. A frozen layer has neither. A layer before which nothing
+    trains any more, such as the first one after a frozen prefix, has no dgrad. ``PerExample`` saves nothing: its products are
+    computed whole, and its rows differ between examples. What a layer has lost that is smaller now is left out of all three.
     Not counted: sums, scores, copies, and whatever runs outside of converted layers.
 
     Args:
@@ -69,7 +70,8 @@ class Savings:
         self.policy, self.samples = policy, samples
         self.costs = _dense_costs(policy) or costs(policy.model, example)
         self._owners = weight_owners(policy.model, policy.layers)
-        self._wants: list[Flags] = []
+        self._dense = {name: policy.layers[name].weight.numel() for name in self.costs}
+        self._counted: tuple[list[Flags], list[int], int] = [], [], 0  # wants, sizes of weights, and samples of a batch
         self._left_out: dict[str, int] = {}  # of one sample
         self._depth = 0
         self._reached: dict[tuple[tuple[bool, bool], ...], list[bool]] = {}
@@ -91,8 +93,9 @@ class Savings:
         whole("samples", samples, 0)
         whole("cached_layers", cached_layers, 0)
         wants = [self.policy.wants(name) for name in self.costs]
-        if wants != self._wants:
-            self._wants, self._left_out = wants, self._of_one_sample(wants)
+        counted = wants, [self.policy.layers[name].weight.numel() for name in self.costs], samples
+        if counted != self._counted:
+            self._counted, self._left_out = counted, self._of_one_sample(wants, samples)
             self._depth = sum(wanted.get("frozen", False) for wanted in wants)
         if cached_layers > self._depth:
             raise ValueError(f"cached_layers: expected at most {self._depth}, those that are frozen, got {cached_layers}")
@@ -124,17 +127,27 @@ class Savings:
 
     # ---- one sample -------------------------------------------------------------------------------------------------
 
-    def _of_one_sample(self, wants: list[Flags]) -> dict[str, int]:
-        total = dict.fromkeys(("dgrad", "wgrad", "rows", "masked"), 0)
+    def _of_one_sample(self, wants: list[Flags], samples: int) -> dict[str, int]:
+        """In a batch of so many."""
+        total = dict.fromkeys(COUNTED, 0)
         for (name, cost), wanted, reached in zip(self.costs.items(), wants, self._have_dgrad(wants), strict=True):
-            trained, wgrad, dgrad = self._rows(name, wanted)
+            trained, wgrad_rows, dgrad_rows = self._rows(name, wanted)
+            now, n = self._now(name, cost), max(1, cost.tokens * samples)
+            wgrad = now.wgrad * wgrad_rows // now.rows * _summed(wanted, n) // n
+            dgrad = now.dgrad * dgrad_rows * reached // now.rows
             total["rows"] += cost.rows - trained
-            no_wgrad = cost.wgrad * (cost.rows - wgrad) // cost.rows
-            no_dgrad = cost.dgrad * (cost.rows - dgrad * reached) // cost.rows
-            total["wgrad"] += no_wgrad
-            total["dgrad"] += no_dgrad
-            total["masked"] += _masked(cost.fprop + cost.dgrad - no_dgrad + cost.wgrad - no_wgrad, wanted)
+            total["fprop"] += cost.fprop - now.fprop
+            total["wgrad"] += cost.wgrad - wgrad
+            total["dgrad"] += cost.dgrad - dgrad
+            total["masked"] += _masked(now.fprop + dgrad + wgrad, wanted)
         return total
+
+    def _now(self, name: str, cost: Cost) -> Cost:
+        """Of the layer at its present size."""
+        layer = self.policy.layers[name]
+        size, dense = layer.weight.numel(), self._dense[name]
+        flops = {kind: getattr(cost, kind) * size // dense for kind in KINDS}
+        return replace(cost, **flops, rows=units(layer)[0])
 
     def _rows(self, name: str, wanted: Flags) -> tuple[int, int, int]:
         """The rows of a layer that get a gradient, and those that wgrad and dgrad are computed for."""
@@ -178,6 +191,12 @@ class Savings:
 def _masked(flops: int, wanted: Flags) -> int:
     """Those of masked weights."""
     return round(flops * (1 - wanted.get("density", 1.0)))
+
+
+def _summed(wanted: Flags, n: int) -> int:
+    """Of n tokens, those that wgrad sums over."""
+    tokens = wanted.get("tokens")
+    return n if tokens is None else tokens.count(n)
 
 
 def _share(part: int, of: int) -> float:

@@ -15,6 +15,7 @@ from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
 from wuskern.policies import Saved, Savings
 from wuskern.policies.freezing import ActivationCache, Freezing
+from wuskern.simplify import fit_
 from wuskern.train import methods, order, processes
 from wuskern.train.data import Data
 from wuskern.train.evaluation import evaluate
@@ -87,7 +88,7 @@ class Run:
             return "skip"
         if any(flags.get("frozen") for flags in wanted):
             return "frozen"
-        return "rows" if any(flags.get("rows") is not None for flags in wanted) else "full"
+        return next((kind for kind in ("rows", "tokens") if any(flags.get(kind) is not None for flags in wanted)), "full")
 
     def _build(self, leader: "Run | None") -> methods.Built:
         if not self.method.parts:
@@ -172,8 +173,8 @@ class Run:
         self.epochs.append(record)
         if self.policy is not None:
             self.policy.step(record.train_accuracy)
-        if self.sampler is not None:
-            self.sampler.step()
+        if self.built.separate_sampler is not None:
+            self.built.separate_sampler.step()
         self.schedule.step()
         return record
 
@@ -271,7 +272,7 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "policy": self.policy.state_dict() if self.policy is not None else None,
-            "sampler": self.sampler.state_dict() if self.sampler is not None else None,
+            "sampler": self.built.separate_sampler.state_dict() if self.built.separate_sampler is not None else None,
             "order": self.order.get_state(),
             "random": processes.of_all(self.random.states),
             "rows": self.prepared.state_dict() if self.prepared is not None else None,
@@ -283,11 +284,12 @@ class Run:
         if record.key != self.record.key:
             raise ValueError(f"state: expected that of the run {self.record.key}, got {record.key}")
         self.record = record
+        fit_(self.model, state["model"])  # a method may have made it smaller
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        for own, name in ((self.policy, "policy"), (self.sampler, "sampler"), (self.prepared, "rows")):
+        for own, name in ((self.policy, "policy"), (self.built.separate_sampler, "sampler"), (self.prepared, "rows")):
             if own is not None:
                 own.load_state_dict(state[name])
         self.order.set_state(state["order"])

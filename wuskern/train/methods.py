@@ -17,10 +17,12 @@ from wuskern.policies import (
     WUS,
     WUSLR,
     AutoFreeze,
+    ColumnRowSampling,
     Compose,
     ComposerFreezing,
     DelayedFreezing,
     MeProp,
+    MeSimp,
     PeriodicFreezing,
     PipeTransformerFreezing,
     Policy,
@@ -29,6 +31,7 @@ from wuskern.policies import (
     ScoreMemory,
     SievingSampler,
     SingleShotFreezing,
+    SpFDE,
     SsProp,
     TinyProp,
 )
@@ -43,6 +46,8 @@ PARTS: dict[str, type] = {
     "ssprop": SsProp,
     "memory": ScoreMemory,
     "tinyprop": TinyProp,
+    "mesimp": MeSimp,
+    "crs": ColumnRowSampling,
     "freeze": ProgressiveFreezing,
     "freeze-once": SingleShotFreezing,
     "freeze-periodic": PeriodicFreezing,
@@ -53,9 +58,10 @@ PARTS: dict[str, type] = {
     "sieve": SievingSampler,
     "mest": MEST,
     "rigl": RigL,
+    "spfde": SpFDE,
 }
 REQUIRED = inspect.Parameter.empty
-GIVEN = {"scheduler", "seed", "rank", "world"}  # by the run, as are those that are no keywords
+GIVEN = {"scheduler", "samples", "seed", "rank", "world"}  # by the run, as are those that are no keywords
 Number = int | float
 Value = bool | Number | str | list[str] | tuple[Number, ...] | None
 
@@ -86,11 +92,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Built:
-    """A method on one model. ``parts``: the policies by themselves, in their order."""
+    """A method on one model. ``parts``: the policies by themselves, in their order. ``separate_sampler``: the sampler, if no
+    policy steps and saves it."""
 
     policy: Policy | None = None
     sampler: SievingSampler | None = None
     parts: tuple[Policy, ...] = ()
+    separate_sampler: SievingSampler | None = None
 
     @property
     def wus(self) -> WUS | None:
@@ -192,22 +200,31 @@ def build(
     Args:
         example: a batch of inputs. epochs: of the run, for a part that asks and was not told. samples: of the training data.
         leader: of ``frozen``, the policy whose windows it repeats.
+
+    Raises:
+        ValueError, TypeError: what a policy raises for its arguments, or ``Compose`` for two of them; two that sieve data.
     """
     policies: list[Policy] = []
-    sampler = None
+    samplers: list[SievingSampler] = []
+    process = {"seed": seed, "rank": rank, "world": world}
+    given = {"optimizer": optimizer, "example": example, "leader": leader, "samples": samples, **process}
     for part in method.parts:
         kind, arguments = PARTS[part.name], dict(part.arguments)
         if defaults(part.name).get("epochs") is REQUIRED or arguments.get("saving") is not None:
             arguments.setdefault("epochs", epochs)
         if kind is SievingSampler:
-            sampler = SievingSampler(samples, seed=seed, rank=rank, world=world, **arguments)  # type: ignore[arg-type]
+            samplers.append(SievingSampler(samples, **process, **arguments))  # type: ignore[arg-type]
         else:
             names = {p.name for p in _parameters(kind)}
-            given = {"optimizer": optimizer, "example": example, "leader": leader, "seed": seed}
             policies.append(kind(model, **{k: v for k, v in given.items() if k in names}, **arguments))
+    of_policies = [policy.sampler for policy in policies if isinstance(policy, SpFDE)]
+    if len(samplers + of_policies) > 1:
+        raise ValueError("--policy: expected one part that sieves data, got sieve and spfde, which does it by itself")
+    sampler, separate = next(iter(samplers + of_policies), None), next(iter(samplers), None)
     if not policies:
-        return Built(None, sampler)
-    return Built(policies[0] if len(policies) == 1 else Compose(policies), sampler, tuple(policies))
+        return Built(None, sampler, (), separate)
+    parts = (part for policy in policies for part in (policy.policies if isinstance(policy, Compose) else (policy,)))
+    return Built(policies[0] if len(policies) == 1 else Compose(policies), sampler, tuple(parts), separate)
 
 
 def describe() -> str:

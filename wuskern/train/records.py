@@ -11,7 +11,7 @@ class Epoch:
     rate (of the first group); what was saved, by kind, of what dense training computes, or None where that is not counted."""
 
     number: int
-    mode: str  # "full"; "skip"; "frozen": some layers are; "rows": some rows of the weight gradients
+    mode: str  # "full"; "skip"; "frozen": some layers are; "rows", "tokens": weight gradients of, from some
     loss: float
     train_accuracy: float
     test_accuracy: float

@@ -47,7 +47,7 @@ class Freezing(Policy):
 
     @property
     def claims(self) -> dict[str, Collection[str]]:
-        return {"frozen": self.layers}
+        return {"frozen": self.layers, "shape": self.layers}
 
     def step(self, metric: float | None = None) -> bool:
         """Counts an epoch. False: no layer skips, whatever the metric."""

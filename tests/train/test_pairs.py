@@ -1,0 +1,105 @@
+"""Every two methods: together for a few steps, or refused by name."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wuskern.policies import MeSimp
+from wuskern.policies.sparse import SparseTraining
+from wuskern.train import pairs
+from wuskern.train.pairs import NAMES, SIMPLIFYING, Pair
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# What the issue of each conflict is, by hand.
+FREEZING = {"freeze", "freeze-once", "freeze-periodic", "freeze-delayed", "composer", "pipetransformer", "autofreeze", "spfde"}
+EXCLUSIVE = {
+    "rows": {"meprop", "ssprop", "memory", "tinyprop", "mesimp", SIMPLIFYING, "rigl"},
+    "frozen": FREEZING,
+    "zeros": {"mesimp", SIMPLIFYING, "mest", "rigl", "spfde"},
+    "data": {"sieve", "spfde"},
+    "shape": FREEZING | {SIMPLIFYING},
+    "alone": set(NAMES),
+    "twice": {"mesimp", SIMPLIFYING},
+}
+
+
+def expected(first: str, second: str) -> set[str]:
+    """Reasons to refuse the two; the first one that is found is given."""
+    reasons = {reason for reason, names in EXCLUSIVE.items() if {first, second} <= names}
+    if "frozen" not in (first, second):
+        reasons.discard("alone")
+    return reasons
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {(pair.first, pair.second): pair for pair in pairs.pairs()}
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.combinations(NAMES, 2)))
+def test_a_pair_is_refused_for_its_reason_or_trains(first, second, found):
+    pair = found[first, second]
+    reasons = expected(first, second)
+    if reasons:
+        assert pair.reason in reasons
+        assert pair.refusal.startswith(("policies: expected one to decide of layer 0", "--policy: expected"))
+    else:
+        assert pair.refusal is None
+        trains(pair)
+
+
+def trains(pair: Pair) -> None:
+    """Three epochs of two steps, in each of which what is not to move does not, and zeros stay."""
+    torch.manual_seed(0)
+    model = pairs.network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01)
+    built = pairs.built(pair, model, optimizer)
+    images, labels = torch.randn(pairs.SAMPLES, *pairs.IMAGES), torch.randint(pairs.CLASSES, (pairs.SAMPLES,))
+    if built.policy is not None:
+        built.policy.attach(optimizer)
+    for _ in range(pairs.EPOCHS):
+        model.train()
+        order = torch.tensor(list(built.sampler)) if built.sampler else torch.randperm(len(images))
+        for index in order.split(len(order) // 2)[:2]:
+            step(model, optimizer, built, images[index], labels[index], index)
+        if built.policy is not None:
+            built.policy.step(0.5)
+        if built.separate_sampler is not None:
+            built.separate_sampler.step()
+    model.eval()
+    assert model(images).isfinite().all()
+
+
+def step(model, optimizer, built, x, y, index) -> None:
+    policy = built.policy
+    before = {name: layer.weight.detach().clone() for name, layer in (policy.layers if policy else {}).items()}
+    if policy is not None:
+        policy.before_step()
+    still = [name for name in before if (wanted := policy.wants(name)).get("frozen") or wanted.get("skip")]
+    logits = model(x)
+    F.cross_entropy(logits, y).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if built.sampler is not None:
+        built.sampler.record(index, logits.detach().argmax(1) == y)
+    if policy is not None:
+        policy.after_step()
+    for name in still:
+        assert torch.equal(policy.layers[name].weight, before[name])
+    for part in built.parts:
+        if isinstance(part, SparseTraining):
+            assert not any(part.weights[name][~mask].any() for name, mask in part.masks.items())
+        if isinstance(part, MeSimp):
+            assert not any(part.layers[name].weight[~alive].any() for name, alive in part.alive.items())
+
+
+def test_the_table_has_a_row_for_every_method():
+    text = pairs.table()
+    assert all(f"`{name}`" in text for name in NAMES)
+    lines = text.splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    cells = [line.split("|")[2:-1] for line in lines[2:]]
+    assert [list(row) for row in cells] == [list(column) for column in zip(*cells, strict=True)]  # either way

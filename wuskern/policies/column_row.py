@@ -1,0 +1,71 @@
+"""Column-row sampling: weight gradients that sum over some of the tokens, in every step.
+
+Adelman et al. (arXiv 1805.08079) approximate products of training by a choice of columns and rows, and found the k largest,
+unscaled, best in practice. Liu et al. (WTA-CRS, NeurIPS 2023, arXiv 2305.15265) sample the weight gradient alone, without bias,
+with ratios of .3 and .1, in fine-tuning. Here, too, it is the weight gradient alone: forward, input and bias gradient are
+exact. Ours: that the output layer stays dense, and that images are the tokens of a convolution.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch.nn as nn
+
+from wuskern.policies.base import Flags, Policy
+from wuskern.tokens import Tokens
+
+
+class ColumnRowSampling(Policy):
+    """Gives every converted layer but the output layer the same ``wuskern.Tokens``, and leaves it there.
+
+    It decides nothing over time, and ``step`` does nothing. A layer's ``skip`` is not touched, and wins; with ``rows``, the
+    chosen rows sum over the chosen tokens.
+
+    Args:
+        model: a model with converted layers.
+        ratio, k, pick: as for ``wuskern.Tokens``; ratio or k has to be given.
+        dense: names of the converted layers that sum over all tokens. None: the last one in the order of ``named_modules``, as
+            the output layer.
+
+    Attributes:
+        tokens: the choice. dense: the names, in the order of ``named_modules``.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, a name that is no converted layer, or no layer left. No layer is
+            then changed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        ratio: float | None = None,
+        k: int | None = None,
+        pick: str = "wta",
+        dense: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.tokens = Tokens(ratio=ratio, k=k, pick=pick)
+        self.dense = self.names_or_last(dense)
+        self.apply()
+
+    def step(self, metric: float | None = None) -> bool:
+        """False: whatever the metric, the next period skips no step."""
+        return False
+
+    @property
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"tokens": self.layers.keys() - set(self.dense)}
+
+    def wants(self, name: str) -> Flags:
+        return {"tokens": None if name in self.dense else self.tokens}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: there is nothing but the arguments. Draws are of torch's generator."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Sets the layers' tokens. Raises ``ValueError`` for a state that is not empty."""
+        if state:
+            raise ValueError(f"state: expected no keys, got {sorted(state)}")
+        self.apply()

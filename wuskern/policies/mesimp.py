@@ -1,0 +1,259 @@
+"""meSimp (Sun et al.; arXiv 1711.06528): neurons that top-k backpropagation seldom chooses are removed for good.
+
+The paper: as in meProp, backward goes through the k largest output gradients of each example. A record counts how often each
+neuron of a hidden layer is among them; those that are in fewer than a share ``prune`` of the examples are pruned, and training
+goes on with the others. Cycles that prune and cycles that do not take turns, and the output layer is never pruned.
+
+The authors' public code (lancopku/meProp), whose habits are arguments here: it prunes eight times in each epoch of an even
+cycle (``interval``), counts on through the odd ones (``carry``), compares with ``int(examples * prune)``, starts the optimizer
+anew each time it could prune in the last epoch of a cycle (``reset="each"``; the paper does not say so), and masks. Its
+defaults: k 160 of 500, prune .1, cycles of 5 of 20 epochs, Adam.
+
+Ours: convolutions, whose choice is of the whole batch; the batch norm behind a pruned neuron, which is pruned with it; that one
+neuron is always left; and ``simplify``, by which the model becomes smaller while it trains.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from wuskern.activeness import Activeness
+from wuskern.arguments import check_keys, one_of, share, whole
+from wuskern.modules import SkippableLayer, units
+from wuskern.policies.base import Flags, Policy
+from wuskern.policies.meprop import PER
+from wuskern.policies.recorded_run import recorded_run
+from wuskern.rows import SCOPES, PerExample, TopK
+from wuskern.simplify import simplify_
+from wuskern.world import world_size
+
+RESETS = ("cycle", "each", "never")
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+class MeSimp(Policy):
+    """Top-k rows in every layer but the output layer, and pruned rows, which are zero: weight, bias, and what the batch norm
+    behind the layer adds. Call ``after_step`` after each optimizer step, ``step`` after each epoch, and ``attach`` the
+    optimizer, which is otherwise never reset. ``wuskern.simplify`` makes the smaller model of it.
+
+    Args:
+        model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
+        ratio, k: of the rows that the model has now; as for ``wuskern.TopK``. One of the two; less than all.
+        per: "example", the paper's choice, which saves no time and is refused for convolutions that are not in ``dense``;
+            "batch", the same rows for a whole batch, which then counts as one example.
+        scope: as for ``wuskern.TopK``; "weight" with ``per="batch"`` alone.
+        prune: the share of the examples. Rows that fewer than ``int(examples * prune)`` chose are pruned.
+        cycle: epochs of a cycle; the first prunes, the second does not, and so on.
+        interval: optimizer steps between two times to prune. None: epochs' ends alone.
+        carry: whether what a cycle that does not prune counts is used by the next.
+        reset: when the optimizer's state is cleared: "cycle", at the end of each; "each", as the public code does; "never".
+        simplify: at the end of each cycle that prunes, the model itself becomes smaller, as far as its graph allows, and with
+            it the state of the attached optimizer. For one process, and not beside layer freezing.
+        dense: names of the converted layers that keep the whole backward and all rows. None: the last one.
+
+    Attributes:
+        epoch: epochs trained. alive: by layer, ``[out]``, bool, the rows that are left.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor | Sequence[Any],
+        *,
+        ratio: float | None = None,
+        k: int | None = None,
+        per: str = "example",
+        scope: str = "both",
+        prune: float = 0.1,
+        cycle: int = 5,
+        interval: int | None = None,
+        carry: bool = True,
+        reset: str = "cycle",
+        simplify: bool = False,
+        dense: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model)
+        one_of("per", per, PER)
+        one_of("scope", scope, SCOPES if per == "batch" else ("both",))
+        one_of("reset", reset, RESETS)
+        share("prune", prune)
+        whole("cycle", cycle)
+        if interval is not None:
+            whole("interval", interval)
+        if simplify and world_size() > 1:
+            raise ValueError(f"simplify: expected False with several processes, got True with {world_size()}")
+        self.per, self.scope, self.prune, self.cycle, self.interval = per, scope, prune, cycle, interval
+        self.carry, self.reset, self.simplify, self.example = carry, reset, simplify, example
+        self.dense = self.names_or_last(dense)
+        self.optimizer: Optimizer | None = None
+        self.records = {name: self._all_alive(name) for name in self.layers if name not in self.dense}
+        self.k = {name: self._count(name, ratio, k) for name in self.records}
+        self.norms = _norms(model, self.records, self.layers, example)
+        self.choices = {name: self._choice(name) for name in self.records}
+        self.epoch = self.steps = 0
+        self.apply()
+
+    def _count(self, name: str, ratio: float | None, k: int | None) -> int:
+        choice = TopK(ratio=ratio, k=k) if self.per == "batch" else PerExample(ratio=ratio, k=k)
+        self.check_choice(name, choice)
+        found = choice.count(*units(self.layers[name]))
+        if found == self._out(name):
+            raise ValueError(f"{name}: expected fewer than its {found} rows to be chosen, got all")
+        return found
+
+    def _all_alive(self, name: str) -> Activeness:
+        return Activeness(torch.ones(self._out(name), dtype=torch.bool, device=self.layers[name].weight.device))
+
+    def _choice(self, name: str) -> TopK | PerExample:
+        """A simplified layer may have fewer rows than are to be chosen: all of them, then, and none is pruned any more."""
+        k, active = min(self.k[name], self._out(name)), self.records[name]
+        return TopK(k=k, scope=self.scope, active=active) if self.per == "batch" else PerExample(k=k, active=active)
+
+    def _out(self, name: str) -> int:
+        return units(self.layers[name])[0]
+
+    @property
+    def alive(self) -> dict[str, Tensor]:
+        return {name: record.alive for name, record in self.records.items()}
+
+    @property
+    def prunes(self) -> bool:
+        """Whether this epoch is of a cycle that prunes."""
+        return self.epoch // self.cycle % 2 == 0
+
+    @property
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"rows": self.records, "zeros": self.records} | ({"shape": self.layers} if self.simplify else {})
+
+    def wants(self, name: str) -> Flags:
+        return {"rows": self.choices.get(name)}
+
+    # ---- over time --------------------------------------------------------------------------------------------------
+
+    def after_step(self) -> None:
+        """Keeps pruned rows zero, and prunes if it is time."""
+        self.steps += 1
+        if self.interval is not None and self.steps % self.interval == 0:
+            self._time_to_prune()
+        self._set_zeros()
+
+    def step(self, metric: float | None = None) -> bool:
+        """Counts an epoch, and prunes if it is time. False: no step is skipped, whatever the metric."""
+        if self.interval is None:
+            self._time_to_prune()
+            self._set_zeros()
+        ends = (self.epoch + 1) % self.cycle == 0
+        if ends and self.prunes and self.simplify:
+            self._simplify()
+        if ends and self.reset == "cycle":
+            self._reset_optimizer()
+        self.epoch += 1
+        if ends and self.prunes and not self.carry:
+            for record in self.records.values():
+                record.clear()
+        return False
+
+    def _time_to_prune(self) -> None:
+        if self.prunes:
+            for name, record in self.records.items():
+                self._prune(name, record)
+        if self.reset == "each" and (self.epoch + 1) % self.cycle == 0:
+            self._reset_optimizer()
+
+    def _prune(self, name: str, record: Activeness) -> None:
+        """Removes the rows that are seldom chosen, and counts anew. A layer without a backward since then keeps all."""
+        hits, seen = self._counted(name, record)
+        stays = (hits >= int(seen * self.prune)) & record.alive
+        if not stays.any():
+            stays[hits.masked_fill(~record.alive, -1).argmax()] = True
+        record.alive = stays
+        record.clear()
+
+    def _counted(self, name: str, record: Activeness) -> tuple[Tensor, int]:
+        """Hits and choices of all processes."""
+        counts = torch.zeros(self._out(name) + 1, dtype=torch.int64, device=self.layers[name].weight.device)
+        if record.hits is not None and record.seen is not None:
+            counts = torch.cat((record.hits, record.seen[None]))
+        if world_size() > 1:
+            dist.all_reduce(counts)
+        return counts[:-1], int(counts[-1])
+
+    @torch.no_grad()
+    def _set_zeros(self) -> None:
+        for name, alive in self.alive.items():
+            layer, dead = self.layers[name], ~alive
+            of_norms = [t for norm in self.norms[name] for t in (norm.weight, norm.bias, norm.running_mean)]
+            for t in (layer.weight, layer.bias, *of_norms):
+                if t is not None:
+                    t[dead] = 0
+
+    def _simplify(self) -> None:
+        self.release()  # as many rows may be more than there will be
+        kept = simplify_(self.model, self.example, self.optimizer).kept
+        for name in self.records.keys() & kept.keys():
+            record, rows = self.records[name], kept[name]
+            record.alive, record.hits = record.alive[rows], None if record.hits is None else record.hits[rows]
+        self._set_choices()
+
+    def _set_choices(self) -> None:
+        self.choices = {name: self._choice(name) for name in self.records}
+        self.apply()
+
+    def watch(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def _reset_optimizer(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes each
+        has its own."""
+        records = {name: (record.alive, record.hits, record.seen) for name, record in self.records.items()}
+        return {"epoch": self.epoch, "steps": self.steps, "records": records}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken. Raises ``ValueError`` for other keys or layers, or for a model that has not the
+        state's shapes: see ``wuskern.fit_``."""
+        check_keys(state, self.state_dict())
+        check_keys(state["records"], self.records)
+        for name, (alive, *_) in state["records"].items():
+            if len(alive) != self._out(name):
+                raise ValueError(f"state: expected {self._out(name)} rows of {name}, got {len(alive)} (see wuskern.fit_)")
+        self.epoch, self.steps = state["epoch"], state["steps"]
+        for name, record in self.records.items():
+            alive, *counts = state["records"][name]
+            record.alive = alive.to(record.alive.device, copy=True)
+            record.hits, record.seen = (None if t is None else t.to(record.alive.device) for t in counts)
+        self._set_choices()
+
+
+def _norms(
+    model: nn.Module, names: Collection[str], layers: dict[str, SkippableLayer], example: Tensor | Sequence[Any]
+) -> dict[str, list[Any]]:
+    """By layer, the batch norms that take its output as it is."""
+    outputs: list[tuple[str, Tensor]] = []
+    found: dict[str, list[Any]] = {name: [] for name in names}
+
+    def remember(name: str) -> Any:
+        return lambda layer, args, output: outputs.append((name, output))
+
+    def look(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        for name, output in outputs:
+            if args[0] is output:
+                found[name].append(norm)
+
+    hooks = [layers[name].register_forward_hook(remember(name)) for name in names]
+    hooks += [module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, NORMS)]
+    recorded_run(model, example, hooks)
+    return found

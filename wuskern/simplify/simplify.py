@@ -1,0 +1,134 @@
+"""``simplify`` and ``simplify_``."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from wuskern.convert import revert
+from wuskern.simplify.graph import export
+from wuskern.simplify.plan import plan
+from wuskern.simplify.report import Report
+from wuskern.simplify.surgery import Surgery, check_optimizer
+
+
+def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Module, Report]:
+    """A smaller copy of ordinary layers, without the dead rows: rows of a Linear's weight, or output channels of a Conv2d's,
+    that are all zero, with a zero bias.
+
+    With a row go the columns that it feeds, in every layer behind, through activations, dropout, BatchNorm, pooling, Flatten
+    and depthwise convolutions; rows that are summed, multiplied or joined go together or not at all. What a dead unit
+    gives to all inputs (0.5 behind a sigmoid, a BatchNorm's shift) goes into the bias of the layers behind. A row stays where
+    that is not exact, where an operation mixes rows, or where a weight is shared or used several times; the report says why.
+    Each layer keeps at least one row. A layer whose rows become dead only by this loses them in a second call.
+
+    In evaluation the copy gives what the model gives, but for rounding; in training too, where dead units give zero. The graph
+    is that of ``torch.export`` in evaluation, so that layers which run in training only are not seen.
+
+    Args:
+        model: converted or not; it is left as it is. Hooks are copied with it: release policies first.
+        example: the model's input, or a sequence of its positional inputs.
+
+    Returns:
+        The copy, in the modes of the model, which needs no wuskern to be loaded; what was done.
+
+    Raises:
+        TypeError: ``model`` is no module. ValueError: DDP wraps it. Whatever the model raises for the example.
+        RuntimeError: the smaller model does not give what the model gives: its code has sizes of its own.
+    """
+    _check(model)
+    smaller = revert(copy.deepcopy(model))
+    return smaller, simplify_(smaller, example)
+
+
+def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Optimizer | None = None) -> Report:
+    """:func:`simplify` in place, to go on training: modules and Parameters are the same objects, with smaller values.
+
+    Gradients, ``row_grad`` and the optimizer's state of each parameter are cut alike; momentum and moments go on. A layer that
+    loses rows and whose ``rows`` are a ``wk.Rows`` has None afterwards: the policy that chose them chooses anew, from
+    ``report.kept``. Call it between a step and the next forward, before DDP wraps the model, not behind it; schedulers stay.
+
+    Raises:
+        TypeError: ``model`` is no module, or ``optimizer`` no optimizer.
+        ValueError: DDP wraps the model; the optimizer has no parameter of the model, or keeps state of another shape than
+            the parameter's.
+        RuntimeError: as :func:`simplify`. Whatever is raised, everything is as it was.
+    """
+    _check(model)
+    if optimizer is not None:
+        _check_optimizer(model, optimizer)
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    modes = {module: module.training for module in model.modules()}
+    surgery = Surgery()
+    try:
+        model.eval()
+        expected = _outputs(model, inputs)
+        todo = plan(model, export(model, inputs))
+        if optimizer is not None:
+            check_optimizer(todo, model, optimizer)
+        before = _parameters(model)
+        surgery.apply(todo, model, optimizer)
+        _compare(model, inputs, expected)
+    except BaseException:
+        surgery.undo()
+        raise
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return Report(todo.layers, before, _parameters(model), todo.kept)
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ValueError(
+            "model: expected one that DistributedDataParallel does not wrap yet, which holds buckets of the old sizes"
+        )
+
+
+def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters()):
+        raise ValueError(f"optimizer: expected one of the model's parameters, got {type(optimizer).__name__} of others")
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """All tensors of it. No random state moves."""
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        own = pytree.tree_map_only(Tensor, Tensor.clone, inputs)  # a model may write to its input
+        leaves = pytree.tree_leaves(model(*own))
+        return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _compare(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) -> None:
+    """What the code of a model does with sizes is not in its graph."""
+    advice = "the model's code computes with sizes of its layers: simplify the parts that do not, each by itself"
+    try:
+        found = _outputs(model, inputs)
+    except Exception as error:
+        raise RuntimeError(f"the smaller model does not run: {advice} ({error})") from error
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape or not _close(a, b):
+            raise RuntimeError(f"the smaller model does not give what the model gives: {advice}")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not a.is_floating_point() or a.numel() == 0:
+        return True
+    scale = float(b.double().nan_to_num(posinf=0.0, neginf=0.0).abs().max())
+    tolerance = torch.finfo(b.dtype).eps ** 0.5 * scale
+    return torch.allclose(a.double(), b.double(), rtol=0.0, atol=tolerance, equal_nan=True)

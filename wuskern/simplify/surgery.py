@@ -1,0 +1,121 @@
+"""Cuts the tensors of a model, their gradients and their optimizer's state, and can put everything back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from wuskern.rows import RowGrad, Rows
+from wuskern.simplify.plan import Plan
+
+Keep = dict[int, Tensor]
+
+
+class Surgery:
+    """Everything that is done is remembered, for ``undo``."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def undo(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    @torch.no_grad()
+    def apply(self, plan: Plan, model: nn.Module, optimizer: Optimizer | None) -> None:
+        modules = dict(model.named_modules())
+        for name, constants in plan.folds.items():
+            self._fold(modules[name], constants)
+        for (name, tensor), keep in plan.keep.items():
+            self._cut(getattr(modules[name], tensor), keep, optimizer)
+        for (name, attribute), size in plan.sizes.items():
+            self._set(modules[name], attribute, size)
+        for name in plan.kept:
+            if isinstance(getattr(modules[name], "rows", None), Rows):
+                self._set(modules[name], "rows", None)
+
+    def _set(self, holder: Any, name: str, value: Any) -> None:
+        before = getattr(holder, name)
+        self._undo.append(lambda: setattr(holder, name, before))
+        setattr(holder, name, value)
+
+    def _fold(self, module: nn.Module, constants: Tensor) -> None:
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        assert isinstance(bias, Tensor)
+        columns = weight.detach().to("cpu", torch.float64)
+        columns = columns.flatten(2).sum(2) if columns.ndim > 2 else columns
+        taken_up = bias.detach().to("cpu", torch.float64) + columns @ constants
+        before = bias.detach().clone()
+        self._undo.append(lambda: _write(bias, before))
+        _write(bias, taken_up)
+
+    def _cut(self, tensor: Tensor, keep: Keep, optimizer: Optimizer | None) -> None:
+        if optimizer is not None and tensor in optimizer.state:
+            state = optimizer.state[tensor]
+            for name, value in list(state.items()):
+                if isinstance(value, Tensor) and value.shape == tensor.shape and value.ndim:
+                    self._set_item(state, name, some(value, keep))
+        data, grad, rows = tensor.data, tensor.grad, getattr(tensor, "row_grad", None)
+        self._undo.append(lambda: replace(tensor, data, grad, rows))
+        replace(tensor, some(data, keep), None if grad is None else some(grad, keep), _some_rows(rows, keep))
+
+    def _set_item(self, state: dict[str, Any], name: str, value: Any) -> None:
+        before = state[name]
+        self._undo.append(lambda: state.__setitem__(name, before))
+        state[name] = value
+
+
+def check_optimizer(plan: Plan, model: nn.Module, optimizer: Optimizer) -> None:
+    """Raises ``ValueError`` where the optimizer keeps of a tensor that is cut what has another shape."""
+    modules = dict(model.named_modules())
+    for name, tensor in plan.keep:
+        parameter = getattr(modules[name], tensor)
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(
+                    f"optimizer: expected state of the parameter's shape, got {key} of {name}.{tensor}: {list(value.shape)}, "
+                    f"for {list(parameter.shape)}"
+                )
+
+
+def _write(tensor: Tensor, values: Tensor) -> None:
+    tensor.data.copy_(values)
+
+
+def some(tensor: Tensor, keep: Keep) -> Tensor:
+    """A copy, of these indices of some dimensions, in the memory format that the tensor has."""
+    if tensor.is_sparse:
+        tensor = tensor.to_dense()
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    for dim, index in keep.items():
+        tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _some_rows(grad: RowGrad | None, keep: Keep) -> RowGrad | None:
+    if grad is None:
+        return None
+    values, rows = grad.values, grad.rows
+    if 0 in keep:
+        stay = torch.isin(rows, index := keep[0].to(rows.device))
+        rows, values = torch.searchsorted(index, rows[stay]), values[stay]
+    return RowGrad(rows, some(values, {dim: index for dim, index in keep.items() if dim > 0}))
+
+
+def replace(tensor: Tensor, data: Tensor, grad: Tensor | None = None, rows: RowGrad | None = None) -> None:
+    """Other values in the same object. Autograd forgets the shape that it knew, of which an old graph may keep a record, when
+    the dtype changes in between, and only then."""
+    tensor.grad = None
+    if isinstance(tensor, Parameter):
+        between = torch.float32 if data.dtype != torch.float32 else torch.float16
+        tensor.data = torch.empty(0, dtype=between, device=data.device)
+    tensor.data = data
+    tensor.grad = grad
+    if getattr(tensor, "row_grad", None) is not rows:
+        tensor.row_grad = rows  # type: ignore[attr-defined]

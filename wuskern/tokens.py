@@ -1,0 +1,115 @@
+"""Which tokens a weight gradient sums over: column-row sampling of its reduction dimension. A frozen value without state, and
+what it draws.
+
+``dW = sum of dY_i^T X_i`` over all tokens i is taken over k of them. A token is an element of the leading dimensions of a
+Linear's input, and an image of the batch of a Conv2d's. By the size ``s_i = |X_i| |dY_i|`` (Euclidean norms):
+
+- "top": the k largest, as they are; biased. Adelman et al. (arXiv 1805.08079) found it best in practice.
+- "crs": k draws with replacement, ``p_i = s_i / sum(s)``, scaled by ``1 / (k p_i)``; unbiased (Drineas et al., 2006).
+- "wta": the c largest as they are, and k - c draws from the others, scaled by ``(1 - P_c) / ((k - c) p_i)``, where ``P_c`` is
+  what the c largest have of p, and c makes ``(1 - P_c) / (k - c)`` least; unbiased (WTA-CRS: Liu et al., arXiv 2305.15265).
+
+The WTA-CRS paper draws in forward, by gradients' norms of earlier steps, and keeps only the chosen part of X. Ours draws in
+backward by the norms of the step itself, and X is kept whole: this saves time, and no memory.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wuskern import ops
+from wuskern.arguments import amount, one_of
+
+PICKS = ("top", "crs", "wta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A weight gradient from some of the tokens; input and bias gradient are those of all.
+
+    A layer whose input has no more than k tokens takes all of them, each once, whatever ``pick`` says: the dense backward.
+    Random draws are of torch's generator of the device, anew in each backward and in each process. A token whose norm is NaN or
+    infinite ranks before all others: "top" has it, and "crs" and "wta" draw such tokens alone, so that the gradient shows it.
+    Where all norms are zero, so is the gradient.
+
+    Time: the product takes ``k / n`` of the dense one's; the norms read X and dY once, and k tokens of them are copied. Where
+    the product is small beside that (few outputs or inputs, a ratio near 1) dense is faster, and is not taken instead: see
+    ``python -m bench.tokens``.
+
+    Args:
+        ratio: of the tokens, in (0, 1]: ``int(ratio * n)`` of them, at least one. k: or so many. Exactly one of the two.
+        pick: "top", "crs" or "wta".
+
+    Raises:
+        TypeError, ValueError: an argument out of its range.
+    """
+
+    ratio: float | None = None
+    k: int | None = None
+    pick: str = "top"
+
+    def __post_init__(self) -> None:
+        amount(self.ratio, self.k)
+        one_of("pick", self.pick, PICKS)
+
+    def count(self, n: int) -> int:
+        """How many of ``n`` tokens; those drawn twice count twice."""
+        return min(n, max(1, int(self.ratio * n)) if self.k is None else self.k)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """``index``: ``[k]``, int64. ``scale``: ``[k]``, float32 or float64, of what each adds; None: 1."""
+
+    index: Tensor
+    scale: Tensor | None
+
+    def of(self, t: Tensor) -> Tensor:
+        """``[k, ...]``: the tokens of t ``[n, ...]``, in its memory format."""
+        if t.ndim == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
+            return t.permute(0, 2, 3, 1).index_select(0, self.index).permute(0, 3, 1, 2)
+        return t.index_select(0, self.index)
+
+    def scaled(self, dy: Tensor) -> Tensor:
+        """:meth:`of` dy, and scaled: in float32 at least, then in dy's dtype. A drawn token then adds n / k times what an
+        average one does: float16 overflows only where ``|X_i|`` is tiny, and shows it."""
+        chosen = self.of(dy)
+        if self.scale is None:
+            return chosen
+        return (chosen * self.scale.view(-1, *[1] * (dy.ndim - 1))).to(dy.dtype)
+
+
+def draw(tokens: Tokens, dy: Tensor, x: Tensor) -> Drawn:
+    """Tokens of ``dy`` and ``x``, both ``[n, ...]``, k < n. A read of each for the norms, and no value asked of a GPU."""
+    k = tokens.count(dy.shape[0])
+    sizes = _norms(dy) * _norms(x)
+    if tokens.pick == "top":
+        return Drawn(ops.select_rows(sizes, k), None)
+    bad = ~sizes.isfinite()
+    index, scale = _sampled(torch.where(bad.any(), bad.to(sizes.dtype), sizes), k, winners=tokens.pick == "wta")
+    return Drawn(index, scale.to(torch.promote_types(dy.dtype, torch.float32)))
+
+
+def _norms(t: Tensor) -> Tensor:
+    """``[n]``, float64, of sums in float32 (float64 of float64)."""
+    return ops.row_stats(t, 0, "l2")[1].double().sqrt()
+
+
+def _sampled(sizes: Tensor, k: int, winners: bool) -> tuple[Tensor, Tensor]:
+    """Index and scale ``[k]`` by finite sizes ``[n]``: of the c largest, each once, and then of draws from the others; c is 0
+    without ``winners``. A size of zero is scaled by zero: it is drawn only where all are zero.
+
+    In ascending order, so that what is left without the c largest is a running sum of its own: exact where it is close to 0.
+    """
+    ordered, order = sizes.sort(stable=True)
+    sums = ordered.cumsum(0)
+    n, place = len(sizes), torch.arange(k, device=sizes.device)
+    left = sums.flip(0)[:k]  # without the c largest, by c
+    c = (left / (k - place)).argmin(0, keepdim=True) if winners else place.new_zeros(1)
+    left = left.index_select(0, c)
+    drawn = torch.searchsorted(sums, torch.rand(k, dtype=sizes.dtype, device=sizes.device) * left, right=True)
+    at = torch.where(place < c, n - 1 - place, drawn.minimum(n - 1 - c))
+    chosen = ordered.index_select(0, at)
+    scale = torch.where(place < c, 1, left / ((k - c) * chosen))
+    return order.index_select(0, at), torch.where(chosen > 0, scale, 0)

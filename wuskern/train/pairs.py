@@ -1,0 +1,141 @@
+"""Which two methods can be combined, and why the others cannot: each pair is tried on a small network.
+
+``table()`` is the README's.
+"""
+
+import itertools
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.optim import SGD, Optimizer
+
+from wuskern.convert import convert
+from wuskern.policies.base import CLAIMS
+from wuskern.train.methods import PARTS, Built, build, parse
+
+# Of parts that need arguments, some that make them act within three epochs; and what a part does only when it is told to.
+ARGUMENTS = {
+    "wus": "window=1:warmup=0",
+    "wus+lr": "window=1:warmup=0",
+    "meprop": "ratio=.5",
+    "memory": "ratio=.5",
+    "mesimp": "ratio=.5:per=batch:cycle=1:prune=.6",
+    "crs": "ratio=.5",
+    "freeze": "start=0:end=2",
+    "freeze-once": "at=1",
+    "freeze-periodic": "start=1",
+    "freeze-delayed": "start=1",
+    "composer": "start=0",
+    "pipetransformer": "interval=1",
+    "autofreeze": "interval=1",
+    "mest": "interval=1",
+    "rigl": "interval=1",
+    "spfde": "interval=1:start=0:end=2",
+    "sieve": "interval=1",
+}
+SIMPLIFYING = "mesimp:simplify=true"
+NAMES = (*PARTS, SIMPLIFYING)
+EPOCHS, SAMPLES, CLASSES = 3, 12, 4
+IMAGES = (3, 6, 6)
+SHORT = {  # of CLAIMS and of what ``wuskern.train.methods`` refuses: what a cell of the table says
+    "frozen": "freezing",
+    "rows": "rows",
+    "zeros": "zeros",
+    "tokens": "tokens",
+    "shape": "shape",
+    "alone": "alone",
+    "data": "data",
+    "twice": "itself",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``refusal``: why it is refused, None if it is not."""
+
+    first: str
+    second: str
+    refusal: str | None = None
+
+    @property
+    def method(self) -> str:
+        """As for ``--policy``."""
+        return f"{_with_arguments(self.first)}+{_with_arguments(self.second)}"
+
+    @property
+    def reason(self) -> str | None:
+        """A key of ``SHORT``."""
+        if self.refusal is None:
+            return None
+        claim = next((kind for kind, text in CLAIMS.items() if text in self.refusal), None)
+        found = re.search("alone|twice|data", self.refusal)
+        return claim or (found[0] if found else self.refusal)
+
+
+def _with_arguments(name: str) -> str:
+    part = name.split(":")[0]
+    return f"{name}:{ARGUMENTS[part]}" if part in ARGUMENTS else name
+
+
+def network() -> nn.Module:
+    """Converted; two convolutions, a batch norm, and three linear layers."""
+    parts = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()
+    return convert(nn.Sequential(*parts, nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, CLASSES)))
+
+
+def built(pair: Pair, model: nn.Module, optimizer: Optimizer) -> Built:
+    """On a :func:`network`. Raises ``ValueError`` where it is refused."""
+    example = torch.zeros(2, *IMAGES)
+    return build(parse(pair.method)[0], model, optimizer, example, epochs=EPOCHS, samples=SAMPLES, seed=0)
+
+
+def pairs() -> list[Pair]:
+    """Every two of ``NAMES``, in their order."""
+    return [_tried(Pair(*names)) for names in itertools.combinations(NAMES, 2)]
+
+
+def _tried(pair: Pair) -> Pair:
+    model = network()
+    try:
+        built(pair, model, SGD(model.parameters(), lr=0.1))
+    except ValueError as error:
+        return Pair(pair.first, pair.second, str(error))
+    return pair
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """Markdown: methods that go with the same ones share a row, and a column of its number. A cell is "+" where the two can
+    be combined, or says what only one of them can decide."""
+    reasons = {frozenset((p.first, p.second)): p.reason for p in pairs()}
+    groups = _groups(reasons)
+    lines = [
+        f"| | {' | '.join(str(n) for n in range(1, len(groups) + 1))} |",
+        f"| --- |{' --- |' * len(groups)}",
+    ]
+    for number, group in enumerate(groups, 1):
+        cells = (_cell(reasons, group, other) for other in groups)
+        lines.append(f"| {number}: {', '.join(f'`{name}`' for name in group)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(reasons: dict[frozenset[str], str | None], group: list[str], other: list[str]) -> str:
+    found = {reasons[frozenset((a, b))] for a in group for b in other if a != b}
+    return "/".join(sorted("+" if reason is None else SHORT[reason] for reason in found))
+
+
+def _groups(reasons: dict[frozenset[str], str | None]) -> list[list[str]]:
+    groups: list[list[str]] = []
+    for name in NAMES:
+        for group in groups:
+            others = set(NAMES) - {name, *group}
+            if all(reasons[frozenset((name, other))] == reasons[frozenset((group[0], other))] for other in others):
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups
