@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import ddp, render, render_methods, render_rows, whole_step
+from bench import ddp, masks, render, render_methods, render_rows, whole_step
 from bench.picture import draw_cost
 from bench.results import FOLDER, ROOT, read
 
@@ -31,6 +31,7 @@ SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what rende
     "regret": render_rows.regret,
     "ddp": lambda content: ddp.table(content["rows"]),
     "whole_step": whole_step.render,
+    "masks": masks.render,
     "search_vgg11": render_methods.search,
 }
 # Each a results.json of `wuskern train`; without it: no section.

@@ -102,6 +102,18 @@ METHODS = {
     "ComposerFreezing": Method(mlp, sgd, of("ComposerFreezing", epochs=4, start=0.0)),
     "PipeTransformerFreezing": Method(cnn, adamw, of("PipeTransformerFreezing")),
     "AutoFreeze": Method(cnn, adamw, of("AutoFreeze", interval=2)),
+    "MEST": Method(cnn, adamw, of("MEST", epochs=EPOCHS, sparsity=0.5, variant="ems", interval=1)),
+    "RigL": Method(mlp, sgd, of("RigL", epochs=EPOCHS, sparsity=0.5, interval=3)),
+    "RigL, 2:4": Method(mlp, adamw, of("RigL", epochs=EPOCHS, pattern="2:4", interval=2, growth="random")),
+    "WUS + MEST + ScoreMemory": Method(
+        mlp,
+        compact,
+        together(
+            of("WUS", **WINDOWS),
+            of("MEST", epochs=EPOCHS, sparsity=0.5, interval=1),
+            of("ScoreMemory", ratio=0.3, scope="weight"),
+        ),
+    ),
     "SpFDE": Method(
         cnn,
         sgd,

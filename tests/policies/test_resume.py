@@ -78,6 +78,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
     assert any(w.get("rows") is not None for w in wants) == any(kind in name for kind in ("Prop", "Memory", "MeSimp"))
     assert any(w.get("tokens") is not None for w in wants) == ("ColumnRow" in name)
     assert bool(state["row_grads"]) == any(kind in name for kind in ("compact", "reused", "MeProp + C"))
+    assert any(0 < w.get("density", 1) < 1 for w in wants) == any(kind in name for kind in ("MEST", "RigL", "SpFDE"))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,9 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("ScoreMemory, reused", ("policy", "scores"), None),
         ("SingleShotFreezing", ("policy", "epoch"), 0),
         ("AutoFreeze", ("policy", "norms"), {}),
+        ("MEST", ("policy", "generator"), torch.Generator().manual_seed(9).get_state()),
+        ("RigL", ("policy", "steps"), 0),
+        ("RigL", ("policy", "masks"), None),
         ("MeSimp", ("policy", "epoch"), 0),
         ("MeSimp, each", ("policy", "steps"), 0),
         ("SpFDE", ("policy", "sampler"), None),

@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import wuskern as wk
-from wuskern.policies import WUS, Compose, MeProp, Policy, Saved, Savings, ScoreMemory, SingleShotFreezing, SsProp
+from wuskern.policies import MEST, WUS, Compose, MeProp, Policy, Saved, Savings, ScoreMemory, SingleShotFreezing, SsProp
 from wuskern.policies.base import Flags
 
 BATCH = 16
@@ -238,6 +238,36 @@ def test_a_frozen_prefix_and_its_cache(cached):
     assert (saved.dgrad, saved.wgrad, saved.rows) == pytest.approx((1, 80 / 100, 12 / 17))
     assert (saved.fprop, saved.depth) == (pytest.approx(40 * cached / 100), 2)
     assert saved.total == pytest.approx((40 * cached + 60 + 80) / 260)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cached", "computed"),
+    [
+        ({}, 0, 40 + 40 + 40),
+        (SKIP, 0, 40 + 40),
+        ({"rows": wk.Rows([0], "both")}, 0, 40 + 20 + 20),
+        (FROZEN, 0, 40),
+        (FROZEN, 1, 40),
+        (FROZEN, 2, 0),
+    ],
+)
+def test_masked_is_what_dense_kernels_compute_of_zeros(wanted, cached, computed):
+    """Three quarters of the second layer's weights are masked; two samples of ten are left out."""
+    policy = Fixed(by_hand(), {"0": wanted, "1": wanted | {"density": 0.25}})
+    savings = Savings(policy, torch.randn(1, 2), samples=10)
+    dense = Savings(Fixed(by_hand(), {"0": wanted, "1": wanted}), torch.randn(1, 2), samples=10)
+    saved, other = epoch(savings, [4, 4], cached), epoch(dense, [4, 4], cached)
+    assert saved.masked == pytest.approx(0.8 * 0.75 * computed / 260)
+    assert (saved.total, other.masked) == (other.total, 0)
+
+
+def test_masks_of_sparse_training_count_as_they_change():
+    """Half of the masked layers' weights, and then, grown, three quarters; all layers but the last have a mask."""
+    policy = MEST(by_hand(), epochs=4, sparsity=0.5, lower=0.5, upper=(0.5, 0.25), switches=(1,), interval=1)
+    savings = Savings(Compose([policy]), torch.randn(1, 2))
+    assert epoch(savings, [3]).masked == pytest.approx(0.5 * (80 + 40 + 80) / 260)
+    policy.step()
+    assert epoch(savings, [3]).masked == pytest.approx(0.25 * (80 + 40 + 80) / 260)
 
 
 def test_per_example_saves_nothing():

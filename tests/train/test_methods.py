@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 import wuskern as wk
-from wuskern.policies import WUS, WUSLR, Compose, MeProp, ScoreMemory
+from wuskern.policies import WUS, WUSLR, Compose, MeProp, RigL, ScoreMemory
 from wuskern.train import methods
 from wuskern.train.methods import Method, Part, parse
 
@@ -39,6 +39,22 @@ def test_a_method_is_what_its_parts_are_together():
     assert (type(wus), wus.factor, wus.window, found.wus) == (WUSLR, 0.25, 3, wus)
     assert (type(memory), memory.amount.k) == (ScoreMemory, 2)
     assert (found.sampler.size, found.sampler.seed, len(found.sampler)) == (50, 3, 25)
+
+
+def test_sparse_training_from_text():
+    """The run gives epochs and seed; slashes separate numbers, and one alone is for all phases."""
+    mest = built("mest:variant=ems:sparsity=.5:lower=.5:upper=.25/.5:switches=4:pattern=block:block=2").policy
+    assert (mest.epochs, mest.pattern.block, mest.switches) == (10, 2, (4,))
+    assert (mest.lower, mest.upper) == ((0.5, 0.5), (0.25, 0.5))
+    same, other = built("mest:epochs=3:sparsity=.5").policy, built("mest:sparsity=.5", seed=4).policy
+    assert same.epochs == 3
+    again = built("mest:sparsity=.5").policy
+    assert torch.equal(same.masks["2"], again.masks["2"])
+    assert not torch.equal(other.masks["2"], again.masks["2"])
+    rigl = built("rigl:pattern=1of2:growth=random+wus").parts[0]
+    assert (type(rigl), rigl.growth, rigl.pattern.n, rigl.pattern.m, rigl.sparsity) == (RigL, "random", 1, 2, 0.5)
+    assert "switches=0.5625/0.75" in next(line for line in methods.describe().splitlines() if " mest:" in line)
+    assert parse("mest:dense=0/2:lower=.9/true")[0].parts[0].arguments == {"dense": ["0", "2"], "lower": ".9/true"}
 
 
 def test_one_part_is_its_policy_and_dense_is_none():

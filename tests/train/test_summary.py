@@ -116,6 +116,17 @@ def saving_half(policy, mode="rows"):
     return made
 
 
+def test_flops_of_zeros_that_dense_kernels_compute_are_said_apart():
+    made = record("mest", 0, DENSE)
+    shares = (0.5, 0.5, 0.75, 0.75)
+    made.epochs = [replace(e, saved={"total": 0.0, "masked": share}) for e, share in zip(made.epochs, shares, strict=True)]
+    rows = summary.summarise([record("dense", 0, DENSE), made], IMAGES)
+    assert (rows[1].flops, rows[1].masked) == (1.0, 0.625)
+    assert summary.verdict(rows, IMAGES).startswith(
+        "mest computed 100% of dense's FLOPs, 62% with weights that are kept zero. "
+    )
+
+
 def test_a_method_that_skips_nothing_says_what_it_computes():
     records = [saving_half("meprop:k=5"), record("dense", 0, DENSE), record("dense", 0, CONTROL[:2], planned=2)]
     rows = summary.summarise([records[1], records[0], records[2]], IMAGES)

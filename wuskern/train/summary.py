@@ -37,7 +37,8 @@ class Row:
     """One policy, or a method's control, over its seeds. None where it does not apply.
 
     ``s``: share of steps skipped; ``f``: saving of a skipped step; their product is the reduction to expect. ``flops``: share
-    of dense's FLOPs over the whole training. ``faster``: what was measured against dense over the same epochs.
+    of dense's FLOPs over the whole training; ``masked``: those among them that dense kernels spent on weights that a mask keeps
+    zero. ``faster``: what was measured against dense over the same epochs.
     ``against_dense``: at the end of those. ``loss``: the method is not shown to beat its control.
     """
 
@@ -56,6 +57,7 @@ class Row:
     control_of: str | None = None
     against_control: Comparison | None = None
     loss: bool | None = None
+    masked: float = 0.0
 
 
 def control_name(method: str) -> str:
@@ -140,6 +142,7 @@ def _method_row(policy: str, by_seed: BySeed, dense: BySeed, controls: BySeed, s
         against_dense=compare(by_seed, dense, step) if dense else None,
         against_control=against,
         loss=against.word != "better" if against else None,
+        masked=statistics.fmean((epoch.saved or {}).get("masked", 0.0) for epoch in every),
     )
 
 
@@ -193,9 +196,10 @@ def verdict(rows: list[Row], test_labels: int) -> str:
 
 def _sentences(row: Row, test_labels: int) -> list[str]:
     """Each without its subject."""
-    if row.faster is not None and row.flops == 1:
+    if row.faster is not None and row.flops == 1 and not row.masked:
         return ["found nothing to leave out: it trained as dense does."]
-    computed = [] if row.flops is None else [f"computed {row.flops:.0%} of dense's FLOPs."]
+    zeros = f", {row.masked:.0%} with weights that are kept zero" if row.masked else ""
+    computed = [] if row.flops is None else [f"computed {row.flops:.0%} of dense's FLOPs{zeros}."]
     return computed if row.faster is None else [*computed, _in_the_same_time(row, test_labels)]
 
 

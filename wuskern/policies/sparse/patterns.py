@@ -78,16 +78,16 @@ def remaining(units: int, sparsity: float) -> int:
 
 
 def largest(scores: Tensor, counts: Tensor) -> Tensor:
-    """``[groups, units]``, bool: of each group the ``counts[group]`` largest scores. Equal ones: the lowest index. NaN first.
+    """``[groups, units]``, bool: of each group the ``counts[group]`` largest scores. Of equal ones those with the lowest index.
 
     Args:
-        scores: ``[groups, units]``. counts: ``[groups]``, int64, from 0 to the number of units.
+        scores: ``[groups, units]``; NaN is infinite. counts: ``[groups]``, int64, from 0 to the number of units.
     """
-    scores = scores.nan_to_num(nan=torch.inf)
+    scores = scores.nan_to_num(torch.inf, torch.inf)
     if len(scores) == 1:
         least = scores.topk(max(1, int(counts)), sorted=False).values.amin(1, keepdim=True)
     else:
         least = scores.sort(1, descending=True).values.gather(1, (counts - 1).clamp(min=0)[:, None])
-    over, equal = (scores > least) & (counts > 0)[:, None], scores == least
+    over, equal = scores > least, scores == least
     left = counts[:, None] - over.sum(1, keepdim=True)
     return over | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))
