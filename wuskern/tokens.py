@@ -97,8 +97,8 @@ def _norms(t: Tensor) -> Tensor:
 
 
 def _largest(sizes: Tensor, k: int) -> Tensor:
-    """``[k]``, ascending. NaN ranks first; of equal sizes the lower index. Not by ``ops.select_rows``, of which a compiled model
-    would have a graph for each k: that follows from the batch."""
+    """``[k]``, ascending. NaN ranks first; of equal sizes the lower index. Not by ``ops.select_rows``: a compiled model would
+    have a graph for each k, which follows from the batch."""
     return sizes.sort(descending=True, stable=True)[1][:k].sort()[0]
 
 
