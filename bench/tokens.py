@@ -2,10 +2,11 @@
 
     python -m bench.tokens [--out bench/results/tokens.json]
 
-Of a Linear ``dY^T X``, of a Conv2d PyTorch's own weight gradient, against the same with ``wk.Tokens``: norms, choice, copies and
-the product. Counted: the product takes k/n of the dense one's operations; X and dY are read once more for the norms, and k tokens
-of each are copied, read and written. ``floor`` is the product of k tokens that lie side by side, measured, over the dense one.
-Verified before it is timed, float32, interleaved, every number the median over rounds of the ratios in a round. Over 1: a loss.
+Of a Linear ``dY^T X``, of a Conv2d PyTorch's own weight gradient, against the same with ``wk.Tokens``: norms, choice, copies
+and the product. Counted: the product takes k/n of the dense one's operations; X and dY are read once more for the norms, and k
+tokens of each are copied, read and written. ``floor`` is the product of k tokens that lie side by side, measured, over the
+dense one. Verified before it is timed, float32, interleaved, every number the median over rounds of the ratios in a round. Over
+1: a loss.
 """
 
 import argparse

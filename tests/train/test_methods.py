@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 import wuskern as wk
-from wuskern.policies import WUS, WUSLR, Compose, MeProp, ScoreMemory
+from wuskern.policies import WUS, WUSLR, ColumnRowSampling, Compose, MeProp, ScoreMemory
 from wuskern.train import methods
 from wuskern.train.methods import Method, Part, parse
 
@@ -39,6 +39,15 @@ def test_a_method_is_what_its_parts_are_together():
     assert (type(wus), wus.factor, wus.window, found.wus) == (WUSLR, 0.25, 3, wus)
     assert (type(memory), memory.amount.k) == (ScoreMemory, 2)
     assert (found.sampler.size, found.sampler.seed, len(found.sampler)) == (50, 3, 25)
+
+
+def test_tokens_beside_rows():
+    found = built("crs:ratio=.3:pick=top:dense=0/4+meprop:k=2")
+    sampling, _ = found.parts
+    assert isinstance(sampling, ColumnRowSampling)
+    layer = found.policy.layers["2"]
+    assert (layer.tokens, layer.rows.k) == (wk.Tokens(ratio=0.3, pick="top"), 2)
+    assert found.policy.layers["0"].tokens is None
 
 
 def test_one_part_is_its_policy_and_dense_is_none():
