@@ -251,11 +251,11 @@ def test_per_example_saves_nothing():
 
 def test_so_many_tokens_are_another_share_of_another_batch():
     """Five tokens a sample: 4 of 10, then 4 of 20 and all of 5 (k is at most what there is); images are one each."""
-    savings = Savings(Fixed(by_hand(), {name: FEW_TOKENS for name in "012"}), torch.randn(2, 5, 2))
+    savings = Savings(Fixed(by_hand(), dict.fromkeys("012", FEW_TOKENS)), torch.randn(2, 5, 2))
     assert epoch(savings, [2]).wgrad == pytest.approx(0.6)
     assert epoch(savings, [4, 1]).wgrad == pytest.approx((4 * 0.8 + 0.2) / 5)
     assert epoch(savings, [4]).dgrad == 0
-    savings = Savings(Fixed(images(), {name: FEW_TOKENS for name in "01"}), torch.randn(3, 1, 1, 1))
+    savings = Savings(Fixed(images(), dict.fromkeys("01", FEW_TOKENS)), torch.randn(3, 1, 1, 1))
     assert epoch(savings, [8]).wgrad == pytest.approx(0.5 * 220 / 420)
 
 
