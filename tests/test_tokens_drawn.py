@@ -45,6 +45,22 @@ def test_draws_with_replacement_worked_by_hand(monkeypatch):
     torch.testing.assert_close(scale, torch.tensor([1 / 0.6, 1 / 1.5, 1 / 1.5], dtype=torch.float64))
 
 
+def test_a_draw_of_zero_hits_no_token_without_size(monkeypatch):
+    monkeypatch.setattr(torch, "rand", Uniform([0.0]))
+    index, scale = _sampled(torch.tensor([0.0, 3.0, 0.0, 1.0], dtype=torch.float64), 1, winners=False)
+    assert (index.tolist(), scale.tolist()) == ([3], [4.0])
+
+
+@pytest.mark.parametrize(("pick", "expected"), [("crs", {2: 1 / 3, 7: 1 / 3}), ("wta", {2: 1.0, 7: 1.0})])
+def test_bad_tokens_alone_are_drawn_as_if_alike(pick, expected):
+    """Two of nine, k = 6: each draw stands for 2 / 6; both are winners, and what is drawn besides counts for nothing."""
+    x, dy = torch.randn(9, 3), torch.randn(9, 2)
+    x[2, 0], dy[7, 1] = math.nan, math.inf
+    drawn = draw(wk.Tokens(k=6, pick=pick), dy, x)
+    found = {i: factor for i, factor in zip(drawn.index.tolist(), drawn.scale.tolist(), strict=True) if factor}
+    assert found == pytest.approx(expected)
+
+
 def outcomes(sizes, k, winners, monkeypatch, steps):
     """Every draw that a grid of so many numbers for each of k uniform ones leads to: index and scale, all equally likely."""
     grid = [(i + 0.5) / steps for i in range(steps)]
