@@ -15,14 +15,15 @@ class Again(wk.GraphedStep):
         self.captures = getattr(self, "captures", 0) + 1
         rows = {name: layer.rows for name, layer in self.layers.items()}
         skip = {name: layer.skip for name, layer in self.layers.items()}
+        tokens = {name: layer.tokens for name, layer in self.layers.items()}
 
         def replay():
-            now = {name: (layer.skip, layer.rows) for name, layer in self.layers.items()}
+            now = {name: (layer.skip, layer.rows, layer.tokens) for name, layer in self.layers.items()}
             for name, layer in self.layers.items():
-                layer.skip, layer.rows = skip[name], rows[name]
+                layer.skip, layer.rows, layer.tokens = skip[name], rows[name], tokens[name]
             result = self._step(*inputs)
             for name, layer in self.layers.items():
-                layer.skip, layer.rows = now[name]
+                layer.skip, layer.rows, layer.tokens = now[name]
             return result
 
         return replay
@@ -35,12 +36,16 @@ FLAGS = [
     {"rows": wk.Rows([0, 2, 3])},
     {"rows": wk.Rows([1, 2, 4])},
     {"rows": wk.Rows([1, 4])},
+    {"tokens": wk.Tokens(k=3)},
+    {"tokens": wk.Tokens(k=2)},
+    {"tokens": wk.Tokens(k=2), "rows": wk.Rows([1, 2])},
 ]
 
 
 def set_flags(model, flag):
     wk.set_skip(model, flag.get("skip", False))
     wk.set_rows(model, flag.get("rows"))
+    wk.set_tokens(model, flag.get("tokens"))
 
 
 def trained(device, graphed, steps=30):
@@ -69,7 +74,7 @@ def test_every_kind_of_step_is_captured_once_and_reads_what_is_set_now():
     expected, _ = trained("cpu", None)
     losses, run = trained("cpu", Again)
     assert losses == expected
-    assert run.captures == 5  # the two Rows of three share one
+    assert run.captures == 8  # the two Rows of three share one
 
 
 def test_users_rows_are_left_alone():

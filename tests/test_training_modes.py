@@ -14,12 +14,13 @@ from wuskern.compact import request_row_grad
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FLAGS = {
-    "dense": (False, None),
-    "skip": (True, None),
-    "top-k": (False, wk.TopK(k=2)),
-    "top-k of both": (False, wk.TopK(k=2, score="l2", scope="both")),
-    "rows": (False, wk.Rows([0, 2])),
-    "more rows": (False, wk.Rows([0, 1, 2])),
+    "dense": (False, None, None),
+    "skip": (True, None, None),
+    "top-k": (False, wk.TopK(k=2), None),
+    "top-k of both": (False, wk.TopK(k=2, score="l2", scope="both"), None),
+    "rows": (False, wk.Rows([0, 2]), None),
+    "more rows": (False, wk.Rows([0, 1, 2]), None),
+    "tokens": (False, None, wk.Tokens(k=2)),
 }
 
 
@@ -30,9 +31,9 @@ def step(layer, x, forward, backward, reentrant=False):
     """The gradients of a checkpointed call with one setting in forward, and another from then on."""
     layer.zero_grad()
     x = x.detach().requires_grad_()
-    layer.skip, layer.rows = FLAGS[forward]
+    layer.skip, layer.rows, layer.tokens = FLAGS[forward]
     y = checkpoint(layer, x, use_reentrant=reentrant)
-    layer.skip, layer.rows = FLAGS[backward]
+    layer.skip, layer.rows, layer.tokens = FLAGS[backward]
     y.square().sum().backward()
     return [x.grad, layer.weight.grad, layer.bias.grad]
 
@@ -73,7 +74,7 @@ def test_deterministic_mode_refuses_nothing_and_gives_the_same_bits(make, flag, 
 
     def accumulated():
         layer.weight.grad = layer.weight.row_grad = layer.bias.grad = None
-        layer.skip, layer.rows = FLAGS[flag]
+        layer.skip, layer.rows, layer.tokens = FLAGS[flag]
         for x in batches:
             layer(x).square().sum().backward()
         held = layer.weight.row_grad

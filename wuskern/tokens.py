@@ -85,7 +85,7 @@ def draw(tokens: Tokens, dy: Tensor, x: Tensor) -> Drawn:
     k = tokens.count(dy.shape[0])
     sizes = _norms(dy) * _norms(x)
     if tokens.pick == "top":
-        return Drawn(ops.select_rows(sizes, k), None)
+        return Drawn(_largest(sizes, k), None)
     bad = ~sizes.isfinite()
     index, scale = _sampled(torch.where(bad.any(), bad.to(sizes.dtype), sizes), k, winners=tokens.pick == "wta")
     return Drawn(index, scale.to(torch.promote_types(dy.dtype, torch.float32)))
@@ -94,6 +94,12 @@ def draw(tokens: Tokens, dy: Tensor, x: Tensor) -> Drawn:
 def _norms(t: Tensor) -> Tensor:
     """``[n]``, float64, of sums in float32 (float64 of float64)."""
     return ops.row_stats(t, 0, "l2")[1].double().sqrt()
+
+
+def _largest(sizes: Tensor, k: int) -> Tensor:
+    """``[k]``, ascending. NaN ranks first; of equal sizes the lower index. Not by ``ops.select_rows``: a compiled model would
+    have a graph for each k, which follows from the batch."""
+    return sizes.sort(descending=True, stable=True)[1][:k].sort()[0]
 
 
 def _sampled(sizes: Tensor, k: int, winners: bool) -> tuple[Tensor, Tensor]:

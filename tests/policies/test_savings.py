@@ -77,16 +77,20 @@ NETWORKS = {
     "conv without biases and norm": (lambda: conv(bias=False, norm=False), IMAGE, ("0", "2", "4")),
     "tied to an embedding": (tied, TOKEN, ("1", "2")),
 }
+TOKENS: Flags = {"tokens": wk.Tokens(ratio=0.5, pick="wta")}
+FEW_TOKENS: Flags = {"tokens": wk.Tokens(k=4)}
 HALF, HALF_OF_BOTH = ({"rows": wk.TopK(ratio=0.5, scope=scope)} for scope in ("weight", "both"))
 WANTED: dict[str, tuple[Flags, Flags]] = {  # of the first layer, and of the others
     "all skip": (SKIP, SKIP),
     "the first skips": (SKIP, {}),
     "half of the rows": (HALF, HALF),
     "half of the rows, dgrad too": (HALF_OF_BOTH, HALF_OF_BOTH),
+    "half of the tokens": (TOKENS, TOKENS),
+    "some tokens of half of the rows": (HALF | FEW_TOKENS, HALF_OF_BOTH | TOKENS),
     "a fixed row": ({"rows": wk.Rows([3], "both")}, {"rows": wk.Rows([1])}),
     "the first is frozen": (FROZEN, {}),
     "frozen, then rows": (FROZEN | HALF, HALF_OF_BOTH),
-    "frozen, then skip": (FROZEN | SKIP, SKIP | HALF),
+    "frozen, then skip": (FROZEN | SKIP | TOKENS, SKIP | HALF | TOKENS),
 }
 
 
@@ -273,6 +277,16 @@ def test_masks_of_sparse_training_count_as_they_change():
 def test_per_example_saves_nothing():
     savings = Savings(MeProp(by_hand(), k=1, per="example"), torch.randn(1, 2))
     assert epoch(savings, [4]) == Saved(0, 0, 0, 0, 0, 0, 0)
+
+
+def test_so_many_tokens_are_another_share_of_another_batch():
+    """Five tokens a sample: 4 of 10, then 4 of 20 and all of 5 (k is at most what there is); images are one each."""
+    savings = Savings(Fixed(by_hand(), dict.fromkeys("012", FEW_TOKENS)), torch.randn(2, 5, 2))
+    assert epoch(savings, [2]).wgrad == pytest.approx(0.6)
+    assert epoch(savings, [4, 1]).wgrad == pytest.approx((4 * 0.8 + 0.2) / 5)
+    assert epoch(savings, [4]).dgrad == 0
+    savings = Savings(Fixed(images(), dict.fromkeys("01", FEW_TOKENS)), torch.randn(3, 1, 1, 1))
+    assert epoch(savings, [8]).wgrad == pytest.approx(0.5 * 220 / 420)
 
 
 def test_samples_that_were_left_out_count_in_the_total():

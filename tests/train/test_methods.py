@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 import wuskern as wk
-from wuskern.policies import WUS, WUSLR, Compose, MeProp, RigL, ScoreMemory
+from wuskern.policies import WUS, WUSLR, ColumnRowSampling, Compose, MeProp, RigL, ScoreMemory
 from wuskern.train import methods
 from wuskern.train.methods import Method, Part, parse
 
@@ -55,6 +55,15 @@ def test_sparse_training_from_text():
     assert (type(rigl), rigl.growth, rigl.pattern.n, rigl.pattern.m, rigl.sparsity) == (RigL, "random", 1, 2, 0.5)
     assert "switches=0.5625/0.75" in next(line for line in methods.describe().splitlines() if " mest:" in line)
     assert parse("mest:dense=0/2:lower=.9/true")[0].parts[0].arguments == {"dense": ["0", "2"], "lower": ".9/true"}
+
+
+def test_tokens_beside_rows():
+    found = built("crs:ratio=.3:pick=top:dense=0/4+meprop:k=2")
+    sampling, _ = found.parts
+    assert isinstance(sampling, ColumnRowSampling)
+    layer = found.policy.layers["2"]
+    assert (layer.tokens, layer.rows.k) == (wk.Tokens(ratio=0.3, pick="top"), 2)
+    assert found.policy.layers["0"].tokens is None
 
 
 def test_one_part_is_its_policy_and_dense_is_none():
