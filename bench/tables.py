@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import ddp, masks, render, render_methods, render_rows, whole_step
+from bench import ddp, masks, render, render_methods, render_rows, simplify, tokens, whole_step
 from bench.picture import draw_cost
 from bench.results import FOLDER, ROOT, read
+from wuskern.train import pairs
 
 README = ROOT / "README.md"
 COST = "rowsparse cost"
@@ -32,14 +33,17 @@ SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what rende
     "ddp": lambda content: ddp.table(content["rows"]),
     "whole_step": whole_step.render,
     "masks": masks.render,
+    "simplify": simplify.render,
+    "tokens": tokens.render,
     "search_vgg11": render_methods.search,
 }
 # Each a results.json of `wuskern train`; without it: no section.
 TRAININGS: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": render.training,
-    "methods-vgg11": render_methods.with_claims,
-    **{f"methods-{net}": render_methods.methods for net in ("mlp", "gpt", "best")},
+    **{f"methods-{net}": render_methods.with_claims for net in ("vgg11", "sparse-vgg11")},
+    **{f"methods-{net}": render_methods.methods for net in ("mlp", "gpt", "best", "sparse-mlp", "sparse-gpt")},
 }
+CODE: dict[str, Callable[[], str]] = {"pairs": pairs.table}  # sections that the code itself is the source of
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -88,7 +92,9 @@ def full(folder: Path) -> str:
 
 def main(arguments: list[str], readme: Path = README, complete: Path = FULL, folder: Path = FOLDER) -> None:
     try:
-        new = {readme: filled(readme.read_text(), sections(folder)), complete: full(folder)}
+        text = readme.read_text()
+        of_code = {name: make() for name, make in CODE.items() if f"<!-- {name} -->" in text}
+        new = {readme: filled(text, sections(folder) | of_code), complete: full(folder)}
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     stale = [path for path, text in new.items() if not path.exists() or path.read_text() != text]

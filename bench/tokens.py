@@ -23,6 +23,7 @@ from torch import Tensor
 
 import wuskern as wk
 from bench.clocks import settle_allocator
+from bench.render import machine
 from bench.results import FOLDER, provenance
 from wuskern.gradients import conv2d_backward, linear_backward
 from wuskern.train.results import replace
@@ -106,12 +107,13 @@ def measure() -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def render(content: dict[str, Any]) -> str:
+    """Times over the dense weight gradient's."""
     lines = ["| weight gradient | tokens | dense ms | " + " | ".join(("floor", *PICKS)) + " |", "| --- " * 7 + "|"]
-    for row in rows:
+    for row in content["rows"]:
         cells = (f"{row[kind]:.2f}" + (" **loss**" if kind != "floor" and row[kind] > 1 else "") for kind in ("floor", *PICKS))
         lines.append(f"| {row['case']} | {row['ratio']:.0%} | {row['dense_ms']:.3g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join(lines) + f"\n\n{machine(content)}, float32."
 
 
 def main() -> None:
@@ -120,9 +122,9 @@ def main() -> None:
     asked = parser.parse_args()
     settle_allocator()
     torch.manual_seed(0)
-    rows = measure()
-    replace(asked.out, json.dumps({"format": FORMAT, "environment": provenance("cpu"), "rows": rows}, indent=1))
-    print(table(rows))
+    content = {"format": FORMAT, "environment": provenance("cpu"), "rows": measure()}
+    replace(asked.out, json.dumps(content, indent=1))
+    print(render(content))
 
 
 if __name__ == "__main__":
