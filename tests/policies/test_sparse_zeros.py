@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 import wuskern as wk
-from wuskern.policies import MEST, WUS, Compose, MeProp, Policy, RigL, SingleShotFreezing, SparseTraining
+from wuskern.policies import MEST, WUS, ActivationCache, Compose, MeProp, Policy, RigL, SingleShotFreezing, SparseTraining
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True),
@@ -191,6 +191,26 @@ def test_a_frozen_layer_keeps_its_mask_and_its_values(kind):
     train(net, update, both, range(3, 9))
     assert torch.equal(net[0].weight, frozen)
     assert [torch.equal(policy.masks[name], masks[name]) for name in ("0", "2", "4")] == [True, True, False]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_of_a_frozen_layer_with_a_mask_stay_in_their_cache(kind):
+    net, samples = network(), example(0)
+    update = OPTIMIZERS["sgd"](net.parameters())
+    policy, freezing = make(kind, net, interval=1), SingleShotFreezing(net, samples, at=0, share=0.5)
+    both = Compose([policy, freezing])
+    both.attach(update)
+    cache, ran = ActivationCache(freezing, samples), []
+    net[0].register_forward_hook(lambda *_: ran.append(1))
+    for _ in range(3):
+        for _ in range(2):
+            both.before_step()
+            cache(torch.arange(6)).square().mean().backward()
+            update.step()
+            update.zero_grad()
+            both.after_step()
+        both.step()
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize("kind", ["mest", "rigl"])

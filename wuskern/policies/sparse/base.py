@@ -190,8 +190,10 @@ class SparseTraining(Policy):
 
     @torch.no_grad()
     def _clear_weights(self) -> None:
+        """But for those that are frozen, which do not move, and of which a cache watches every write."""
         for name, mask in self.masks.items() if self.on else ():
-            self.weights[name].mul_(mask)
+            if not self.whole.wants(name).get("frozen"):
+                self.weights[name].mul_(mask)
 
     def _change(self) -> None:
         """The masks of those layers that are due and train."""
