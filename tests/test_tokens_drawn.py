@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import wuskern as wk
 from tests.tokens import backward, exact, problem
-from wuskern.tokens import PICKS, _sampled, draw
+from wuskern.tokens import PICKS, Drawn, _sampled, draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,7 +102,10 @@ def test_the_mean_of_many_gradients_is_the_dense_one(name, pick):
 
 
 def test_half_precision_is_scaled_before_it_is_rounded():
-    """bfloat16, 5 draws of 40: within its rounding of the sum in float64 over the same draws."""
+    """bfloat16: 1.9921875, its neighbour of 2, times 1.003, which it would round to 1. And 5 draws of 40: within its rounding of
+    the sum in float64 over the same draws."""
+    one = torch.tensor([[1.9921875]], dtype=torch.bfloat16)
+    assert Drawn(torch.tensor([0]), torch.tensor([1.003])).scaled(one).item() == 2
     layer, x, dy = (
         wk.SkippableLinear(12, 7, dtype=torch.bfloat16),
         torch.randn(40, 12).bfloat16(),
