@@ -14,7 +14,9 @@ from wuskern.train.methods import parse
 RANDOM = "meprop:ratio=.3:score=random"  # draws in each backward
 WUSLR = f"wus+lr{WINDOWS}"
 TOGETHER = f"{WUS}+memory:ratio=.3+sieve:keep=.6:interval=1"
-METHODS = parse(f"dense,{WUS},{WUSLR},{RANDOM},{TOGETHER},frozen")
+SMALLER = "mesimp:ratio=.3:per=batch:prune=.5:cycle=2:simplify=true"
+SPARSE = "spfde:sparsity=.5:interval=1:sieve_interval=1:keep=.6+crs:ratio=.5"
+METHODS = parse(f"dense,{WUS},{WUSLR},{RANDOM},{TOGETHER},{SMALLER},{SPARSE},frozen")
 
 
 class Killed(Exception):

@@ -16,6 +16,8 @@ EVERY = (
     DENSE, WUS, "wus+lr", "meprop:ratio=.3", "ssprop:linear=true:schedule=constant:ratio=.3:bias=dense", "memory:ratio=.3",
     "tinyprop", "sieve:keep=.5:interval=1", "freeze:start=0:end=2", "freeze-once:at=1", "freeze-periodic:start=0",
     "freeze-delayed:start=0", "composer:start=0", "pipetransformer", "autofreeze:interval=2",
+    "mesimp:k=8:prune=.3:cycle=1", "mesimp:k=8:prune=.3:cycle=1:simplify=true", "mest:sparsity=.5:interval=1",
+    "rigl:sparsity=.5:interval=2", "crs:ratio=.5", "spfde:sparsity=.5:interval=1:start=1:end=3:sieve_interval=1",
     f"{WUS}+memory:ratio=.3+freeze:start=1:end=3+sieve:keep=.5:interval=1",
 )  # fmt: skip
 
@@ -37,10 +39,10 @@ def trained(method, few, epochs=3, **changes):
 @pytest.mark.parametrize("method", EVERY)
 def test_micro_batches_add_up_to_the_step(few, method):
     """Without batch norm the sum over micro-batches is the batch's gradient. All choose by the whole step's scores, but
-    ``TopK``, which chooses in each backward, and what chooses by which of two nearly equal scores is larger."""
+    ``TopK`` and ``Tokens``, which choose in each backward, and what chooses by which of two nearly equal scores is larger."""
     whole, parts = trained(method, few, batch=48), trained(method, few, batch=48, accumulate=3)
     assert [e.steps for e in parts.epochs] == [e.steps for e in whole.epochs]
-    if "meprop" not in method and "ssprop" not in method:
+    if not any(chosen_in_backward in method for chosen_in_backward in ("meprop", "ssprop", "crs")):
         for name, value in weights(whole).items():
             torch.testing.assert_close(weights(parts)[name], value, rtol=1e-3, atol=1e-4)
 
@@ -105,7 +107,7 @@ def test_a_policy_that_is_turned_off_leaves_a_stock_model(few, method):
         assert torch.equal(ours.grad, own.grad)
     hooks = [h for m in run.model.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
     assert not hooks
-    assert not any(("skip" in vars(m) and m.skip) or vars(m).get("rows") for m in run.model.modules())
+    assert not any(vars(m).get("skip") or vars(m).get("rows") or vars(m).get("tokens") for m in run.model.modules())
 
 
 def test_text_trains_with_every_lever(tmp_path):
