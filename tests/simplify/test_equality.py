@@ -214,6 +214,21 @@ def test_depthwise_rows_go_with_those_in_front():
     assert equal(smaller(x), model(x))
 
 
+def test_a_constant_goes_through_a_depthwise_layer_that_does_not_pad():
+    """0.5 times the sum of the kernel, 8, plus the bias, 1, times the weight behind, 3."""
+    parts = nn.Conv2d(1, 2, 1), nn.Sigmoid(), nn.Conv2d(2, 2, 2, groups=2), nn.Conv2d(2, 1, 1)
+    model = nn.Sequential(*parts).double()
+    kill(model[0], [0])
+    with torch.no_grad():
+        model[2].weight[0], model[2].bias[0], model[3].weight[:, 0], model[3].bias[0] = 2.0, 1.0, 3.0, 0.0
+    smaller, _ = wk.simplify(model, torch.zeros(1, 1, 3, 3, dtype=torch.float64))
+    assert smaller[3].bias.item() == 15.0
+    model[2] = nn.Conv2d(2, 2, 3, groups=2, padding=1).double()
+    smaller, report = wk.simplify(model, torch.zeros(1, 1, 3, 3, dtype=torch.float64))
+    assert smaller[0].out_channels == 2
+    assert report.layers["0"].reasons == {"its constant meets the zero padding of conv2d in 2": 1}
+
+
 def test_in_training_too_where_dead_units_give_zero():
     torch.manual_seed(0)
     parts = nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)

@@ -6,6 +6,7 @@ import torch.nn as nn
 
 import wuskern as wk
 from tests.simplify.networks import equal, kill, layers, shuffle_norms
+from wuskern.simplify import norms_of_rows
 from wuskern.train.models import MODELS, build
 
 
@@ -67,6 +68,19 @@ def test_a_residual_sum_keeps_rows_that_are_dead_on_one_side_only():
     smaller, report = wk.simplify(model, x)
     assert smaller[3].conv2.out_channels == model[3].conv2.out_channels
     assert report.layers["3.conv2"].reasons == {"add in 3 combines it with rows that are not dead": 2}
+    assert equal(smaller(x), model(x))
+
+
+def test_norms_that_are_silenced_let_the_rows_of_a_vgg_go():
+    model, x = masked("vgg11")
+    found = norms_of_rows(model, x)
+    wanted = {name: (str(int(name) + 1),) for name, layer in layers(model).items() if isinstance(layer, nn.Conv2d)}
+    assert found == wanted | {list(found)[-1]: ()}
+    assert any("zero padding" in reason for rows in wk.simplify(model, x)[1].layers.values() for reason in rows.reasons)
+    for norm in (model[int(name)] for names in found.values() for name in names):
+        kill(norm, torch.arange(norm.num_features) % 2 == 0)
+    smaller, report = wk.simplify(model, x)
+    assert all(rows.after == rows.before // 2 for name, rows in report.layers.items() if name in wanted)
     assert equal(smaller(x), model(x))
 
 

@@ -89,6 +89,19 @@ def test_shared_weights():
     assert reasons_of(net, torch.randn(3, 4), "0") == "its weight is shared: 0.weight, 2.weight"
 
 
+def test_a_call_in_place_whose_result_is_not_taken_counts():
+    def between(net, y):
+        y.sigmoid_()
+        return y
+
+    net = Net(between)
+    kill(net.a, [1])
+    x = torch.randn(3, 4)
+    smaller, _ = wk.simplify(net, x)
+    assert smaller.a.out_features == 3
+    assert torch.allclose(smaller(x), net(x), atol=1e-6)
+
+
 def test_groups_stay_equal():
     net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
     kill(net[0], [1])
@@ -147,7 +160,7 @@ def test_in_place_sums_hold_what_was_written():
 
 
 def test_code_that_computes_with_sizes_is_noticed_and_undone():
-    net = Net(lambda net, y: y.relu() * y.shape[1])
+    net = Net(lambda net, y: y.sigmoid() * y.shape[1])  # a constant, which goes into the bias first
     kill(net.a, [1])
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     net(torch.ones(1, 4)).sum().backward()

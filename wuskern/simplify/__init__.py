@@ -7,6 +7,6 @@ whether the values that go are all dead, so that results change silently.
 
 from wuskern.simplify.fit import fit_
 from wuskern.simplify.report import LayerRows, Report
-from wuskern.simplify.simplify import simplify, simplify_
+from wuskern.simplify.simplify import norms_of_rows, simplify, simplify_
 
-__all__ = ["LayerRows", "Report", "fit_", "simplify", "simplify_"]
+__all__ = ["LayerRows", "Report", "fit_", "norms_of_rows", "simplify", "simplify_"]

@@ -4,8 +4,9 @@ One operator for each way to spell it (``nn.ReLU``, ``F.relu``, ``x.relu()``), a
 ``torch.fx.symbolic_trace``.
 """
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,18 @@ def export(model: nn.Module, inputs: tuple[Any, ...]) -> Graph | str:
     nodes = list(program.graph.nodes)
     held = {node: everything[tensors[names[node.name]]] for node in nodes if names.get(node.name) in tensors}
     return Graph(nodes, held)
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation, and afterwards in the mode that it had."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _owners(model: nn.Module) -> dict[Tensor, list[Owner]]:

@@ -63,6 +63,14 @@ def plan(model: nn.Module, graph: Graph | str) -> Plan:
     return Plan(keep, sizes, {name: c for name, c in folds.items() if c.any()}, layers, kept, not_run)
 
 
+def norms(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Of each layer, the modules with a weight and a bias for each of its rows."""
+    cuts = _Walk(graph).ledger.cuts
+    scales = [cut for cut in cuts if not cut.rows and {"weight", "bias"} <= set(cut.tensors)]
+    layers = [cut for cut in cuts if cut.rows]
+    return {cut.module: tuple(scale.module for scale in scales if torch.equal(scale.ids, cut.ids)) for cut in layers}
+
+
 def _of(gone: Tensor, ids: Tensor) -> Tensor:
     """Of places without a unit: False."""
     return torch.cat((gone, torch.zeros(1, dtype=torch.bool)))[ids]

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from wuskern.convert import revert
-from wuskern.simplify.graph import Graph, export
-from wuskern.simplify.plan import plan
+from wuskern.simplify.graph import Graph, evaluation, export
+from wuskern.simplify.plan import norms, plan
 from wuskern.simplify.report import Report
 from wuskern.simplify.surgery import Surgery, check_optimizer
 
@@ -64,19 +64,18 @@ def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Opti
     _check(model)
     if optimizer is not None:
         _check_optimizer(model, optimizer)
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    modes = {module: module.training for module in model.modules()}
+    inputs = _inputs(example)
     surgery = Surgery()
     try:
-        model.eval()
-        expected = _outputs(model, inputs)
-        todo = plan(model, export(model, inputs))
-        if optimizer is not None:
-            check_optimizer(todo, model, optimizer)
-        before = _parameters(model)
-        trains = bool(todo.kept and todo.not_run) and _trains(model, inputs)
-        surgery.apply(todo, model, optimizer)
-        _compare(model, inputs, expected)
+        with evaluation(model):
+            expected = _outputs(model, inputs)
+            todo = plan(model, export(model, inputs))
+            if optimizer is not None:
+                check_optimizer(todo, model, optimizer)
+            before = _parameters(model)
+            trains = bool(todo.kept and todo.not_run) and _trains(model, inputs)
+            surgery.apply(todo, model, optimizer)
+            _compare(model, inputs, expected)
         if trains and not _trains(model, inputs):
             raise RuntimeError(
                 f"the smaller model does not run in training, where {', '.join(todo.not_run)} may run, and only there"
@@ -84,10 +83,26 @@ def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Opti
     except BaseException:
         surgery.undo()
         raise
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return Report(todo.layers, before, _parameters(model), todo.kept)
+
+
+def norms_of_rows(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, tuple[str, ...]]:
+    """The BatchNorms, and GroupNorms of one row each, that scale and shift the rows of each Linear and Conv2d, by names.
+
+    For whoever makes rows dead: a BatchNorm behind a dead row gives its shift, which a convolution with zero padding behind it
+    cannot take up. Where weight and bias of the norm are zero too, the unit gives zero, and the row goes. None of a layer whose
+    rows the graph of the model does not follow.
+
+    Args, Raises: as :func:`simplify`.
+    """
+    _check(model)
+    with evaluation(model):
+        graph = export(model, _inputs(example))
+    return {} if isinstance(graph, str) else norms(graph)
+
+
+def _inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    return (example,) if isinstance(example, Tensor) else tuple(example)
 
 
 def _check(model: nn.Module) -> None:
@@ -133,10 +148,9 @@ def _compare(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) 
 
 
 def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Without doing it: nothing of the model changes. It is in evaluation before and after."""
-    graph = export(model.train(), inputs)
-    model.eval()
-    return isinstance(graph, Graph)
+    """Without doing it: nothing of the model changes."""
+    with evaluation(model):
+        return isinstance(export(model.train(), inputs), Graph)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
