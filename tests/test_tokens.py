@@ -227,6 +227,10 @@ def test_skip_wins():
     layer, x = wk.SkippableLinear(5, 4), torch.randn(8, 5)
     dense = backward(layer, x, torch.ones(8, 4))
     layer.skip, layer.tokens = True, wk.Tokens(k=2)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        layer(x.detach().requires_grad_())
+    assert x.data_ptr() not in kept
     dx, dw, db = backward(layer, x, torch.ones(8, 4))
     assert dw is None
     assert torch.equal(dx, dense[0])

@@ -102,8 +102,8 @@ def test_the_mean_of_many_gradients_is_the_dense_one(name, pick):
 
 
 def test_half_precision_is_scaled_before_it_is_rounded():
-    """bfloat16: 1.9921875, its neighbour of 2, times 1.003, which it would round to 1. And 5 draws of 40: within its rounding of
-    the sum in float64 over the same draws."""
+    """bfloat16: 1.9921875, its neighbour of 2, times 1.003, which it would round to 1. And 5 draws of 40: within its rounding
+    of the sum in float64 over the same draws."""
     one = torch.tensor([[1.9921875]], dtype=torch.bfloat16)
     assert Drawn(torch.tensor([0]), torch.tensor([1.003])).scaled(one).item() == 2
     layer, x, dy = (

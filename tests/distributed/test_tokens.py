@@ -57,3 +57,17 @@ def test_the_average_of_what_each_process_sums(ranks, prepared, rows, compact):
     for a, b, own, other in zip(first, second, mine, others, strict=True):
         torch.testing.assert_close(a, (own + other) / WORLD)
         assert torch.equal(a, b)
+
+
+def skipping(rank: int) -> bool:
+    net = model()
+    wk.set_skip(net, True)
+    ddp = DistributedDataParallel(net)
+    wk.distributed.prepare(ddp)
+    ddp(draw(rank, 8, 2, 5, 5)).square().sum().backward()
+    return net[0].weight.grad is None and net[2].weight.grad is None
+
+
+def test_skip_wins(ranks):
+    """Here the weight stays in the graph, and what a skip leaves out is decided in backward."""
+    assert ranks.run(skipping) == [True, True]
