@@ -20,16 +20,16 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from wuskern.activeness import Activeness
 from wuskern.arguments import check_keys, one_of, share, whole
-from wuskern.modules import SkippableLayer, units
+from wuskern.modules import units
 from wuskern.policies.base import Flags, Policy
 from wuskern.policies.meprop import PER
-from wuskern.policies.recorded_run import recorded_run
 from wuskern.rows import SCOPES, PerExample, TopK
-from wuskern.simplify import simplify_
+from wuskern.simplify import norms_of_rows, simplify_
 from wuskern.world import world_size
 
 RESETS = ("cycle", "each", "never")
@@ -96,7 +96,8 @@ class MeSimp(Policy):
         self.optimizer: Optimizer | None = None
         self.records = {name: self._all_alive(name) for name in self.layers if name not in self.dense}
         self.k = {name: self._count(name, ratio, k) for name in self.records}
-        self.norms = _norms(model, self.records, self.layers, example)
+        norms = norms_of_rows(model, example)
+        self.rowwise = {name: self._rowwise(name, norms.get(name, ())) for name in self.records}
         self.choices = {name: self._choice(name) for name in self.records}
         self.epoch = self.steps = 0
         self.apply()
@@ -116,6 +117,11 @@ class MeSimp(Policy):
         """A simplified layer may have fewer rows than are to be chosen: all of them, then, and none is pruned any more."""
         k, active = min(self.k[name], self._out(name)), self.records[name]
         return TopK(k=k, scope=self.scope, active=active) if self.per == "batch" else PerExample(k=k, active=active)
+
+    def _rowwise(self, name: str, norms: Collection[str]) -> list[Parameter]:
+        """What is zero of a pruned row: the layer's parameters, and those of the norms behind it."""
+        modules = (self.layers[name], *map(self.model.get_submodule, norms))
+        return [parameter for module in modules for parameter in module.parameters()]
 
     def _out(self, name: str) -> int:
         return units(self.layers[name])[0]
@@ -189,11 +195,9 @@ class MeSimp(Policy):
     @torch.no_grad()
     def _set_zeros(self) -> None:
         for name, alive in self.alive.items():
-            layer, dead = self.layers[name], ~alive
-            of_norms = [t for norm in self.norms[name] for t in (norm.weight, norm.bias, norm.running_mean)]
-            for t in (layer.weight, layer.bias, *of_norms):
-                if t is not None:
-                    t[dead] = 0
+            dead = ~alive
+            for parameter in self.rowwise[name]:
+                parameter[dead] = 0
 
     def _simplify(self) -> None:
         self.release()  # as many rows may be more than there will be
@@ -236,24 +240,3 @@ class MeSimp(Policy):
             record.alive = alive.to(record.alive.device, copy=True)
             record.hits, record.seen = (None if t is None else t.to(record.alive.device) for t in counts)
         self._set_choices()
-
-
-def _norms(
-    model: nn.Module, names: Collection[str], layers: dict[str, SkippableLayer], example: Tensor | Sequence[Any]
-) -> dict[str, list[Any]]:
-    """By layer, the batch norms that take its output as it is."""
-    outputs: list[tuple[str, Tensor]] = []
-    found: dict[str, list[Any]] = {name: [] for name in names}
-
-    def remember(name: str) -> Any:
-        return lambda layer, args, output: outputs.append((name, output))
-
-    def look(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        for name, output in outputs:
-            if args[0] is output:
-                found[name].append(norm)
-
-    hooks = [layers[name].register_forward_hook(remember(name)) for name in names]
-    hooks += [module.register_forward_pre_hook(look) for module in model.modules() if isinstance(module, NORMS)]
-    recorded_run(model, example, hooks)
-    return found
