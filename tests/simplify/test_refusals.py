@@ -102,6 +102,25 @@ def test_a_call_in_place_whose_result_is_not_taken_counts():
     assert torch.allclose(smaller(x), net(x), atol=1e-6)
 
 
+def test_a_sum_with_a_part_that_no_layer_gave_keeps_its_rows():
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(2, 2), nn.Linear(2, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.c(torch.cat((0.0 * x, self.a(x)), 1) * self.b(x))
+
+    net = Sum()
+    kill(net.a, [0])  # gives zero times whatever b does in row 2
+    kill(net.b, [1])  # which meets what no layer gave
+    smaller, report = wk.simplify(net, x := torch.randn(3, 2))
+    assert report.kept["a"].tolist() == [1]
+    assert report.kept["b"].tolist() == [0, 1, 3]
+    assert report.layers["b"].reasons == {"mul combines it with what is no layer's output": 1}
+    assert torch.allclose(smaller(x), net(x))
+
+
 def test_groups_stay_equal():
     net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 6, 1, groups=2), nn.ReLU(), nn.Conv2d(6, 2, 1))
     kill(net[0], [1])
