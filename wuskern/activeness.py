@@ -15,7 +15,8 @@ class Activeness:
     Attributes:
         alive: ``[out]``, bool: the rows that are chosen from; others only where there are not enough of them.
         hits: ``[out]``, int64: how often each row was chosen, in this process; None before the first backward.
-        seen: int64, no dimensions: choices made: one in each backward, or with ``PerExample`` one for each example.
+        seen: int64, no dimensions: choices made: one in each backward, or with ``PerExample`` one for each example; one in each
+            step where ``wuskern.distributed`` chooses.
     """
 
     alive: Tensor

@@ -43,10 +43,10 @@ def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: 
             scores = torch.rand(out, device=dy.device)
         else:
             db, scores = ops.row_stats(dy, dim, choice.score)
-        if choice.agree is not None:
-            scores = choice.agree(scores)
         if choice.active is not None:
             scores = choice.active.among(scores)
+        if choice.agree is not None:
+            scores = choice.agree(scores)
         rows = ops.select_rows(scores, choice.count(out, groups), choice.block, groups)
         if choice.active is not None:
             choice.active.add(rows.unsqueeze(0))

@@ -61,9 +61,13 @@ class LaggedRows:
         out, groups = units(self.layers[name])
         random = of.score == "random"
         scores = torch.rand(out, generator=self.generator) if random else self.known[name]
+        scores = scores.to(self.layers[name].weight.device)
+        if of.active is not None:
+            scores = of.active.among(scores)
         index = ops.select_rows(scores, of.count(out, groups), of.block, groups)
-        observer = None if random else Scores(of.score)
-        return Rows(index.to(self.layers[name].weight.device), of.scope, of.bias, scores=observer)
+        if of.active is not None:
+            of.active.add(index.unsqueeze(0))
+        return Rows(index, of.scope, of.bias, scores=None if random else Scores(of.score))
 
     def _total(self, name: str, scores: Scores | None) -> Tensor | None:
         """What this process has observed: nothing is zeros, since others may have."""

@@ -57,7 +57,8 @@ class MeSimp(Policy):
         dense: names of the converted layers that keep the whole backward and all rows. None: the last one.
 
     Attributes:
-        epoch: epochs trained. alive: by layer, ``[out]``, bool, the rows that are left.
+        epoch: epochs trained. alive: by layer, ``[out]``, bool, the rows that are left. counts: by layer, ``[out + 1]``, int64:
+            how often each row was chosen, and of how many choices, since it was last time to prune, without this epoch.
 
     Raises:
         ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, by name.
@@ -95,6 +96,9 @@ class MeSimp(Policy):
         self.dense = self.names_or_last(dense)
         self.optimizer: Optimizer | None = None
         self.records = {name: self._all_alive(name) for name in self.layers if name not in self.dense}
+        self.counts = {
+            name: record.alive.new_zeros(self._out(name) + 1, dtype=torch.int64) for name, record in self.records.items()
+        }
         self.k = {name: self._count(name, ratio, k) for name in self.records}
         norms = norms_of_rows(model, example)
         self.rowwise = {name: self._rowwise(name, norms.get(name, ())) for name in self.records}
@@ -157,40 +161,44 @@ class MeSimp(Policy):
             self._time_to_prune()
             self._set_zeros()
         ends = (self.epoch + 1) % self.cycle == 0
+        self._count_together()
         if ends and self.prunes and self.simplify:
             self._simplify()
         if ends and self.reset == "cycle":
             self._reset_optimizer()
         self.epoch += 1
         if ends and self.prunes and not self.carry:
-            for record in self.records.values():
-                record.clear()
+            for counts in self.counts.values():
+                counts.zero_()
         return False
 
     def _time_to_prune(self) -> None:
         if self.prunes:
-            for name, record in self.records.items():
-                self._prune(name, record)
+            self._count_together()
+            for name in self.records:
+                self._prune(name)
         if self.reset == "each" and (self.epoch + 1) % self.cycle == 0:
             self._reset_optimizer()
 
-    def _prune(self, name: str, record: Activeness) -> None:
+    def _prune(self, name: str) -> None:
         """Removes the rows that are seldom chosen, and counts anew. A layer without a backward since then keeps all."""
-        hits, seen = self._counted(name, record)
+        record, hits, seen = self.records[name], self.counts[name][:-1], int(self.counts[name][-1])
         stays = (hits >= int(seen * self.prune)) & record.alive
         if not stays.any():
             stays[hits.masked_fill(~record.alive, -1).argmax()] = True
         record.alive = stays
-        record.clear()
+        self.counts[name].zero_()
 
-    def _counted(self, name: str, record: Activeness) -> tuple[Tensor, int]:
-        """Hits and choices of all processes."""
-        counts = torch.zeros(self._out(name) + 1, dtype=torch.int64, device=self.layers[name].weight.device)
-        if record.hits is not None and record.seen is not None:
-            counts = torch.cat((record.hits, record.seen[None]))
-        if world_size() > 1:
-            dist.all_reduce(counts)
-        return counts[:-1], int(counts[-1])
+    def _count_together(self) -> None:
+        """Adds what the layers have counted since, in all processes."""
+        for name, record in self.records.items():
+            found = torch.zeros_like(self.counts[name])
+            if record.hits is not None and record.seen is not None:
+                found = torch.cat((record.hits, record.seen[None]))
+            if world_size() > 1:
+                dist.all_reduce(found)
+            self.counts[name] += found
+            record.clear()
 
     @torch.no_grad()
     def _set_zeros(self) -> None:
@@ -203,8 +211,9 @@ class MeSimp(Policy):
         self.release()  # as many rows may be more than there will be
         kept = simplify_(self.model, self.example, self.optimizer).kept
         for name in self.records.keys() & kept.keys():
-            record, rows = self.records[name], kept[name]
-            record.alive, record.hits = record.alive[rows], None if record.hits is None else record.hits[rows]
+            rows = kept[name].to(self.counts[name].device)
+            self.records[name].alive = self.records[name].alive[rows]
+            self.counts[name] = torch.cat((self.counts[name][:-1][rows], self.counts[name][-1:]))
         self._set_choices()
 
     def _set_choices(self) -> None:
@@ -221,9 +230,9 @@ class MeSimp(Policy):
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes each
-        has its own."""
-        records = {name: (record.alive, record.hits, record.seen) for name, record in self.records.items()}
+        """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes, each
+        has its own, but between epochs all have the same."""
+        records = {name: (r.alive, self.counts[name].clone(), r.hits, r.seen) for name, r in self.records.items()}
         return {"epoch": self.epoch, "steps": self.steps, "records": records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -236,7 +245,8 @@ class MeSimp(Policy):
                 raise ValueError(f"state: expected {self._out(name)} rows of {name}, got {len(alive)} (see wuskern.fit_)")
         self.epoch, self.steps = state["epoch"], state["steps"]
         for name, record in self.records.items():
-            alive, *counts = state["records"][name]
-            record.alive = alive.to(record.alive.device, copy=True)
-            record.hits, record.seen = (None if t is None else t.to(record.alive.device) for t in counts)
+            device = self.layers[name].weight.device
+            alive, counts, *since = state["records"][name]
+            record.alive, self.counts[name] = alive.to(device, copy=True), counts.to(device, copy=True)
+            record.hits, record.seen = (None if t is None else t.to(device) for t in since)
         self._set_choices()
