@@ -90,7 +90,7 @@ bench-ddp: build
 	$(PY) -m bench.ddp --out $(OUT)/ddp.json
 
 # Time to accuracy of every method, over ten seeds.
-METHODS := vgg11 mlp gpt best
+METHODS := vgg11 mlp gpt best sparse-vgg11 sparse-mlp sparse-gpt
 accuracy: build
 	for net in $(METHODS); do $(PY) -m wuskern train --recipe bench/methods/$$net.toml --overwrite --out runs/$$net; done
 
@@ -101,6 +101,7 @@ results: bench bench-again accuracy demo
 	  $(PY) -m bench.condense runs/$$net/results.json bench/results/methods-$$net.json; \
 	  cp runs/$$net/front.png bench/results/methods-$$net.png; \
 	done
+	for script in masks tokens simplify accelerating; do $(PY) -m bench.$$script; done
 	$(PY) -m bench.tables
 
 # ---- with a GPU: the active Python, this machine's architecture only, CMake alone, no network -----------------------

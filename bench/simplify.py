@@ -31,16 +31,14 @@ from wuskern.train.results import replace
 from wuskern.train.settings import Settings
 from wuskern.train.summary import interval
 
-CASES = {  # name -> settings, and the method
-    "MLP-500": (
-        Settings("mlp", 1.0, 20, 64, "sgd", 0.1, 0.9, 5e-4, False, "cpu", schedule="cosine"),
-        "mesimp:k=40",
-    ),
-    "VGG-11 of half the width": (
-        Settings("vgg11", 0.5, 16, 64, "sgd", 0.01, 0.9, 5e-4, False, "cpu", schedule="cosine"),
-        "mesimp:ratio=.3:per=batch:scope=weight",
-    ),
-}
+MLP = Settings("mlp", 1.0, 20, 64, "sgd", 0.1, 0.9, 5e-4, False, "cpu", schedule="cosine")
+VGG = Settings("vgg11", 0.5, 16, 64, "sgd", 0.01, 0.9, 5e-4, False, "cpu", schedule="cosine")
+CASES = [  # name, settings, method
+    ("MLP-500", MLP, "mesimp:k=40"),
+    ("MLP-500", MLP, "mesimp:k=20"),
+    ("VGG-11 of half the width", VGG, "mesimp:ratio=.5:per=batch:scope=weight"),
+    ("VGG-11 of half the width", VGG, "mesimp:ratio=.3:per=batch:scope=weight"),
+]
 BATCHES = (1, 256)
 ROUNDS = 21
 
@@ -91,14 +89,13 @@ def one_seed(settings: Settings, method: str, samples: data.Data, seed: int) -> 
     }
 
 
-def measured(name: str, seeds: int, samples: data.Data) -> dict[str, Any]:
-    settings, method = CASES[name]
+def measured(name: str, settings: Settings, method: str, seeds: int, samples: data.Data) -> dict[str, Any]:
     found = []
     for seed in range(seeds):
         found.append(one_seed(settings, method, samples, seed))
         left = "/".join(str(after) for _, after in found[-1]["rows"][:-1])
         accuracies = f"{100 * found[-1]['dense_accuracy']:.2f} % dense, {100 * found[-1]['accuracy']:.2f} %"
-        print(f"{name}, seed {seed}: {accuracies}; left: {left}", flush=True)
+        print(f"{name}, {method}, seed {seed}: {accuracies}; left: {left}", flush=True)
     differences = [100 * (f["accuracy"] - f["dense_accuracy"]) for f in found]
     mean, half = interval(differences, 100 / len(samples.y_test))
     return {
@@ -141,7 +138,7 @@ def main() -> None:
     given = parser.parse_args()
     settle_allocator()
     samples = data.load("digits")
-    rows = [measured(name, given.seeds, samples) for name in CASES]
+    rows = [measured(*case, given.seeds, samples) for case in CASES]
     replace(given.out, json.dumps({"environment": provenance("cpu"), "rows": rows}, indent=1))
     print(render(json.loads(given.out.read_text())))
 

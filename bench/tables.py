@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import ddp, masks, render, render_methods, render_rows, simplify, tokens, whole_step
+from bench import accelerating, ddp, masks, render, render_methods, render_rows, simplify, tokens, whole_step
 from bench.picture import draw_cost
 from bench.results import FOLDER, ROOT, read
 from wuskern.train import pairs
@@ -35,6 +35,7 @@ SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what rende
     "masks": masks.render,
     "simplify": simplify.render,
     "tokens": tokens.render,
+    "accelerating": accelerating.render,
     "search_vgg11": render_methods.search,
 }
 # Each a results.json of `wuskern train`; without it: no section.

@@ -16,16 +16,17 @@ def samples():
     return Data("made up", x[:30], y[:30], x[30:], y[30:], 3)
 
 
+CASE = "tiny", replace(simplify.MLP, width=0.1, epochs=2), "mesimp:k=5:prune=.3:cycle=1"
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch, one_thread):
-    settings, _ = simplify.CASES["MLP-500"]
-    monkeypatch.setattr(simplify, "CASES", {"tiny": (replace(settings, width=0.1, epochs=2), "mesimp:k=5:prune=.3:cycle=1")})
     monkeypatch.setattr(simplify, "BATCHES", (1, 4))
     monkeypatch.setattr(simplify, "ROUNDS", 1)
 
 
 def test_what_is_left_is_counted_and_rendered(samples):
-    row = simplify.measured("tiny", 2, samples)
+    row = simplify.measured(*CASE, 2, samples)
     for seed in row["seeds"]:
         assert [before for before, _ in seed["rows"]] == [50, 50, 3]
         (_, first), (_, second), _ = seed["rows"]
@@ -52,4 +53,4 @@ def test_a_smaller_model_that_is_another_is_not_timed(samples, monkeypatch):
 
     monkeypatch.setattr(simplify.wk, "simplify", wrong)
     with pytest.raises(AssertionError):
-        simplify.measured("tiny", 1, samples)
+        simplify.measured(*CASE, 1, samples)

@@ -39,9 +39,8 @@ class Activeness:
         return scores.masked_fill(~self.alive, -1)
 
     def add(self, chosen: Tensor) -> None:
-        """Counts ``chosen``, rows, ``[choices, k]``."""
-        index = chosen.flatten()
-        hits = torch.zeros_like(self.alive, dtype=torch.int64).scatter_add_(0, index, torch.ones_like(index))
+        """Counts ``chosen``, ``[choices, out]``, bool."""
+        hits = chosen.sum(0)
         seen = torch.full((), chosen.shape[0], dtype=torch.int64, device=chosen.device)
         if torch.compiler.is_compiling():
             deliver.from_compiled(self._key, hits, seen)

@@ -12,6 +12,7 @@ from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, Scores, TopK, ref
 from wuskern.shapes import as_matrix, is_channels_last, is_contiguous, output_padding
 from wuskern.tokens import Tokens, draw
 
+_BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
 Needs = tuple[bool, bool, bool]  # of the gradients of x, weight, bias
@@ -49,7 +50,7 @@ def _choose(dy: Tensor, dim: int, choice: TopK | Rows, groups: int, needs_bias: 
             scores = choice.agree(scores)
         rows = ops.select_rows(scores, choice.count(out, groups), choice.block, groups)
         if choice.active is not None:
-            choice.active.add(rows.unsqueeze(0))
+            choice.active.add(torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, rows, True).unsqueeze(0))
     if not needs_bias:
         db = None
     elif db is None:
@@ -160,12 +161,18 @@ def linear_dgrad(dy: Tensor, weight: Tensor, by_columns: bool) -> Tensor:
 
 
 def _largest_of_each(dy: Tensor, k: int, active: Activeness | None) -> Tensor:
-    """dy with all but the k largest magnitudes of each row set to zero."""
-    size = dy.abs() if active is None else active.among(dy.abs())
-    chosen = size.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    """dy with all but the k largest magnitudes of each row set to zero. Their bits are ordered as whole numbers, NaN above
+    infinity; the k-th largest is what a row needs to know, and of those that equal it the lowest indices are taken."""
+    sizes = dy.abs().view(_BITS[dy.dtype])
     if active is not None:
-        active.add(as_matrix(chosen))
-    return torch.zeros_like(dy).scatter_(-1, chosen, dy.gather(-1, chosen))
+        sizes = active.among(sizes)
+    least = sizes.topk(k, sorted=False).values.amin(-1, keepdim=True)
+    over, equal = sizes > least, sizes == least
+    left = k - over.sum(-1, keepdim=True)
+    kept = over | (equal & (equal.cumsum(-1, dtype=torch.int32) <= left))
+    if active is not None:
+        active.add(as_matrix(kept))
+    return torch.where(kept, dy, 0)
 
 
 # ---- Conv2d ---------------------------------------------------------------------------------------------------------

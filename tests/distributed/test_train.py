@@ -24,7 +24,10 @@ from wuskern.train.methods import parse
 SMALL = ["-m", "wuskern", "train", "--model", "mlp", "--width", ".1"]
 WUS = "wus:warmup=0:window=1:threshold=1:patience=2"
 TOGETHER = "memory:ratio=.3+freeze:start=1:end=3+sieve:keep=.5:interval=1"
-METHODS = parse(f"dense,{test_checkpoint.WUSLR},meprop:ratio=.3,{TOGETHER}")
+MESIMP = "mesimp:k=10:prune=.3:cycle=1"
+SPFDE = "spfde:sparsity=.5:interval=1:sieve_interval=1:start=1:end=3"
+PRUNED_BY_BATCH = "mesimp:ratio=.3:per=batch:prune=.3:cycle=2"  # by the scores of the step before, in all processes
+METHODS = parse(f"dense,{test_checkpoint.WUSLR},meprop:ratio=.3,{TOGETHER},{MESIMP},{PRUNED_BY_BATCH},{SPFDE}")
 
 
 def test_torchrun_trains_as_one_process_does(tmp_path):
@@ -34,7 +37,7 @@ def test_torchrun_trains_as_one_process_does(tmp_path):
     arguments = [
         *SMALL,
         "--policy",
-        f"dense,{WUS},{TOGETHER}",
+        f"dense,{WUS},{TOGETHER},{MESIMP},{SPFDE}",
         "--epochs",
         "5",
         "--batch",

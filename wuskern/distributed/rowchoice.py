@@ -66,7 +66,7 @@ class LaggedRows:
             scores = of.active.among(scores)
         index = ops.select_rows(scores, of.count(out, groups), of.block, groups)
         if of.active is not None:
-            of.active.add(index.unsqueeze(0))
+            of.active.add(torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, index, True).unsqueeze(0))
         return Rows(index, of.scope, of.bias, scores=None if random else Scores(of.score))
 
     def _total(self, name: str, scores: Scores | None) -> Tensor | None:

@@ -33,7 +33,6 @@ from wuskern.simplify import norms_of_rows, simplify_
 from wuskern.world import world_size
 
 RESETS = ("cycle", "each", "never")
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class MeSimp(Policy):
@@ -176,7 +175,8 @@ class MeSimp(Policy):
         if self.prunes:
             self._count_together()
             for name in self.records:
-                self._prune(name)
+                if self._trains(name):
+                    self._prune(name)
         if self.reset == "each" and (self.epoch + 1) % self.cycle == 0:
             self._reset_optimizer()
 
@@ -200,12 +200,16 @@ class MeSimp(Policy):
             self.counts[name] += found
             record.clear()
 
+    def _trains(self, name: str) -> bool:
+        """One that skips or is frozen is left alone, its counts too, until it trains again."""
+        wanted = self.whole.wants(name)
+        return not (wanted.get("frozen") or wanted.get("skip"))
+
     @torch.no_grad()
     def _set_zeros(self) -> None:
         for name, alive in self.alive.items():
-            dead = ~alive
-            for parameter in self.rowwise[name]:
-                parameter[dead] = 0
+            for parameter in self.rowwise[name] if self._trains(name) else ():
+                parameter.masked_fill_(~alive.view(-1, *[1] * (parameter.ndim - 1)), 0)
 
     def _simplify(self) -> None:
         self.release()  # as many rows may be more than there will be

@@ -14,25 +14,11 @@ Rule = Callable[[Node, Units, Ledger], Units | None]
 
 # Of one tensor and numbers: what they make of a constant, they make of it everywhere.
 ELEMENTWISE = {
-    *(
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "sigmoid",
-        "log_sigmoid",
-        "tanh",
-        "softplus",
-    ),
-    *("softsign", "softshrink", "hardshrink", "tanhshrink", "hardtanh", "hardswish", "hardsigmoid", "threshold", "clamp"),
-    *("clamp_min", "clamp_max", "neg", "abs", "exp", "expm1", "log1p", "sqrt", "rsqrt", "square", "pow", "erf", "reciprocal"),
-    *("add", "sub", "rsub", "mul", "div"),
-}
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "log_sigmoid", "tanh",
+    "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "hardtanh", "hardswish", "hardsigmoid",
+    "threshold", "clamp", "clamp_min", "clamp_max", "neg", "abs", "exp", "expm1", "log1p", "sqrt", "rsqrt", "square",
+    "pow", "erf", "reciprocal", "add", "sub", "rsub", "mul", "div",
+}  # fmt: skip
 SAME = {"contiguous", "clone", "detach", "alias", "to", "_to_copy"}
 DROPOUT = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 BINARY = {"add", "sub", "mul", "div"}
