@@ -7,15 +7,15 @@ exact. Ours: that the output layer stays dense, and that images are the tokens o
 """
 
 from collections.abc import Collection
-from typing import Any
 
 import torch.nn as nn
 
-from wuskern.policies.base import Flags, Policy
+from wuskern.policies.base import Flags
+from wuskern.policies.constant import Constant
 from wuskern.tokens import Tokens
 
 
-class ColumnRowSampling(Policy):
+class ColumnRowSampling(Constant):
     """Gives every converted layer but the output layer the same ``wuskern.Tokens``, and leaves it there.
 
     It decides nothing over time, and ``step`` does nothing. A layer's ``skip`` is not touched, and wins; with ``rows``, the
@@ -49,23 +49,9 @@ class ColumnRowSampling(Policy):
         self.dense = self.names_or_last(dense)
         self.apply()
 
-    def step(self, metric: float | None = None) -> bool:
-        """False: whatever the metric, the next period skips no step."""
-        return False
-
     @property
     def claims(self) -> dict[str, Collection[str]]:
         return {"tokens": self.layers.keys() - set(self.dense)}
 
     def wants(self, name: str) -> Flags:
         return {"tokens": None if name in self.dense else self.tokens}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: there is nothing but the arguments. Draws are of torch's generator."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Sets the layers' tokens. Raises ``ValueError`` for a state that is not empty."""
-        if state:
-            raise ValueError(f"state: expected no keys, got {sorted(state)}")
-        self.apply()

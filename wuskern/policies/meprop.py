@@ -12,13 +12,14 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.policies.base import Flags, Policy
+from wuskern.policies.base import Flags
+from wuskern.policies.constant import Constant
 from wuskern.rows import PerExample, RowChoice, TopK
 
 PER = ("batch", "example")
 
 
-class MeProp(Policy):
+class MeProp(Constant):
     """Gives every converted layer but the output layer the same choice of rows, and leaves it there.
 
     It decides nothing over time, and ``step`` does nothing; ``wuskern.set_rows(model, None)`` ends it. A layer's ``skip`` is
@@ -62,26 +63,12 @@ class MeProp(Policy):
                 self.check_choice(name, self.rows)
         self.apply()
 
-    def step(self, metric: float | None = None) -> bool:
-        """False: whatever the metric, the next period skips no step."""
-        return False
-
     @property
     def claims(self) -> dict[str, Collection[str]]:
         return {"rows": self.layers.keys() - set(self.dense)}
 
     def wants(self, name: str) -> Flags:
         return {"rows": None if name in self.dense else self.rows}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: there is nothing but the arguments. The draws of score "random" are of torch's generator."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Sets the layers' choices. Raises ``ValueError`` for a state that is not empty."""
-        if state:
-            raise ValueError(f"state: expected no keys, got {sorted(state)}")
-        self.apply()
 
 
 def _choice(per: str, ratio: float | None, k: int | None, **unified: Any) -> RowChoice:
