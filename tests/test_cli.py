@@ -89,14 +89,19 @@ def test_train_on_an_npz(tmp_path):
 
 def test_ctrl_c_leaves_valid_results(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-u", "-m", "wuskern", *SMALL, "--epochs", "100000", "--policy", "dense,wus", "--out", str(out)]
+    heard = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # jobs in the background ignore it
+    code = f"{heard}; runpy.run_module('wuskern', run_name='__main__')"
+    command = [sys.executable, "-u", "-c", code, *SMALL, "--epochs", "100000", "--policy", "dense,wus", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
-    for line in process.stdout:
-        if "epoch   3" in line:
-            break
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    try:
+        for line in process.stdout:
+            if "epoch   3" in line:
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, stderr
     assert "interrupted: the results hold what was done" in stdout
     assert "Traceback" not in stderr
