@@ -17,13 +17,12 @@ from typing import Any
 
 from bench.clocks import settle_allocator
 from bench.render import MIB, machine, points, table
-from bench.results import FOLDER, provenance
+from bench.results import FOLDER, paired, provenance
 from wuskern.train import data
 from wuskern.train.loop import Run
 from wuskern.train.methods import DENSE, Method
 from wuskern.train.results import replace as write
 from wuskern.train.settings import Settings
-from wuskern.train.summary import interval
 
 PLAIN = "plain"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -69,12 +68,11 @@ def measured(name: str, settings: Settings, seeds: int, samples: data.Data) -> d
     rows = []
     for variant, changes in VARIANTS.items():
         own = [seed[variant] for seed in found]
-        differences = [100 * (seed[variant]["accuracy"] - seed[PLAIN]["accuracy"]) for seed in found]
-        mean, half = interval(differences, 100 / len(samples.y_test))
+        accuracies = [(seed[variant]["accuracy"], seed[PLAIN]["accuracy"]) for seed in found]
         rows.append({
             "variant": variant,
             "accuracy": statistics.fmean(run["accuracy"] for run in own),
-            "against_plain": {"points": mean, "low": mean - half, "high": mean + half},
+            "against_plain": paired(accuracies, len(samples.y_test)),
             "seconds": statistics.fmean(run["seconds"] for run in own),
             "times_faster": statistics.median(seed[PLAIN]["seconds"] / seed[variant]["seconds"] for seed in found),
             "peak_bytes": peak(replace(settings, **changes), samples),

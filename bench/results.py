@@ -13,6 +13,7 @@ from bench.ceilings import Ceilings
 from wuskern import backends
 from wuskern.doctor import package_version
 from wuskern.train.results import environment, replace
+from wuskern.train.summary import interval
 
 FORMAT = 2
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,12 @@ def read(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT}, got {found}: measure again with make bench")
     return content
+
+
+def paired(accuracies: list[tuple[float, float]], labels: int) -> dict[str, float]:
+    """Of the runs of each seed and those that they are compared with: the mean difference in points and its 95 % interval."""
+    mean, half = interval([100 * (own - other) for own, other in accuracies], 100 / labels)
+    return {"points": mean, "low": mean - half, "high": mean + half}
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -21,15 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import wuskern as wk
 from bench.clocks import on_host, repeat_for, settle_allocator
-from bench.render import machine
-from bench.results import FOLDER, provenance
+from bench.render import machine, points, table
+from bench.results import FOLDER, paired, provenance
 from wuskern.train import data
 from wuskern.train.evaluation import evaluate
 from wuskern.train.loop import Run
 from wuskern.train.methods import parse
 from wuskern.train.results import replace
 from wuskern.train.settings import Settings
-from wuskern.train.summary import interval
 
 MLP = Settings("mlp", 1.0, 20, 64, "sgd", 0.1, 0.9, 5e-4, False, "cpu", schedule="cosine")
 VGG = Settings("vgg11", 0.5, 16, 64, "sgd", 0.01, 0.9, 5e-4, False, "cpu", schedule="cosine")
@@ -96,35 +95,29 @@ def measured(name: str, settings: Settings, method: str, seeds: int, samples: da
         left = "/".join(str(after) for _, after in found[-1]["rows"][:-1])
         accuracies = f"{100 * found[-1]['dense_accuracy']:.2f} % dense, {100 * found[-1]['accuracy']:.2f} %"
         print(f"{name}, {method}, seed {seed}: {accuracies}; left: {left}", flush=True)
-    differences = [100 * (f["accuracy"] - f["dense_accuracy"]) for f in found]
-    mean, half = interval(differences, 100 / len(samples.y_test))
     return {
         "case": name,
         "method": method,
         "settings": asdict(settings),
-        "points": {"mean": mean, "low": mean - half, "high": mean + half},
+        "against_dense": paired([(f["accuracy"], f["dense_accuracy"]) for f in found], len(samples.y_test)),
         "seeds": found,
     }
 
 
 def render(content: dict[str, Any]) -> str:
     """A row per network; the hidden layers are all but the last."""
-    lines = [
-        "| network | method | hidden rows left | parameters left | FLOPs left | accuracy, dense | accuracy, smaller | points "
-        "| inference faster, batch 1 | batch 256 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    header = ["network", "method", "hidden rows left", "parameters left", "FLOPs left", "accuracy, dense", "accuracy, smaller"]
+    header += ["points", "inference faster, batch 1", "batch 256"]
+    body = []
     for row in content["rows"]:
-        seeds, points = row["seeds"], row["points"]
+        seeds = row["seeds"]
         hidden = [[sum(rows[i] for rows in s["rows"][:-1]) for i in (0, 1)] for s in seeds]
         shares = (_share(hidden), _share([s["parameters"] for s in seeds]), _share([s["flops"] for s in seeds]))
         accuracies = (f"{100 * statistics.fmean(s[key] for s in seeds):.2f} %" for key in ("dense_accuracy", "accuracy"))
         faster = (f"{statistics.median(s['times_faster'][str(batch)] for s in seeds):.2f}x" for batch in BATCHES)
-        difference = f"{points['mean']:+.2f} ({points['low']:+.2f} to {points['high']:+.2f})"
-        cells = [row["case"], f"`{row['method']}`", *shares, *accuracies, difference, *faster]
-        lines.append(f"| {' | '.join(cells)} |")
+        body.append([row["case"], f"`{row['method']}`", *shares, *accuracies, points(row["against_dense"]), *faster])
     said = f"{len(content['rows'][0]['seeds'])} paired seeds on the digits, means and 95 % intervals; medians of times"
-    return "\n".join(lines) + f"\n\n{said}; {machine(content)}."
+    return f"{table(header, body)}\n\n{said}; {machine(content)}."
 
 
 def _share(pairs: list[list[int]]) -> str:

@@ -33,7 +33,7 @@ def test_what_is_left_is_counted_and_rendered(samples):
         assert first + second < 100
         assert seed["parameters"] == [36 * 50 + 50 + 50 * 50 + 50 + 153, 37 * first + (first + 1) * second + 3 * (second + 1)]
         assert seed["flops"] == [2 * (36 * 50 + 50 * 50 + 150), 2 * (36 * first + first * second + 3 * second)]
-    assert row["points"]["low"] <= row["points"]["mean"] <= row["points"]["high"]
+    assert row["against_dense"]["low"] <= row["against_dense"]["points"] <= row["against_dense"]["high"]
     for seed in row["seeds"]:
         seed["times_faster"] = {str(batch): 2.0 for batch in simplify.BATCHES}  # as read from JSON
     line = simplify.render({"rows": [row], "environment": {"processor": "P", "threads": 1, "torch": "2"}}).splitlines()[2]

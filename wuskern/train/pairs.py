@@ -39,16 +39,7 @@ SIMPLIFYING = "mesimp:simplify=true"
 NAMES = (*PARTS, SIMPLIFYING)
 EPOCHS, SAMPLES, CLASSES = 3, 12, 4
 IMAGES = (3, 6, 6)
-SHORT = {  # of CLAIMS and of what ``wuskern.train.methods`` refuses: what a cell of the table says
-    "frozen": "freezing",
-    "rows": "rows",
-    "zeros": "zeros",
-    "tokens": "tokens",
-    "shape": "shape",
-    "alone": "alone",
-    "data": "data",
-    "twice": "itself",
-}
+SHORT = {"frozen": "freezing", "twice": "itself"}  # reasons that a cell of the table calls otherwise
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class Pair:
 
     @property
     def reason(self) -> str | None:
-        """A key of ``SHORT``."""
+        """Of ``CLAIMS``, the one that both have; of what ``wuskern.train.methods`` refuses, its word for it."""
         if self.refusal is None:
             return None
         claim = next((kind for kind, text in CLAIMS.items() if text in self.refusal), None)
@@ -125,7 +116,7 @@ def table() -> str:
 
 def _cell(reasons: dict[frozenset[str], str | None], group: list[str], other: list[str]) -> str:
     found = {reasons[frozenset((a, b))] for a in group for b in other if a != b}
-    return "/".join(sorted("+" if reason is None else SHORT[reason] for reason in found))
+    return "/".join(sorted("+" if reason is None else SHORT.get(reason, reason) for reason in found))
 
 
 def _groups(reasons: dict[frozenset[str], str | None]) -> list[list[str]]:
