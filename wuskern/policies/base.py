@@ -75,6 +75,11 @@ class Policy(ABC):
     def wants(self, name: str) -> Flags:
         """The flags of the layer of that name, as the policy's state has them."""
 
+    def trains(self, name: str) -> bool:
+        """Whether the layer of that name neither skips nor is frozen now, whichever policy wants that."""
+        wanted = self.whole.wants(name)
+        return not (wanted.get("frozen") or wanted.get("skip"))
+
     def apply(self) -> None:
         """Sets the layers' flags to what the policy wants. Idempotent."""
         for name, layer in self.layers.items():

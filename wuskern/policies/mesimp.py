@@ -175,13 +175,14 @@ class MeSimp(Policy):
         if self.prunes:
             self._count_together()
             for name in self.records:
-                if self._trains(name):
+                if self.trains(name):
                     self._prune(name)
         if self.reset == "each" and (self.epoch + 1) % self.cycle == 0:
             self._reset_optimizer()
 
     def _prune(self, name: str) -> None:
-        """Removes the rows that are seldom chosen, and counts anew. A layer without a backward since then keeps all."""
+        """Removes the rows that are seldom chosen, and counts anew. A layer without a backward since then keeps all, and one
+        that does not train now is left alone, its counts too, until it does."""
         record, hits, seen = self.records[name], self.counts[name][:-1], int(self.counts[name][-1])
         stays = (hits >= int(seen * self.prune)) & record.alive
         if not stays.any():
@@ -200,15 +201,10 @@ class MeSimp(Policy):
             self.counts[name] += found
             record.clear()
 
-    def _trains(self, name: str) -> bool:
-        """One that skips or is frozen is left alone, its counts too, until it trains again."""
-        wanted = self.whole.wants(name)
-        return not (wanted.get("frozen") or wanted.get("skip"))
-
     @torch.no_grad()
     def _set_zeros(self) -> None:
         for name, alive in self.alive.items():
-            for parameter in self.rowwise[name] if self._trains(name) else ():
+            for parameter in self.rowwise[name] if self.trains(name) else ():
                 parameter.masked_fill_(~alive.view(-1, *[1] * (parameter.ndim - 1)), 0)
 
     def _simplify(self) -> None:

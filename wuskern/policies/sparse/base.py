@@ -198,8 +198,7 @@ class SparseTraining(Policy):
     def _change(self) -> None:
         """The masks of those layers that are due and train."""
         for name in sorted(self.due) if self.on else ():
-            wanted = self.whole.wants(name)
-            if wanted.get("frozen") or wanted.get("skip"):
+            if not self.trains(name):
                 continue
             found = self._evolve(name)
             if found is not None:
