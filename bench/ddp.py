@@ -28,7 +28,6 @@ import wuskern as wk
 from bench import link
 from bench.clocks import settle_allocator
 from bench.results import FOLDER, provenance
-from wuskern.compact import request_row_grad
 from wuskern.modules import skippable_layers
 from wuskern.train.files import replacing
 from wuskern.train.models import MODELS

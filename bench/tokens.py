@@ -25,7 +25,7 @@ import wuskern as wk
 from bench.clocks import settle_allocator
 from bench.render import machine
 from bench.results import FOLDER, provenance
-from wuskern.gradients import conv2d_backward, linear_backward
+from wuskern.functional import conv2d_backward, linear_backward
 from wuskern.train.results import replace
 
 FORMAT = 1
@@ -48,14 +48,14 @@ Grad = Callable[[Tensor, Tensor, wk.Tokens | None], Tensor]
 
 def linear(dy: Tensor, x: Tensor, tokens: wk.Tokens | None) -> Tensor:
     weight = x.new_empty(dy.shape[1], x.shape[1])
-    found = linear_backward(dy, x, weight, None, NEEDS, tokens).weight
+    found = linear_backward(dy, x, weight, needs=NEEDS, tokens=tokens).weight
     assert isinstance(found, Tensor)
     return found
 
 
 def conv2d(dy: Tensor, x: Tensor, tokens: wk.Tokens | None) -> Tensor:
     weight = x.new_empty(dy.shape[1], x.shape[1], 3, 3)
-    found = conv2d_backward(dy, x, weight, None, padding=(1, 1), needs=NEEDS, tokens=tokens).weight
+    found = conv2d_backward(dy, x, weight, padding=(1, 1), needs=NEEDS, tokens=tokens).weight
     assert isinstance(found, Tensor)
     return found
 

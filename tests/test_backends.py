@@ -86,4 +86,4 @@ def test_doctor_tells_what_runs():
     answers = dict(line.split("  ", 1) for line in report.splitlines())
     assert answers["torch"].strip().startswith(torch.__version__)
     assert answers["bias_grad on cpu"].strip().startswith(backends.choose("bias_grad", "cpu").backend)
-    assert answers["0"].strip() == "SkippableLinear, skip=False, rows=None"
+    assert answers["0"].strip() == "SkippableLinear, dense"

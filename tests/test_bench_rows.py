@@ -11,7 +11,6 @@ import wuskern as wk
 from bench import picture, plain, render, render_rows, rowsparse, tables
 from tests.bench_rows import rowsparse_rows
 from tests.cases import MEMORY_FORMATS
-from wuskern.rows import RowGrad
 
 CONTENT = {"rows": rowsparse_rows(), "environment": {"processor": "P", "threads": 2, "torch": "2"}}
 

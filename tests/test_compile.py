@@ -10,7 +10,6 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
-from wuskern.compact import request_row_grad
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

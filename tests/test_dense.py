@@ -13,7 +13,6 @@ import wuskern as wk
 from tests.cases import MEMORY_FORMATS
 from wuskern import backends, dense
 from wuskern.dense import dense_grad
-from wuskern.rows import RowGrad
 
 OUT, IN = 512, 64
 

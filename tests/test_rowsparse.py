@@ -14,7 +14,6 @@ from tests.accuracy import assert_as_right_as_stock
 from tests.cases import CONVS, MEMORY_FORMATS
 from tests.oracle import PlainLinear, check, gradients, plain, set_flags
 from wuskern import configs, ops
-from wuskern.compact import request_row_grad
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -264,7 +263,7 @@ def test_set_rows():
         (wk.TopK(k=4, block=16), ValueError, r"0: block: expected a divisor of 8 rows"),
         (wk.Rows([9]), ValueError, "0: index: expected rows under 8, got 9"),
         (wk.PerExample(k=2), TypeError, "0: rows: expected TopK or Rows for a Conv2d, got PerExample"),
-        (0.05, TypeError, "rows: expected a TopK, Rows, PerExample or None, got float"),
+        (0.05, TypeError, "rows: expected a TopK, Rows or PerExample, or None, got 0.05"),
     ],
     ids=str,
 )
@@ -282,15 +281,28 @@ def test_set_rows_wants_a_converted_layer():
 
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
-def test_a_wrong_choice_on_a_layer_raises_in_forward(make, shape):
+def test_a_wrong_choice_raises_where_it_is_assigned(make, shape):
     layer = wk.convert(make())
-    for rows, error, message in (
-        (wk.TopK(k=30), ValueError, "k: expected a multiple"),
-        ([1, 2], TypeError, "rows: expected a TopK, Rows, PerExample or None, got list"),
+    for name, value, error, message in (
+        ("rows", wk.TopK(k=30), ValueError, "k: expected a multiple"),
+        ("rows", wk.Rows([0, 24]), ValueError, "index: expected rows under 24, got 24"),
+        ("rows", [1, 2], TypeError, r"rows: expected a TopK, Rows or PerExample, or None, got \[1, 2\]"),
+        ("skip", "no", TypeError, "skip: expected True or False, got 'no'"),
+        ("tokens", 0.3, TypeError, "tokens: expected a Tokens, or None, got 0.3"),
+        ("plan", None, TypeError, "plan: expected a Plan, got None"),
     ):
-        layer.rows = rows
         with pytest.raises(error, match=message):
-            layer(torch.randn(shape))
+            setattr(layer, name, value)
+    assert layer.plan == wk.Plan()
+
+
+def test_rows_that_no_longer_fit_raise_in_backward():
+    layer = wk.SkippableLinear(4, 16)
+    layer.rows = wk.Rows([15])
+    layer.weight = nn.Parameter(torch.randn(8, 4))
+    layer.bias = nn.Parameter(torch.randn(8))
+    with pytest.raises(ValueError, match="index: expected rows under 8, got 15"):
+        layer(torch.randn(2, 4)).sum().backward()
 
 
 def test_the_flag_is_shown_and_reverted():
@@ -364,60 +376,18 @@ def test_only_what_is_wanted_is_computed(make, shape, monkeypatch):
     assert not dgrad
 
 
-# ---- the compact form -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("make", "shape"), LAYERS)
-def test_a_consumer_that_asked_gets_rows_and_values(make, shape):
-    layer, x = wk.convert(make()), torch.randn(shape)
-    layer.rows = wk.TopK(k=4)
-    dense = gradients(layer, x)["weight"]
-    request_row_grad(layer.weight)
-    gradients(layer, x)
-    assert layer.weight.grad is None
-    grad = layer.weight.row_grad
-    assert grad.rows.tolist() == dense.flatten(1).any(1).nonzero().flatten().tolist()
-    assert torch.equal(grad.values, dense[grad.rows])
-    assert grad.values.shape == (4, *layer.weight.shape[1:])
-
-
-def test_compact_gradients_accumulate_over_the_union_of_rows():
-    layer = wk.SkippableLinear(12, 24)
-    request_row_grad(layer.weight)
-    expected = torch.zeros(24, 12)
-    for rows in ([1, 5], [5, 7], [1, 5]):
-        layer.rows = wk.Rows(rows)
-        x, dy = torch.randn(8, 12), torch.randn(8, 24)
-        layer(x).backward(dy)
-        expected[rows] += (dy.t() @ x)[rows]
-    assert layer.weight.row_grad.rows.tolist() == [1, 5, 7]
-    torch.testing.assert_close(layer.weight.row_grad.dense(24), expected)
-    assert layer.weight.grad is None
-    layer.weight.row_grad = None
-    layer.rows = None
-    layer(torch.randn(8, 12)).sum().backward()
-    assert layer.weight.grad.all()
-    assert layer.weight.row_grad is None
-
-
-def test_compact_gradients_have_the_dtype_of_the_weight_under_autocast():
-    layer = wk.SkippableLinear(12, 24)
-    layer.rows = wk.TopK(k=4)
-    request_row_grad(layer.weight)
-    with torch.autocast("cpu", torch.bfloat16):
-        layer(torch.randn(8, 12)).sum().backward()
-    assert layer.weight.row_grad.values.dtype == torch.float32
+# ---- the backward alone ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_backward_of_a_linear_as_a_function(scope):
     x, weight, dy = torch.randn(7, 5), torch.randn(6, 5), torch.randn(7, 6)
-    dx, grad, db = wk.functional.linear_backward(dy, x, weight, wk.Rows([1, 4], scope))
+    dx, grad, db = wk.functional.linear_backward(dy, x, weight, rows=wk.Rows([1, 4], scope))
     assert grad.rows.tolist() == [1, 4]
     torch.testing.assert_close(grad.values, (dy.t() @ x)[[1, 4]])
     torch.testing.assert_close(dx, dy[:, [1, 4]] @ weight[[1, 4]] if scope == "both" else dy @ weight)
     torch.testing.assert_close(db, dy.sum(0))
-    assert wk.functional.linear_backward(dy, x, weight, wk.TopK(k=2), (False, True, False))[::2] == (None, None)
+    assert wk.functional.linear_backward(dy, x, weight, rows=wk.TopK(k=2), needs=(False, True, False))[::2] == (None, None)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -425,7 +395,7 @@ def test_backward_of_a_conv2d_as_a_function(scope):
     x, weight = torch.randn(2, 4, 8, 7), torch.randn(6, 2, 3, 3)
     geometry = (2, 1), (1, 0), (1, 2), 2
     dy = torch.randn_like(F.conv2d(x, weight, None, *geometry))
-    dx, grad, db = wk.functional.conv2d_backward(dy, x, weight, wk.Rows([1, 4], scope), *geometry)
+    dx, grad, db = wk.functional.conv2d_backward(dy, x, weight, *geometry, rows=wk.Rows([1, 4], scope))
     masked = torch.zeros_like(dy).index_copy_(1, torch.tensor([1, 4]), dy[:, [1, 4]])
     torch.testing.assert_close(grad.dense(6), nn.grad.conv2d_weight(x, weight.shape, masked, *geometry))
     passed = masked if scope == "both" else dy
@@ -487,11 +457,10 @@ def test_per_example_sees_a_nan():
 
 def test_a_conv2d_knows_no_examples():
     layer = wk.SkippableConv2d(2, 4, 3)
-    layer.rows = wk.PerExample(k=1)
     with pytest.raises(TypeError, match="rows: expected TopK or Rows for a Conv2d, got PerExample"):
-        layer(torch.randn(1, 2, 4, 4))
-    layer.skip = True
-    layer(torch.randn(1, 2, 4, 4)).sum().backward()
+        layer.rows = wk.PerExample(k=1)
+    with pytest.raises(TypeError, match="rows: expected TopK or Rows for a Conv2d, got PerExample"):
+        wk.functional.conv2d(torch.randn(1, 2, 4, 4), layer.weight, rows=wk.PerExample(k=1))
 
 
 def test_the_oracle_itself():

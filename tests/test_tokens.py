@@ -12,7 +12,6 @@ import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import LAYERS, MEMORY_FORMATS
 from tests.tokens import backward, exact, problem, sizes_by_hand
-from wuskern.compact import request_row_grad
 from wuskern.tokens import PICKS, Drawn, draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -281,11 +280,11 @@ def test_functional_forms_take_tokens():
     x, dy, weight = torch.randn(8, 5), torch.randn(8, 4), torch.randn(4, 5)
     tokens = wk.Tokens(k=3)
     index = draw(tokens, dy, x).index
-    found = wk.functional.linear_backward(dy, x, weight, None, tokens=tokens)
+    found = wk.functional.linear_backward(dy, x, weight, tokens=tokens)
     torch.testing.assert_close(found.weight, dy[index].T @ x[index])
-    rows = wk.functional.linear_backward(dy, x, weight, wk.Rows([1, 2]), tokens=tokens).weight
+    rows = wk.functional.linear_backward(dy, x, weight, rows=wk.Rows([1, 2]), tokens=tokens).weight
     torch.testing.assert_close(rows.values, dy[index][:, 1:3].T @ x[index])
-    assert torch.equal(wk.functional.linear_backward(dy, x, weight, None, tokens=wk.Tokens(k=8, pick="crs")).weight, dy.T @ x)
+    assert torch.equal(wk.functional.linear_backward(dy, x, weight, tokens=wk.Tokens(k=8, pick="crs")).weight, dy.T @ x)
     images, out = torch.randn(8, 5, 3, 3), torch.randn(8, 4, 3, 3)
-    conv = wk.functional.conv2d_backward(out, images, weight[:, :, None, None], None, tokens=wk.Tokens(k=8, pick="wta"))
+    conv = wk.functional.conv2d_backward(out, images, weight[:, :, None, None], tokens=wk.Tokens(k=8, pick="wta"))
     torch.testing.assert_close(conv.weight[:, :, 0, 0], torch.einsum("nohw,nchw->oc", out, images))

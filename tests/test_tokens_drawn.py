@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import wuskern as wk
 from tests.tokens import backward, exact, problem
-from wuskern.tokens import PICKS, Drawn, _sampled, draw
+from wuskern.choices import PICKS
+from wuskern.tokens import Drawn, _sampled, draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,6 @@ from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import wuskern as wk
 from tests.cases import LAYERS
-from wuskern.compact import request_row_grad
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

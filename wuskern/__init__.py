@@ -4,14 +4,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 from wuskern import distributed, functional, ops, optim, policies
 from wuskern.backends import backend
+from wuskern.choices import PerExample, Plan, Rows, Tokens, TopK
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.doctor import doctor
-from wuskern.modules import SkippableConv2d, SkippableLinear, set_rows, set_skip, set_tokens, skipping
-from wuskern.optim import clip_grad_norm_, unscale_
-from wuskern.rows import PerExample, RowGrad, Rows, Scores, TopK
+from wuskern.modules import SkippableConv2d, SkippableLinear, set_plan, set_rows, set_skip, set_tokens, skipping
+from wuskern.observer import Observer
+from wuskern.optim import unscale_
 from wuskern.simplify import fit_, simplify, simplify_
-from wuskern.tokens import Tokens
+from wuskern.sparse_grad import RowGrad
 from wuskern.tuning import autotune
 
 try:
@@ -21,17 +22,17 @@ except PackageNotFoundError:  # a bare checkout
 
 __all__ = [
     "GraphedStep",
+    "Observer",
     "PerExample",
+    "Plan",
     "RowGrad",
     "Rows",
-    "Scores",
     "SkippableConv2d",
     "SkippableLinear",
     "Tokens",
     "TopK",
     "autotune",
     "backend",
-    "clip_grad_norm_",
     "convert",
     "distributed",
     "doctor",
@@ -41,6 +42,7 @@ __all__ = [
     "optim",
     "policies",
     "revert",
+    "set_plan",
     "set_rows",
     "set_skip",
     "set_tokens",

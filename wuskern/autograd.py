@@ -1,134 +1,109 @@
-"""What a layer with skip, rows or tokens saves in forward and hands to autograd in backward.
+"""What a layer with a plan saves in forward and hands to autograd in backward: one Function for every kind of layer.
 
-Both Functions take the weight as an argument. Where it is skipped they answer its gradient with ``None``, no kernel runs for
-it and the input is not kept. Only what autograd asks for is computed: no dgrad for an input that needs none, no bias_grad
-for a bias that does not train. A second derivative raises.
+The weight is an argument. Where it is skipped its gradient is ``None``, no kernel runs for it and the input is not kept: it is a
+constant, in derivatives of any order. With rows or tokens a second derivative raises. Only what autograd asks for is computed:
+no dgrad for an input that needs none, no bias_grad for a bias that does not train, no wgrad where only inputs are asked for.
 """
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern import gradients, ops
-from wuskern.compact import hand_over
-from wuskern.dense import dense_grad
-from wuskern.rows import RowChoice, RowGrad
-from wuskern.tokens import Tokens
+from wuskern.choices import Plan
+from wuskern.dense_grad import dense_grad
+from wuskern.deliver import from_compiled
+from wuskern.grad_home import GradHome
+from wuskern.gradients import NOBODY, Teller, gradients
+from wuskern.kinds import Kind
+from wuskern.shapes import is_batched
+from wuskern.sparse_grad import RowGrad, is_used, taking_up_held
 
-Backward = Callable[[Any, Tensor], tuple[Tensor | None, ...]]
 
+class LayerFunction(torch.autograd.Function):
+    """y = kind.fprop(x, weight, bias); dx, dweight and db as the plan restricts them.
 
-@dataclass(eq=False, slots=True)
-class Plan:
-    """What backward shall do about the weight: ``rows`` of its gradient, from ``tokens``; None: all. With neither, nothing.
-
-    ``operand`` is what the weight is computed with, cast where autocast wants that, outside of the graph. ``key``: where
-    compact rows go, or None.
+    ``weight`` may be wider than x, under autocast: the products are in the dtype of x, the gradient in that of the weight.
+    ``sparse``: whether dweight is to be sparse. ``home``: that of the layer, if there is one.
     """
 
-    rows: RowChoice | None
-    tokens: Tokens | None
-    operand: Tensor
-    key: Tensor | None
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Plan, sparse: bool, home: GradHome | None
+    ) -> Tensor:
+        needs_x, needs_weight, *_ = ctx.needs_input_grad
+        keeps_x = needs_weight and not plan.skip
+        operand = weight if weight.dtype == x.dtype else weight.to(x.dtype)
+        ctx.kind, ctx.plan, ctx.sparse, ctx.home, ctx.weight = kind, plan, sparse, home, weight if keeps_x else None
+        ctx.like = kind.like(x, weight)
+        ctx.save_for_backward(operand if needs_x or keeps_x else None, x if keeps_x else None)
+        return kind.fprop(x, operand, bias)
 
-    @property
-    def skips(self) -> bool:
-        return self.rows is None and self.tokens is None
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        operand, x = ctx.saved_tensors
+        if ctx.plan.skip:
+            return _of_constant(ctx, dy, operand)
+        if is_batched(dy):
+            raise RuntimeError("a layer of wuskern with rows or tokens has no batched backward (vmap, is_grads_batched)")
+        if not torch.is_grad_enabled():
+            return _restricted(ctx, dy, operand, x, ctx.sparse)
+        with torch.no_grad():
+            found = _restricted(ctx, dy, operand, x, False)
+        tie = torch.zeros((), device=dy.device, requires_grad=True)  # dy need not have a graph
+        return tuple(_Once.apply(g, tie) if isinstance(g, Tensor) else g for g in found)
+
+
+def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor | None, ...]:
+    """With a graph, or a batch of gradients, by torch's own calls."""
+    needs_x, _, needs_bias, *_ = ctx.needs_input_grad
+    kind: Kind = ctx.kind
+    if torch.is_grad_enabled() or is_batched(dy):
+        dx = kind.dgrad(kind.laid_out(dy, ctx.like), operand.detach(), ctx.like) if needs_x and operand is not None else None
+        others = [d for d in range(dy.ndim) if d != kind.dim % dy.ndim]
+        db = (dy.sum(others) if others else dy.clone()) if needs_bias else None
+    else:
+        dx, _, db = gradients(kind, ctx.plan, dy, None, operand, ctx.like, (needs_x, False, needs_bias))  # type: ignore[arg-type]
+    return dx, None, db, None, None, None, None
+
+
+def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse: bool) -> tuple[Tensor | None, ...]:
+    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    compiling = torch.compiler.is_compiling()
+    accumulated = needs_weight
+    if needs_weight and not compiling:
+        needs_weight, accumulated = is_used(ctx.next_functions[1][0])
+    observer, home = ctx.plan.observer, ctx.home
+    teller = Teller(observer, home.key if compiling and home is not None else None) if accumulated else NOBODY
+    needs = needs_x, needs_weight, needs_bias
+    dx, grad, db = gradients(ctx.kind, ctx.plan, dy, x, operand, ctx.like, needs, teller)
+    return dx, _form(ctx, grad, sparse and accumulated), db, None, None, None, None
+
+
+def _form(ctx: Any, grad: RowGrad | Tensor | None, sparse: bool) -> Tensor | None:
+    """The weight's gradient for autograd; None where it has been delivered already."""
+    weight, home = ctx.weight, ctx.home
+    if not isinstance(grad, RowGrad):
+        return grad
+    if sparse:
+        if not torch.compiler.is_compiling():
+            return taking_up_held(weight, grad)
+        from_compiled(home.key, None, grad.rows, grad.values.to(weight.dtype))
+        return None
+    return dense_grad(weight, grad, None if home is None else home.recycled)
 
 
 class _Once(torch.autograd.Function):
     """A gradient that cannot be differentiated again: the weight's share would be missing without a word."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, dy: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
+    def forward(ctx: Any, gradient: Tensor, tie: Tensor) -> Tensor:
+        ctx.mark_dirty(gradient)  # the tensor itself comes back, and may be changed in place
+        return gradient
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> NoReturn:
         raise RuntimeError(
-            "a skipping, row-sparse or token-sampling layer of wuskern has no second derivative: set skip=False, rows=None and "
-            "tokens=None where one is needed"
+            "a layer of wuskern with rows or tokens has no second derivative: set rows=None and tokens=None where one is needed"
         )
 
-
-def _once(backward: Backward) -> Backward:
-    """torch's ``once_differentiable`` with a message of our own, and cheaper where no graph of the backward is made."""
-
-    @functools.wraps(backward)
-    def once(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.is_grad_enabled():
-            return backward(ctx, dy)
-        with torch.no_grad():
-            found = backward(ctx, dy)
-        return tuple(_Once.apply(g, dy) if isinstance(g, Tensor) else g for g in found)
-
-    return once
-
-
-def _handed_over(weight: Tensor, key: Tensor | None, grad: RowGrad | Tensor | None) -> Tensor | None:
-    """The weight's gradient for autograd; in the compact form it goes to ``weight.row_grad``, and autograd gets None."""
-    if not isinstance(grad, RowGrad):
-        return grad
-    if key is None:
-        return dense_grad(weight, grad)
-    hand_over(weight, key, grad)
-    return None
-
-
-class LinearFunction(torch.autograd.Function):
-    """y = x @ weight.T + bias; dx = dy @ weight, db = sum of dy over all rows, dweight = None or that of the plan."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-        needs_x, needs_weight, *_ = ctx.needs_input_grad
-        ctx.skips, ctx.rows, ctx.tokens, ctx.weight, ctx.key = plan.skips, plan.rows, plan.tokens, weight, plan.key
-        ctx.save_for_backward(plan.operand if needs_x else None, x if needs_weight and not plan.skips else None)
-        ctx.by_columns = x.ndim == 2 and x.stride() == (1, x.size(0))
-        return F.linear(x, plan.operand, bias)
-
-    @staticmethod
-    @_once
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operand, x = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        if ctx.skips:
-            dx = gradients.linear_dgrad(dy, operand, ctx.by_columns) if needs_x else None
-            return dx, None, ops.bias_grad(dy, -1) if needs_bias else None, None
-        needs = needs_x, needs_weight, needs_bias
-        dx, grad, db = gradients.linear_gradients(dy, x, operand, ctx.by_columns, ctx.rows, needs, ctx.tokens)
-        return dx, _handed_over(ctx.weight, ctx.key, grad), db, None
-
-
-class Conv2dFunction(torch.autograd.Function):
-    """y = conv2d(x, weight) + bias; dx by the library's dgrad, db over batch and space, dweight = None or that of the plan.
-
-    x: [B, C, H, W]; the geometry is three pairs of integers and ``groups``. Padding is a number here: the caller takes
-    care of "same", of other padding modes and of unbatched input.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, geometry: gradients.Geometry) -> Tensor:
-        needs_x, needs_weight, *_ = ctx.needs_input_grad
-        ctx.skips, ctx.rows, ctx.tokens, ctx.weight, ctx.key = plan.skips, plan.rows, plan.tokens, weight, plan.key
-        ctx.geometry = geometry
-        kept = x if needs_weight and not plan.skips else None
-        ctx.save_for_backward(plan.operand if needs_x or not plan.skips else None, kept)
-        ctx.like_x = gradients.LikeX.of(x, plan.operand)
-        return F.conv2d(x, plan.operand, bias, *geometry)
-
-    @staticmethod
-    @_once
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operand, x = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        if ctx.skips:
-            dx = gradients.conv2d_dgrad(dy, operand, ctx.like_x, ctx.geometry) if needs_x else None
-            return dx, None, ops.bias_grad(dy, 1) if needs_bias else None, None, None
-        needs = needs_x, needs_weight, needs_bias
-        dx, grad, db = gradients.conv2d_gradients(dy, x, operand, ctx.like_x, ctx.rows, ctx.geometry, needs, ctx.tokens)
-        return dx, _handed_over(ctx.weight, ctx.key, grad), db, None, None

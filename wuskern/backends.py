@@ -38,6 +38,14 @@ class Choice:
     run: Callable[..., Any]
 
 
+# Problems of so few elements, on the CPU, whose few plain calls cost less than one of ours.
+SMALL = 4096
+PLAIN_WHERE_SMALL = {
+    op: Choice("reference", f"dy has at most {SMALL} elements", getattr(reference, op))
+    for op in ("bias_grad", "gather_rows", "rowsparse_wgrad", "rowsparse_dgrad")
+}
+
+
 # ---- what each backend can run; a reason why not, or None ------------------------------------------------------------
 
 
@@ -146,9 +154,12 @@ def _known(name: str, argument: str) -> str:
     return name
 
 
-def choose(op: str, device: str) -> Choice:
-    """The backend that runs ``op`` on tensors of a device type, and the reason. Cached."""
-    return _choose(op, device, _wish or _environment_wish())
+def choose(op: str, device: str, numel: int | None = None) -> Choice:
+    """The backend that runs ``op`` on tensors of a device type, the first of so many elements, and the reason. Cached."""
+    wish = _wish or _environment_wish()
+    if wish is None and numel is not None and numel <= SMALL and device == "cpu" and op in PLAIN_WHERE_SMALL:
+        return PLAIN_WHERE_SMALL[op]
+    return _choose(op, device, wish)
 
 
 @functools.cache

@@ -1,7 +1,6 @@
 """Turns the nn.Linear and nn.Conv2d layers of an existing model into skippable ones, and back."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn as nn
@@ -10,10 +9,10 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from wuskern import ops
-from wuskern.modules import SkippableConv2d, SkippableLinear
+from wuskern.choices import Parts
+from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear
 
-FLAGS = ("skip", "rows", "tokens")  # what a converted layer has beside its stock twin
-FilterFn = Callable[[nn.Module, str], bool]
+VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside its stock twin
 
 _log = logging.getLogger("wuskern")
 _SKIPPABLE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear, nn.Conv2d: SkippableConv2d}
@@ -44,7 +43,7 @@ def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> list[Finding]
 
 def _obstacle(module: nn.Linear | nn.Conv2d) -> str | None:
     """Why a Linear or Conv2d, or something derived from one, cannot skip, or None."""
-    if isinstance(module, SkippableLinear | SkippableConv2d):
+    if isinstance(module, Skippable):
         return None
     if is_parametrized(module):
         return "its weight is parametrized"
@@ -60,7 +59,7 @@ def _obstacle(module: nn.Linear | nn.Conv2d) -> str | None:
         return "its forward was replaced on the object"
     if type(module) not in _SKIPPABLE:
         return f"{type(module).__name__} is a subclass with a behaviour of its own"
-    if own := [name for name in FLAGS if name in module.__dict__]:
+    if own := [name for name in VIEWS if name in module.__dict__]:
         return f"it has an attribute {own[0]} of its own"
     if type(module.weight) is not Parameter:
         return f"its weight is a {type(module.weight).__name__}, a subclass of Tensor"
@@ -132,8 +131,7 @@ def revert(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if stock := _stock_class(type(module)):
-            for name in FLAGS:
-                module.__dict__.pop(name, None)
+            module.forget_plan()
             module.__class__ = stock
     return model
 

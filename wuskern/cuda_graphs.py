@@ -1,5 +1,6 @@
 """One CUDA graph for each kind of step: a captured graph cannot read a flag, so that each setting of the flags has its own."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +8,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from wuskern.choices import Plan, Rows
 from wuskern.modules import SkippableLayer, skippable_layers
-from wuskern.rows import Rows
+from wuskern.observer import Observer
 
 WARM_UP = 3  # steps before a capture, as PyTorch asks for
 
@@ -19,6 +21,7 @@ class _Captured(NamedTuple):
     replay: Callable[[], Any]
     inputs: tuple[Tensor, ...]
     rows: dict[str, Rows]  # by layer; the graph reads their index
+    observers: list[Observer | None]  # that the graph tells; their ids are in its key
 
 
 class GraphedStep:
@@ -26,7 +29,7 @@ class GraphedStep:
 
     ``skip``, ``TopK``, ``Tokens``, the depth of a frozen prefix and the shapes of the inputs choose the graph. A changed
     ``Rows`` of the same length, scope and bias does not need another one: its index is copied into the one that the graph
-    reads. Graphs share their memory: what a step returned is valid until the next one.
+    reads. What an observer sums, a replay adds to. Graphs share their memory: what a step returned is valid until the next one.
 
     Args:
         model: with converted layers, all of its parameters on one GPU.
@@ -62,21 +65,21 @@ class GraphedStep:
         for i, given in enumerate(inputs):
             if given.device != self.device:
                 raise ValueError(f"inputs[{i}]: expected a tensor on {self.device}, got one on {given.device}")
-        before = {name: layer.rows for name, layer in self.layers.items()}
-        static = {name: self._static(rows) for name, rows in before.items() if isinstance(rows, Rows)}
+        before = {name: layer.plan for name, layer in self.layers.items()}
+        static = {name: self._static(plan.rows) for name, plan in before.items() if isinstance(plan.rows, Rows)}
         copies = tuple(given.clone() for given in inputs)
         try:
             for name, rows in static.items():
-                self.layers[name].rows = rows
-            found = _Captured(self._capture(copies), copies, static)
+                self.layers[name].plan = dataclasses.replace(before[name], rows=rows)
+            found = _Captured(self._capture(copies), copies, static, [plan.observer for plan in before.values()])
         finally:
-            for name, choice in before.items():
-                self.layers[name].rows = choice
+            for name, plan in before.items():
+                self.layers[name].plan = plan
         self._captured[self._key(inputs)] = found
         return found
 
     def _static(self, rows: Rows) -> Rows:
-        return Rows(rows.index.to(self.device, copy=True), rows.scope, rows.bias)
+        return dataclasses.replace(rows, index=rows.index.to(self.device, copy=True))
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Key:
         shapes = tuple((given.shape, given.dtype) for given in inputs)
@@ -103,8 +106,5 @@ class GraphedStep:
 
 def _kind(layer: SkippableLayer) -> Key:
     """What a graph of this layer depends on. A frozen prefix shows in the hooks of the layers behind it."""
-    rows, hooks = layer.rows, len(layer._forward_pre_hooks)
-    if layer.skip:
-        return hooks, "skip"
-    its = ("rows", len(rows.index), rows.scope, rows.bias) if isinstance(rows, Rows) else rows
-    return hooks, its, layer.tokens
+    plan: Plan = layer.plan
+    return len(layer._forward_pre_hooks), plan.key, id(plan.observer)

@@ -75,7 +75,7 @@ def _layer(module: nn.Module) -> str:
     kind = type(module).__name__
     if not hasattr(module, "skip"):
         return f"{kind}: convert would take it"
-    return f"{kind}, skip={module.skip}, rows={module.rows}" + (f", tokens={module.tokens}" if module.tokens else "")
+    return f"{kind}, {module.plan}"
 
 
 def package_version(package: str) -> str:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from wuskern import backends, explain_cuda, gradients, native
+from wuskern import backends, explain_cuda, functional, native
+from wuskern.choices import TopK
 from wuskern.doctor import Line, Report
 from wuskern.gpus import capability_of
 from wuskern.paths import WHY
-from wuskern.rows import TopK
 
 REPEATS = 9
 RATE_SIDE = 1024  # of the square matrices whose product says what the machine can do
@@ -53,7 +53,7 @@ def linear(shape: str, choice: TopK, dtype: torch.dtype) -> Problem:
         paths=paths,
         operations=2 * tokens * inputs * (k + (k if choice.scope == "both" else out)),
         moved=dtype.itemsize * (dy.numel() + 2 * tokens * k + 2 * x.numel() + 2 * k * inputs),
-        ours=lambda: gradients.linear_backward(dy, x, weight, choice),
+        ours=lambda: functional.linear_backward(dy, x, weight, rows=choice),
         dense=lambda: (dy.matmul(weight), dy.t().mm(x), dy.sum(0)),
     )
 
@@ -82,7 +82,7 @@ def conv2d(
         paths=paths,
         operations=of_unit * (k + (k if choice.scope == "both" else out)),
         moved=dtype.itemsize * (dy.numel() + 2 * dy.numel() * k // out + 2 * x.numel() + 2 * k * weight[0].numel()),
-        ours=lambda: gradients.conv2d_backward(dy, x, weight, choice, *geometry),
+        ours=lambda: functional.conv2d_backward(dy, x, weight, *geometry, rows=choice),
         dense=lambda: torch.ops.aten.convolution_backward(
             dy, x, weight, [out], *geometry[:3], False, (0, 0), groups, (True, True, True)
         ),

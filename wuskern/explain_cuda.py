@@ -9,7 +9,7 @@ from wuskern import choice, configs
 from wuskern.doctor import Line, Report
 from wuskern.gpus import RATES, architecture
 from wuskern.product import Product
-from wuskern.rows import TopK
+from wuskern.choices import TopK
 from wuskern.shapes import output_size
 
 

@@ -1,8 +1,7 @@
-"""``linear`` and ``conv2d`` as in torch.nn.functional, with ``skip``, a backward without a weight gradient, ``rows``, one whose
-weight gradient has the chosen rows only, and ``tokens``, one whose weight gradient sums over some tokens. They are given
-by themselves by ``linear_backward`` and ``conv2d_backward``."""
+"""``linear`` and ``conv2d`` as in torch.nn.functional, with a plan of what their backward does about the weight: skip it, compute
+chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are that backward by itself."""
 
-import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +11,15 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
-from wuskern.autograd import Conv2dFunction, LinearFunction, Plan
-from wuskern.compact import row_grad_key, wants_row_grad
-from wuskern.gradients import conv2d_backward, linear_backward
-from wuskern.rows import ROW_CHOICES, PerExample, RowChoice, TopK, refuse_per_example
-from wuskern.tokens import Tokens
+from wuskern.autograd import LayerFunction
+from wuskern.choices import DENSE, Parts, PerExample, Plan
+from wuskern.grad_home import GradHome
+from wuskern.gradients import Gradients, Needs, gradients
+from wuskern.kinds import LINEAR, Conv2d, Kind
+from wuskern.sparse_grad import has_hooks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
@@ -25,21 +28,16 @@ _PLAIN = (Tensor, Parameter, type(None))
 
 
 def linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    skip: bool = False,
-    rows: RowChoice | None = None,
-    tokens: Tokens | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plan: Plan | None = None, **parts: "Unpack[Parts]"
 ) -> Tensor:
-    """``y = x @ weight.T + bias``. With ``skip``, backward computes dx and db; the gradient of ``weight`` is ``None``.
+    """``y = x @ weight.T + bias``, whose backward follows a plan.
 
     Args:
         x: ``[..., in]``. weight: ``[out, in]``. bias: ``[out]`` or None. All of one floating dtype, or autocast.
-        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows`` and ``tokens``.
-        rows: a ``TopK``, ``Rows`` or ``PerExample``: the gradient of ``weight`` is zero outside of the chosen rows, or in
-            the compact form where ``weight`` has been asked for that. None, or as many rows as there are: all of them.
+        plan: a ``wuskern.Plan``, or in its place its ``parts``:
+        skip: ``weight`` is a constant: its gradient is None, and ``x`` is not kept for it. Wins over the others.
+        rows: a ``TopK``, ``Rows`` or ``PerExample``: the gradient of ``weight`` is zero outside of the chosen rows. None, or as
+            many rows as there are: all of them.
         tokens: a ``Tokens``: the gradient of ``weight`` sums over so many elements of the leading dimensions. None, or as many
             as there are: all of them.
 
@@ -47,16 +45,11 @@ def linear(
         ``[..., out]``. Dense, and where :func:`stock_reason` names a reason, this is ``F.linear`` itself.
 
     Raises:
-        What ``F.linear`` raises; ``ValueError``, ``TypeError`` where ``rows`` do not fit; ``RuntimeError`` for a second or
-        forward-mode derivative through a call with skip, rows or tokens.
+        What ``F.linear`` raises; ``ValueError``, ``TypeError`` where the plan does not fit; ``RuntimeError`` for a second or
+        forward-mode derivative through a call with rows or tokens.
     """
-    rows = None if skip else _restricting(rows, weight, 1)
-    tokens = None if skip or tokens is None else _leaving_out(tokens, math.prod(x.shape[:-1]))
-    if not (skip or rows or tokens) or _takes_stock_path(x, weight, bias):
-        return F.linear(x, weight, bias)
-    _refuse_forward_mode(x, weight, bias)
-    x, operand, bias = _autocast(x, weight, bias)
-    return LinearFunction.apply(x, _graph_weight(weight, rows, skip), bias, _plan(rows, tokens, operand, weight))
+    plan = _plan(plan, parts).restricting(LINEAR.units(weight), lambda: LINEAR.count_tokens(x)) or DENSE
+    return planned_linear(x, weight, bias, plan, None)
 
 
 def conv2d(
@@ -68,76 +61,128 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
     *,
-    skip: bool = False,
-    rows: RowChoice | None = None,
-    tokens: Tokens | None = None,
+    plan: Plan | None = None,
+    **parts: "Unpack[Parts]",
 ) -> Tensor:
-    """``F.conv2d``. With ``skip``, backward computes dx and db; the gradient of ``weight`` is ``None``.
+    """``F.conv2d``, whose backward follows a plan.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``. weight: ``[out, C / groups, kh, kw]``. bias: ``[out]`` or None.
         stride, padding, dilation, groups: as for ``F.conv2d``, "same" and "valid" included.
-        skip: leave out the weight gradient and do not keep ``x`` for backward. Wins over ``rows`` and ``tokens``.
-        rows: as for :func:`linear`, of output channels; not ``PerExample``.
-        tokens: as for :func:`linear`, of images of the batch; an unbatched input is one.
+        plan, parts: as for :func:`linear`; rows are output channels, and no ``PerExample``; tokens are images of the batch, of
+            which an unbatched input is one.
 
     Returns:
         What ``F.conv2d`` returns. Dense, and where :func:`stock_reason` names a reason, this is ``F.conv2d`` itself.
 
     Raises:
-        What ``F.conv2d`` raises; ``ValueError``, ``TypeError`` where ``rows`` do not fit; ``RuntimeError`` for a second or
-        forward-mode derivative through a call with skip, rows or tokens.
+        As :func:`linear`, and what ``F.conv2d`` raises.
     """
-    if not skip:
-        refuse_per_example(rows)
-    rows = None if skip else _restricting(rows, weight, groups)
-    tokens = None if skip or tokens is None else _leaving_out(tokens, x.shape[0] if x.ndim == 4 else 1)
-    if not (skip or rows or tokens) or _takes_stock_path(x, weight, bias):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    _refuse_forward_mode(x, weight, bias)
-    stock = x, weight, bias
-    x, operand, bias = _autocast(x, weight, bias)
+    kind = Conv2d(groups=groups)
+    plan = _plan(plan, parts).restricting(kind.units(weight), lambda: kind.count_tokens(x)) or DENSE
+    return planned_conv2d(x, weight, bias, (stride, padding, dilation, groups), plan, None)
+
+
+def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, home: GradHome | None) -> Tensor:
+    """:func:`linear` of a layer with a home for its gradient, by a plan whose rows leave some out."""
+    if plan.skip and not _is_together():
+        return F.linear(x, _stock_weight(x, weight, plan), bias)
+    followed = _followed(plan, x, weight, bias, LINEAR)
+    if followed is None:
+        return F.linear(x, _stock_weight(x, weight, plan), bias)
+    cast_x, dtype, cast_bias = _autocast(x, weight, bias)
+    if cast_x.dtype != dtype:  # stock raises, in its own words
+        return F.linear(x, weight, bias)
+    return _apply(cast_x, weight, cast_bias, LINEAR, followed, home)
+
+
+def planned_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...], plan: Plan, home: GradHome | None
+) -> Tensor:
+    """:func:`conv2d` of a layer with a home for its gradient, by a plan whose rows leave some out. ``geometry``: stride, padding,
+    dilation, groups."""
+    stride, padding, dilation, groups = geometry
+    followed = _followed(plan, x, weight, bias, Conv2d(groups=groups))
+    if followed is None:
+        return F.conv2d(x, _stock_weight(x, weight, plan), bias, *geometry)
+    cast_x, dtype, cast_bias = _autocast(x, weight, bias)
     strided_same = padding == "same" and _pair(stride) != (1, 1)
-    if strided_same or x.ndim not in (3, 4) or x.dtype != operand.dtype:  # stock raises, in its own words
-        return F.conv2d(*stock, stride, padding, dilation, groups)
+    if strided_same or x.ndim not in (3, 4) or cast_x.dtype != dtype:  # stock raises, in its own words
+        return F.conv2d(x, weight, bias, *geometry)
     unbatched = x.ndim == 3
     if unbatched:
-        x = x.unsqueeze(0)
+        cast_x = cast_x.unsqueeze(0)
     if isinstance(padding, str):
-        x, padding = _numeric_padding(x, operand, padding, _pair(dilation))
-    geometry = _pair(stride), _pair(padding), _pair(dilation), groups
-    y = Conv2dFunction.apply(x, _graph_weight(weight, rows, skip), bias, _plan(rows, tokens, operand, weight), geometry)
+        cast_x, padding = _numeric_padding(cast_x, weight, padding, _pair(dilation))
+    kind = Conv2d(_pair(stride), _pair(padding), _pair(dilation), groups)
+    y = _apply(cast_x, weight, cast_bias, kind, followed, home)
     return y.squeeze(0) if unbatched else y
 
 
-def _restricting(rows: RowChoice | None, weight: Tensor, groups: int) -> RowChoice | None:
-    """The choice, or None where it means all rows of ``weight``."""
-    if rows is None:
+def _plan(plan: Plan | None, parts: Any) -> Plan:
+    if plan is None:
+        return Plan(**parts) if parts else DENSE
+    if parts or not isinstance(plan, Plan):
+        given = f"{plan!r} and {', '.join(parts)}" if parts else repr(plan)
+        raise TypeError(f"plan: expected a Plan, or parts of one in its place, got {given}")
+    return plan
+
+
+def _followed(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind) -> Plan | None:
+    """The plan, without a choice of tokens that takes all of this input's; None where the call is stock's."""
+    if _takes_stock_path(x, weight, bias):
         return None
-    if not isinstance(rows, ROW_CHOICES):
-        raise TypeError(f"rows: expected a TopK, Rows, PerExample or None, got {type(rows).__name__}")
-    return rows if rows.count(weight.shape[0], groups) < weight.shape[0] else None
+    followed = plan.restricting(kind.units(weight), lambda: kind.count_tokens(x)) if plan.asks_input else plan
+    if followed is None or followed is DENSE:
+        return None
+    if _is_transformed(x, weight, bias):
+        if plan.skip:
+            return None  # stock's own derivatives, with a constant weight
+        raise RuntimeError(
+            "a layer of wuskern with rows or tokens has no forward-mode derivative and takes no part in torch.func: set "
+            "rows=None and tokens=None where one is needed"
+        )
+    return followed
 
 
-def _leaving_out(tokens: Tokens, n: int) -> Tokens | None:
-    """The choice, or None where it means all of ``n`` tokens."""
-    if not isinstance(tokens, Tokens):
-        raise TypeError(f"tokens: expected a Tokens or None, got {type(tokens).__name__}")
-    return tokens if tokens.count(n) < n else None
+def _stock_weight(x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
+    """A constant, if the plan skips; DDP waits for every parameter, and what is traced stays stock's."""
+    return weight.detach() if plan.skip and not (_is_together() or _is_traced(x)) else weight
 
 
-def _plan(rows: RowChoice | None, tokens: Tokens | None, operand: Tensor, weight: Tensor) -> Plan:
-    if torch.compiler.is_compiling() and isinstance(rows, TopK) and rows.agree is not None:
+def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Plan, home: GradHome | None) -> Tensor:
+    """A skipped weight stays out of the graph, and its hooks are not called, unless processes work together: DDP waits for
+    every parameter, and gets None."""
+    if plan.observer is not None and plan.observer.only_eager and torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="rows by the scores of all processes (exact=True) are chosen outside of compiled code")
-    return Plan(rows, tokens, operand.detach(), row_grad_key(weight) if rows else None)
+    in_graph = weight.detach() if plan.skip and not _is_together() else weight
+    y: Tensor = LayerFunction.apply(x, in_graph, bias, kind, plan, _is_sparse(plan, weight, home), home)
+    return y
+
+
+def _is_sparse(plan: Plan, weight: Tensor, home: GradHome | None) -> bool:
+    """Whether the gradient of ``weight`` is to be torch's sparse tensor. A prepared DDP makes it that after backward; compiled
+    code has to know the layer, and no hook may want to see it."""
+    if plan.skip or plan.rows is None or isinstance(plan.rows, PerExample) or not plan.rows.sparse:
+        return False
+    if type(weight) is not Parameter:
+        return False
+    if torch.compiler.is_compiling():
+        return home is not None and not _is_together() and not has_hooks(weight)
+    ddp = _active_ddp()
+    if ddp is not None and not hasattr(ddp, "_wuskern_prepared"):
+        raise RuntimeError(
+            "weight: a sparse gradient was asked for, by an optimizer of wuskern.optim or by sparse=True, but "
+            "DistributedDataParallel would not send it: call wuskern.distributed.prepare(ddp_model) after wrapping"
+        )
+    return ddp is None
 
 
 def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Why a call with these tensors takes PyTorch's own path although ``skip``, ``rows`` or ``tokens`` is set, or None."""
+    """Why a call with these tensors takes PyTorch's own path although it has a plan, or None."""
     if not torch.is_grad_enabled():
         return "gradients are disabled"
-    exporting = torch.compiler._is_exporting_flag  # is_exporting() is True under torch 2.10's torch.compile as well
-    if torch.jit.is_tracing() or exporting:  # type: ignore[attr-defined]
+    if _is_traced(x):
         return "the model is being traced or exported"
     for t in (x, weight, bias):
         if type(t) not in _PLAIN:
@@ -149,8 +194,15 @@ def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return None
 
 
+def _is_traced(x: Any) -> bool:
+    """Whether the call is recorded; what stock refuses counts too, so that it does so in its own words."""
+    # is_exporting() is True under torch 2.10's torch.compile as well
+    recorded = torch.jit.is_tracing() or torch.compiler._is_exporting_flag  # type: ignore[attr-defined]
+    return recorded or not isinstance(x, Tensor)
+
+
 def _takes_stock_path(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Not under a prepared DDP, which would take the flags for what backward computes."""
+    """Not under a prepared DDP, which would take the plan for what backward computes."""
     reason = stock_reason(x, weight, bias)
     if reason and torch.is_grad_enabled() and hasattr(_active_ddp(), "_wuskern_prepared"):
         raise RuntimeError(
@@ -159,34 +211,23 @@ def _takes_stock_path(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return reason is not None
 
 
+def _is_together() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _active_ddp() -> DistributedDataParallel | None:
     """The DDP in whose forward this is; None also while a compiler traces."""
     return None if torch.compiler.is_compiling() else DistributedDataParallel._active_ddp_module
 
 
-def _refuse_forward_mode(*tensors: Tensor | None) -> None:
-    """By name, and here: a Function with a ``jvp`` that raises could not be compiled."""
+def _is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode derivatives are taken, or a transform of torch.func is at work. Asked here: a Function with a ``jvp``
+    could not be compiled."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+        return True
     if forward_ad._current_level < 0:
-        return
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise RuntimeError(
-            "a skipping, row-sparse or token-sampling layer of wuskern has no forward-mode derivative: set skip=False, "
-            "rows=None and tokens=None where one is needed"
-        )
-
-
-def _graph_weight(weight: Tensor, rows: RowChoice | None, skip: bool) -> Tensor:
-    """A skipped weight stays out of the graph, and its hooks are not called, unless processes work together: DDP waits for
-    every parameter, and gets None."""
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if together and rows and not isinstance(rows, PerExample) and wants_row_grad(weight):
-        ddp = _active_ddp()
-        if ddp is not None and not hasattr(ddp, "_wuskern_prepared"):
-            raise RuntimeError(
-                "weight: row_grad was requested, but DistributedDataParallel would not send it: call "
-                "wuskern.distributed.prepare(ddp_model) after wrapping"
-            )
-    return weight.detach() if skip and not together else weight
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _pair(value: Pair) -> tuple[int, ...]:
@@ -208,17 +249,97 @@ def _numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[in
     return x, tuple(t // 2 for t in total)
 
 
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Under autocast, what stock would compute in. Done out here, where autograd casts the gradients back."""
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, torch.dtype, Tensor | None]:
+    """Under autocast x and bias as stock would compute with them, and the dtype that ``weight`` has then. Done out here, where
+    autograd casts the gradients back."""
     device = x.device.type
     try:
         if not torch.is_autocast_enabled(device):
-            return x, weight, bias
+            return x, weight.dtype, bias
     except RuntimeError:  # a device that knows no autocast
-        return x, weight, bias
+        return x, weight.dtype, bias
     dtype = torch.get_autocast_dtype(device)
 
-    def cast(t: Tensor) -> Tensor:
-        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+    def in_autocast(t: Tensor) -> torch.dtype:
+        return dtype if t.is_floating_point() and t.dtype != torch.float64 else t.dtype
 
-    return cast(x), cast(weight), None if bias is None else cast(bias)
+    return x.to(in_autocast(x)), in_autocast(weight), None if bias is None else bias.to(in_autocast(bias))
+
+
+# ---- the backward alone ---------------------------------------------------------------------------------------------
+
+
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    needs: Needs = (True, True, True),
+    plan: Plan | None = None,
+    **parts: "Unpack[Parts]",
+) -> Gradients:
+    """Backward of ``y = x @ weight.T + bias`` by a plan; with rows no tensor of the weight's size is formed.
+
+    Args:
+        dy: ``[..., out]``. x: ``[..., in]``. weight: ``[out, in]``. All of one dtype.
+        needs: which gradients, of x, weight and bias.
+        plan, parts: as for :func:`linear`.
+
+    Returns:
+        dx ``[..., in]``; the weight's: with rows (but ``PerExample``) a ``RowGrad`` with values ``[k, in]``, else dense; the
+        bias's ``[out]``.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or the plan do not fit.
+    """
+    plan = _plan(plan, parts)
+    _check_alike(dy, x, weight, 2)
+    if dy.ndim < 1 or x.ndim < 1 or dy.shape[:-1] != x.shape[:-1] or (dy.shape[-1], x.shape[-1]) != weight.shape:
+        expected = [*x.shape[:-1], weight.shape[0]], [*x.shape[:-1], weight.shape[1]]
+        raise ValueError(f"dy, x: expected {expected[0]} and {expected[1]}, got {list(dy.shape)} and {list(x.shape)}")
+    plan.check(LINEAR.units(weight))
+    return gradients(LINEAR, plan, dy, x, weight, False, needs)
+
+
+def conv2d_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    *,
+    needs: Needs = (True, True, True),
+    plan: Plan | None = None,
+    **parts: "Unpack[Parts]",
+) -> Gradients:
+    """Backward of a Conv2d by a plan; with rows no tensor of the weight's size is formed.
+
+    Args:
+        dy: ``[B, out, HO, WO]``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``. All of one dtype.
+        stride, padding, dilation, groups: as for ``F.conv2d``, in numbers.
+        needs: which gradients, of x, weight and bias.
+        plan, parts: as for :func:`conv2d`.
+
+    Returns:
+        dx ``[B, C, H, W]`` in stock's strides; the weight's: with rows a ``RowGrad`` with values ``[k, C / groups, kh, kw]``, else
+        dense; the bias's ``[out]``.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, the geometry or the plan do not fit.
+    """
+    plan = _plan(plan, parts)
+    _check_alike(dy, x, weight, 4)
+    kind = Conv2d(_pair(stride), _pair(padding), _pair(dilation), groups)
+    kind.check(dy, x, weight)
+    plan.check(kind.units(weight))
+    return gradients(kind, plan, dy, x, weight, kind.like(x, weight), needs)
+
+
+def _check_alike(dy: Tensor, x: Tensor, weight: Tensor, ndim: int) -> None:
+    if weight.ndim != ndim:
+        raise ValueError(f"weight: expected {ndim} dimensions, got {weight.ndim}")
+    for name, t in (("x", x), ("weight", weight)):
+        if t.dtype != dy.dtype or t.device != dy.device:
+            raise TypeError(f"{name}: expected {dy.dtype} on {dy.device} as dy is, got {t.dtype} on {t.device}")

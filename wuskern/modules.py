@@ -1,8 +1,9 @@
-"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a flag that leaves out the weight gradient, a
-choice of the rows that get one, and one of the tokens that it sums over."""
+"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a plan of what their backward does about the weight."""
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -12,93 +13,161 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from wuskern import functional
-from wuskern.rows import RowChoice, refuse_per_example
-from wuskern.tokens import Tokens
+from wuskern.choices import DENSE, Parts, Plan, Planned, RowChoice, Tokens, Units
+from wuskern.grad_home import GradHome, refuse_momentum
+
+FilterFn = Callable[[nn.Module, str], bool]
 
 
-class SkippableLinear(nn.Linear):
-    """``nn.Linear``: same parameters, initialisation, state_dict and results, with ``skip``, ``rows`` and ``tokens``.
+class Skippable(Planned, nn.Module):
+    """What the skippable layers have beside their stock twin: a plan, with ``skip``, ``rows`` and ``tokens`` as views of it.
 
     ``layer.skip = True`` makes every following forward remember a bias-only backward: dX and the bias gradient are
-    computed, no weight gradient is (``weight.grad`` stays as it was) and the input is not kept. The flag is read in
-    forward; changing it between a forward and its backward changes nothing for that backward (activation checkpointing
-    runs forward again in backward: leave the flag alone in between). It is not training state: ``state_dict`` does not
-    hold it.
+    computed, no weight gradient is (``weight.grad`` stays as it was) and the input is not kept. The weight is a constant then,
+    in derivatives of any order.
 
     ``layer.rows = wk.TopK(ratio=.05)`` restricts the weight gradient, and with ``scope="both"`` the input gradient too, to the
-    output units with the largest gradients; ``wk.Rows(index)`` to fixed ones. None: all rows. Read in forward like
-    ``skip``, which wins over it.
+    output units with the largest gradients; ``wk.Rows(index)`` to fixed ones. None: all rows. With ``groups``, as many rows are
+    chosen in each group.
 
     ``layer.tokens = wk.Tokens(ratio=.3)`` sums the weight gradient, of all rows or of the chosen ones, over that part of the
-    tokens alone: of the elements of the leading dimensions. None: all. Read in forward like ``skip``, which wins over it, too.
+    tokens alone: of the elements of the leading dimensions, of a Conv2d of the images of the batch. None: all.
+
+    What does not fit raises where it is assigned. Skip wins over the others. The plan is read in forward; changing it between a
+    forward and its backward changes nothing for that backward (activation checkpointing runs forward again in backward: leave
+    the plan alone in between). It is not training state: ``state_dict`` does not hold it.
+    """
+
+    weight: Parameter
+    _plan: Plan = DENSE
+    _in_use: Plan = DENSE  # without what leaves nothing out, and with what optimizers ask for
+    _home: GradHome | None = None
+    _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
+    _planned: bool = False  # whether that is anything but the dense backward
+    __jit_unused_properties__ = ("plan", "units", "is_sparse", *Parts.__annotations__)
+    __jit_ignored_attributes__ = (*__jit_unused_properties__, "_plan", "_in_use", "_home", "_asked", "_planned")
+
+    @property
+    def plan(self) -> Plan:
+        """What the next backward does about the weight."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan: expected a Plan, got {plan!r}")
+        plan.check(self.units)
+        if plan.rows is not None and self._home is None:
+            self._home = GradHome(self)
+            self._asked = self._home.is_asked()
+        self._plan = plan
+        self._resolve()
+
+    def answer(self, asked: bool) -> None:
+        """Takes note of whether an optimizer of ``wuskern.optim`` holds the weight."""
+        if asked != self._asked:
+            self._asked = asked
+            self._resolve()
+
+    def _resolve(self) -> None:
+        self._in_use = self._plan.restricting(self.units, many_tokens) or DENSE
+        if self._asked:
+            self._in_use = self._in_use.with_sparse()
+        self._planned = self._in_use != DENSE
+        if self.is_sparse:
+            refuse_momentum()
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the gradient of the weight is sparse."""
+        return bool(getattr(self._in_use.rows, "sparse", False))
+
+    @property
+    def units(self) -> Units:
+        """What choices have to fit."""
+        raise NotImplementedError
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        super().register_parameter(name, param)
+        if name == "weight" and self._home is not None:
+            self.answer(self._home.is_asked())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self._plan.rows is not None:  # a copy has a home of its own
+            self._home = GradHome(self)
+            self._asked = self._home.is_asked()
+            self._resolve()
+
+    def forget_plan(self) -> None:
+        """Leaves nothing of a plan on the layer."""
+        for name in ("_plan", "_in_use", "_home", "_asked", "_planned"):
+            self.__dict__.pop(name, None)
+
+    def extra_repr(self) -> str:
+        plan = "" if self.plan == DENSE else f", {self.plan}"
+        return super().extra_repr() + plan
+
+
+class SkippableLinear(Skippable, nn.Linear):
+    """``nn.Linear``: same parameters, initialisation, state_dict and results, and a plan (see :class:`Skippable`).
 
     x: ``[..., in_features]`` -> ``[..., out_features]``.
     """
 
-    skip: bool = False
-    rows: RowChoice | None = None
-    tokens: Tokens | None = None
-    __jit_ignored_attributes__ = ("rows", "tokens")
+    @property
+    def units(self) -> Units:
+        return Units("Linear", self.out_features)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.linear(input, self.weight, self.bias)
-        return functional.linear(input, self.weight, self.bias, skip=self.skip, rows=self.rows, tokens=self.tokens)
+        if not getattr(self, "_planned", False):  # a wrapper may call this after revert
+            return F.linear(input, self.weight, self.bias)
+        return functional.planned_linear(input, self.weight, self.bias, self._in_use, self._home)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + _flags(self)
 
-
-class SkippableConv2d(nn.Conv2d):
-    """``nn.Conv2d`` with ``skip``, ``rows`` and ``tokens`` of :class:`SkippableLinear`; every padding, mode, dilation and group
-    works.
-
-    With ``groups``, as many rows are chosen in each group. A token is an image of the batch: the weight gradient sums over
-    images and positions, and whole images are chosen, so that the same kernels run on a smaller batch. Unbatched input is one.
+class SkippableConv2d(Skippable, nn.Conv2d):
+    """``nn.Conv2d`` with a plan (see :class:`Skippable`); every padding, mode, dilation and group works.
 
     With ``padding_mode`` "reflect" or "replicate", PyTorch's padding itself keeps the input.
 
     x: ``[B, in_channels, H, W]`` or ``[in_channels, H, W]``.
     """
 
-    skip: bool = False
-    rows: RowChoice | None = None
-    tokens: Tokens | None = None
-    __jit_ignored_attributes__ = ("rows", "tokens")
+    @property
+    def units(self) -> Units:
+        return Units("Conv2d", self.out_channels, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._conv_forward(input, self.weight, self.bias)
-        if not self.skip and self.rows is None and self.tokens is None:
+        if not getattr(self, "_planned", False):  # a wrapper may call this after revert
             return self._conv_forward(input, self.weight, self.bias)
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
         geometry = self.stride, padding, self.dilation, self.groups
-        return functional.conv2d(input, self.weight, self.bias, *geometry, skip=self.skip, rows=self.rows, tokens=self.tokens)
+        return functional.planned_conv2d(input, self.weight, self.bias, geometry, self._in_use, self._home)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + _flags(self)
+
+def many_tokens() -> int:
+    """More tokens than any choice takes: how many there are shows in forward."""
+    return sys.maxsize
 
 
 SkippableLayer = SkippableLinear | SkippableConv2d
-
-
-def _flags(layer: SkippableLayer) -> str:
-    choices = {"rows": layer.rows, "tokens": layer.tokens}
-    shown = (f", {name}={choice}" for name, choice in choices.items() if choice is not None)
-    return (", skip=True" if layer.skip else "") + "".join(shown)
 
 
 def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
     """The converted layers of a model by name, each once. Raises ``ValueError`` if there is none."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, SkippableLinear | SkippableConv2d)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Skippable)}
     if not layers:
         raise ValueError("model: expected at least one converted layer (see wuskern.convert), got none")
-    return layers
+    return layers  # type: ignore[return-value]
 
 
 def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
@@ -114,12 +183,46 @@ def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[t
     return [(p, [o for o in own if o is not None]) for p, own in owners.items() if None not in own]
 
 
+# ---- the plans of a model -------------------------------------------------------------------------------------------
+
+
+def set_plan(model: nn.Module, *, filter_fn: FilterFn | None = None, **parts: Any) -> None:
+    """Sets ``parts`` of the plan (``skip``, ``rows``, ``tokens``) of every converted layer, or of those that ``filter_fn`` names.
+
+    Args:
+        filter_fn: ``filter_fn(module, name) -> bool``.
+
+    Raises:
+        ValueError, TypeError: the model has no converted layer, ``filter_fn`` takes none, or a part does not fit one of them,
+            by name. No layer is then changed.
+    """
+    if not parts:
+        raise TypeError(f"parts: expected some of {', '.join(Parts.__annotations__)}, got none")
+    layers = skippable_layers(model)
+    if filter_fn is not None:
+        layers = {name: layer for name, layer in layers.items() if filter_fn(layer, name)}
+        if not layers:
+            raise ValueError("filter_fn: expected it to take at least one converted layer, got none")
+    plans = {name: layer.plan.replace(**parts) for name, layer in layers.items()}
+    for name, plan in plans.items():
+        check_plan(layers[name], plan, f"{name or 'the model itself'}: ")
+    for name, plan in plans.items():
+        layers[name].plan = plan
+
+
 def set_skip(model: nn.Module, skip: bool) -> None:
-    """Sets ``skip`` of every converted layer. Raises ``ValueError`` if the model has none."""
-    if not isinstance(skip, bool):
-        raise TypeError(f"skip: expected True or False, got {skip!r}")
-    for layer in skippable_layers(model).values():
-        layer.skip = skip
+    """Sets ``skip`` of every converted layer, as :func:`set_plan`."""
+    set_plan(model, skip=skip)
+
+
+def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
+    """Sets ``rows`` of every converted layer, as :func:`set_plan`; None: all rows."""
+    set_plan(model, rows=rows)
+
+
+def set_tokens(model: nn.Module, tokens: Tokens | None) -> None:
+    """Sets ``tokens`` of every converted layer, as :func:`set_plan`; None: all."""
+    set_plan(model, tokens=tokens)
 
 
 @contextlib.contextmanager
@@ -134,42 +237,9 @@ def skipping(model: nn.Module, skip: bool = True) -> Iterator[None]:
             layer.skip = flag
 
 
-def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
-    """Sets ``rows`` of every converted layer; None: all rows.
-
-    Raises ``ValueError`` if the model has no converted layer or ``rows`` do not fit one of them, and ``TypeError`` if they are
-    no choice of rows, or one that a Conv2d does not know. No layer is then changed.
-    """
-    if not isinstance(rows, RowChoice | None):
-        raise TypeError(f"rows: expected a TopK, Rows, PerExample or None, got {type(rows).__name__}")
-    layers = skippable_layers(model)
-    for name, layer in layers.items():
-        check_rows(layer, rows, f"{name or 'the model itself'}: ")
-    for layer in layers.values():
-        layer.rows = rows
-
-
-def set_tokens(model: nn.Module, tokens: Tokens | None) -> None:
-    """Sets ``tokens`` of every converted layer; None: all. Raises ``ValueError`` if the model has none, ``TypeError`` if they
-    are no ``Tokens``."""
-    if not isinstance(tokens, Tokens | None):
-        raise TypeError(f"tokens: expected a Tokens or None, got {type(tokens).__name__}")
-    for layer in skippable_layers(model).values():
-        layer.tokens = tokens
-
-
-def units(layer: SkippableLayer) -> tuple[int, int]:
-    """Rows of the layer's weight, and its groups."""
-    return (layer.out_features, 1) if isinstance(layer, nn.Linear) else (layer.out_channels, layer.groups)
-
-
-def check_rows(layer: SkippableLayer, rows: RowChoice | None, where: str = "") -> None:
-    """Raises ``ValueError`` or ``TypeError``, its text behind ``where``, if ``layer`` cannot have ``rows``."""
-    if rows is None:
-        return
-    if isinstance(layer, nn.Conv2d):
-        refuse_per_example(rows, where)
+def check_plan(layer: SkippableLayer, plan: Plan, where: str = "") -> None:
+    """Raises ``ValueError`` or ``TypeError``, its text behind ``where``, if ``layer`` cannot have ``plan``."""
     try:
-        rows.count(*units(layer))
-    except ValueError as error:
-        raise ValueError(f"{where}{error}") from error
+        plan.check(layer.units)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{where}{error}") from error

@@ -58,7 +58,8 @@ def declare(
 
 def _checked_run(name: str, *arguments: Any) -> Any:
     _checks[name](*arguments)
-    return backends.choose(name, arguments[0].device.type).run(*arguments)
+    first = arguments[0]
+    return backends.choose(name, first.device.type, first.numel()).run(*arguments)
 
 
 def call(name: str, *arguments: Any) -> Any:

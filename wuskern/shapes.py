@@ -28,6 +28,14 @@ def is_channels_last(t: Tensor) -> bool:
     return t.stride() == (c * h * w, 1, w * c, c)
 
 
+def is_batched(t: Tensor) -> bool:
+    """Whether ``t`` stands for a batch of tensors: under ``vmap``, or in a backward with ``is_grads_batched``."""
+    functorch = torch._C._functorch  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling():
+        return False
+    return bool(functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t))
+
+
 def as_matrix(t: Tensor) -> Tensor:
     """``[tokens, features]`` of ``[..., features]``; a vector is one token."""
     return t[None] if t.ndim == 1 else t.flatten(0, -2)

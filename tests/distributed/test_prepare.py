@@ -9,8 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
 from tests.distributed.models import draw, wrapped
-from wuskern.compact import request_row_grad
-from wuskern.rows import RowGrad
 
 
 class Sent:

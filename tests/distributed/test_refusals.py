@@ -9,7 +9,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
 from tests.distributed.models import draw, raises, wrapped
-from wuskern.compact import request_row_grad
 
 
 def refusals(rank):

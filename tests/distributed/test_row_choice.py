@@ -6,7 +6,6 @@ import torch.nn as nn
 
 import wuskern as wk
 from tests.distributed.models import draw, wrapped
-from wuskern.compact import request_row_grad
 
 
 def exact_rows(rank, compact, micro):

@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 import wuskern as wk
 from tests.distributed.models import draw
 from tests.distributed.ranks import WORLD
-from wuskern.compact import request_row_grad
 
 FLAGS = {"all rows": None, "rows": wk.Rows([1, 4])}
 

@@ -8,7 +8,6 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
-from wuskern.compact import request_row_grad
 
 BATCH, LR = 8, 0.1
 LAYERS = (0, 2, 4)  # of the network, those that are converted

@@ -1,16 +1,14 @@
 """Whether all processes have set the same flags: one that skips what another computes would halve a gradient, or hang."""
 
-import zlib
-from array import array
+import textwrap
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 
 from wuskern.modules import SkippableLayer, skippable_layers
-from wuskern.rows import Rows
 
-NAMED = 3  # layers in the message
+NAMED, MOST_SAID = 3, 160  # layers in the message, characters of each plan
 
 
 def check_names(names: list[str], group: "dist.ProcessGroup") -> None:
@@ -24,7 +22,7 @@ def check_names(names: list[str], group: "dist.ProcessGroup") -> None:
 
 
 def check_flags(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> None:
-    """Compares ``skip`` and ``rows`` of each converted layer over the processes, which all call it: a small all_gather.
+    """Compares the plan of each converted layer over the processes, which all call it: a small all_gather.
 
     ``prepare`` does so before each forward. For FSDP2, which hangs or fails where they differ, call it where they change.
     Raises ``RuntimeError`` in all processes, with the layer and what each process has, if one differs.
@@ -35,7 +33,7 @@ def check_flags(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> N
 
 def compare(layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None", device: torch.device) -> None:
     """:func:`check_flags` of these layers."""
-    mine = torch.tensor([_code(layer) for layer in layers.values()], device=device)
+    mine = torch.tensor([layer.plan.digest for layer in layers.values()], device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group)
     codes = torch.stack(everyone)
@@ -44,18 +42,8 @@ def compare(layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None"
         _report([name for name, odd in zip(layers, differs, strict=True) if odd], layers, group)
 
 
-def _code(layer: SkippableLayer) -> int:
-    if layer.skip:
-        return 1
-    if isinstance(layer.rows, Rows):
-        return zlib.crc32(
-            array("q", layer.rows.numbers).tobytes(), zlib.crc32(f"{layer.rows.scope} {layer.rows.bias}".encode())
-        )
-    return zlib.crc32(repr(layer.rows).encode())
-
-
 def _report(names: list[str], layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None") -> None:
-    mine = [_said(layers[name]) for name in names[:NAMED]]
+    mine = [textwrap.shorten(str(layers[name].plan), MOST_SAID) for name in names[:NAMED]]
     everyone: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(everyone, mine, group)
     found = [
@@ -63,13 +51,4 @@ def _report(names: list[str], layers: dict[str, SkippableLayer], group: "dist.Pr
         for i, name in enumerate(names[:NAMED])
     ]
     more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    raise RuntimeError(f"layers: expected the same skip and rows in all processes, got {'; '.join(found)}{more}")
-
-
-def _said(layer: SkippableLayer) -> str:
-    if layer.skip:
-        return "skip"
-    if isinstance(layer.rows, Rows):
-        index = layer.rows.numbers
-        return f"Rows({list(index[:8])}{' and more' if len(index) > 8 else ''}, {layer.rows.scope!r}, {layer.rows.bias!r})"
-    return "all rows" if layer.rows is None else repr(layer.rows)
+    raise RuntimeError(f"layers: expected the same plan in all processes, got {'; '.join(found)}{more}")

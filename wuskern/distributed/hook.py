@@ -71,7 +71,7 @@ def average(group: "dist.ProcessGroup") -> Reduce:
 def send(bucket: Bucket, shares: dict[Parameter, Share], reduce: Reduce) -> "Future[Tensor]":
     """Averages what the shares say; the bucket's other gradients whole. The future holds the bucket's own buffer."""
     found = [shares.get(parameter) for parameter in bucket.parameters()]
-    if all(share is None or (share.dense and not share.compact) for share in found):
+    if all(share is None or share.dense for share in found):
         return reduce(bucket)
     buffer = bucket.buffer()
     parts: list[Part] = []
@@ -92,19 +92,9 @@ def _parts(share: Share | None, parameter: Parameter, gradient: Tensor) -> list[
     if share is None:
         return [Part(parameter, gradient, gradient.copy_)]
     share.refuse_stray()
-    parts = []
     if share.dense:
-        parts.append(Part(parameter, gradient, gradient.copy_))
-    if share.compact:
-        parts.append(_compact(share))
-    elif share.rows and not share.dense:
-        parts.append(_rows_of(parameter, gradient, share.union()))
-    return parts
-
-
-def _compact(share: Share) -> Part:
-    rows = share.union()
-    return Part(share.weight, share.values_of(rows), lambda average: share.replace(rows, average.clone()))
+        return [Part(parameter, gradient, gradient.copy_)]
+    return [_rows_of(parameter, gradient, share.union())] if share.rows else []
 
 
 def _rows_of(parameter: Parameter, gradient: Tensor, rows: Tensor) -> Part:

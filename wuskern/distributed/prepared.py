@@ -1,7 +1,6 @@
 """``prepare``: what goes before a forward of DDP, into its communication hook, and after its backward."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -13,12 +12,12 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
-from wuskern.compact import wants_row_grad
+from wuskern.choices import DENSE, Plan, Rows, TopK
 from wuskern.distributed import flags, hook
-from wuskern.distributed.rowchoice import LaggedRows, restricts
+from wuskern.distributed.rowchoice import LaggedRows
 from wuskern.distributed.shares import Share
-from wuskern.modules import SkippableLayer, skippable_layers, units, weight_owners
-from wuskern.rows import PerExample, RowChoice, Rows, TopK
+from wuskern.modules import SkippableLayer, many_tokens, skippable_layers, weight_owners
+from wuskern.observer import Observer
 
 CommHook = tuple[Any, Callable[[Any, Any], "Future[Tensor]"]]  # state and hook, as for DDP.register_comm_hook
 
@@ -29,22 +28,23 @@ def prepare(
     """Makes DDP send only gradients that were computed. Call it once, after wrapping, before the first backward.
 
     Of a skipped weight nothing is sent, and ``grad`` is None after backward, as in one process. Of a weight with ``rows`` the
-    chosen rows are sent; in the compact form ``weight.row_grad`` holds their average after backward. A weight that some other
-    module shares, or that a parametrization computes, is sent whole. ``attach`` the policy to the optimizer as well.
+    chosen rows are sent; where the sparse form is asked for, ``grad`` is that after a synchronised backward (under ``no_sync``
+    it is dense). A weight that some other module shares, or that a parametrization computes, is sent whole. ``attach`` the
+    policy to the optimizer as well.
 
     ``TopK`` chooses the same rows in all processes: by the scores of the step before, or of all its micro-batches, added up
     over the processes once, before the first forward after a synchronised backward, in one tensor for all layers. The rows
     then stay until the next synchronised backward. The first step has no scores, and takes the rows whose weights have the
-    largest sums of magnitudes. ``score="random"``: drawn from one generator that all processes share. A layer's own ``rows``
-    are back in place after each forward.
+    largest sums of magnitudes. ``score="random"``: drawn from one generator that all processes share. A layer's own plan
+    is back in place after each forward.
 
-    Works with ``find_unused_parameters`` (of a compact weight that no process used, the chosen rows are zeros),
+    Works with ``find_unused_parameters`` (of a weight that no process used, the chosen rows are zeros),
     ``gradient_as_bucket_view``, ``no_sync``, and ``static_graph`` if each weight gets a dense gradient in the first
     iteration; a checkpointed part of the model needs ``use_reentrant=False``. ``join`` raises in forward.
 
     Args:
         ddp_model: a ``DistributedDataParallel`` around a model with converted layers.
-        check_flags: compare a hash of each layer's ``skip`` and ``rows`` over the processes before each forward with
+        check_flags: compare a hash of each layer's plan over the processes before each forward with
             gradients: one small all_gather that waits. Without it, flags that differ make gradients wrong, or hang.
         exact: ``TopK`` rows by the scores of the step itself, added up inside backward on a process group of its own: backward
             then waits for all processes once per layer. Not with ``find_unused_parameters``; under ``torch.compile`` such a
@@ -78,7 +78,7 @@ class Prepared:
         self.exact_group = dist.new_group(ranks, use_local_synchronization=True) if exact else None
         self.reduce = hook.average(self.group) if comm_hook is None else _called(comm_hook)
         self.shares, self.share_of = _shares(ddp_model, self.layers)
-        self.own: dict[str, TopK] = {}  # choices that are replaced during a forward
+        self.own: dict[str, Plan] = {}  # plans that are replaced during a forward
         self.without: list[Parameter] = []  # gradients that DDP would make zeros
         self.reduced = False  # gradients have been, since the last forward
         ddp_model.register_comm_hook(self, _on_bucket)
@@ -108,32 +108,35 @@ class Prepared:
             self.reduced = False
 
     def _install(self, ddp_model: Any) -> None:
-        active = {name: None if layer.skip or not restricts(layer) else layer.rows for name, layer in self.layers.items()}
+        plans = {name: layer.plan.restricting(layer.units, many_tokens) or DENSE for name, layer in self.layers.items()}
         if ddp_model.static_graph and not ddp_model._static_graph_delay_allreduce_enqueued:
-            self._refuse_missing(active)
-        self.own = {name: rows for name, rows in active.items() if isinstance(rows, TopK)}
-        if self.exact_group is None:
-            active |= self.lagged.choose(self.own)
-        for name, layer in self.layers.items():
-            rows, share = active[name], self.share_of.get(name)
-            if isinstance(rows, TopK):
-                rows = replace(rows, agree=self._agreement(name, rows, share))
-            if name in self.own:
-                layer.rows = rows
-            if share is not None and not layer.skip:
-                _add(share, rows)
+            self._refuse_missing()
+        by_scores = {name: p.rows for name, p in plans.items() if isinstance(p.rows, TopK) and not p.skip}
+        self.own = {name: self.layers[name].plan for name in by_scores}
+        chosen = self.lagged.choose(by_scores) if self.exact_group is None else {}
+        for name, of in by_scores.items():
+            if name in chosen:
+                plans[name] = plans[name].replace(rows=chosen[name].rows, observer=chosen[name].observer)
+            else:
+                observer = _Agreed(plans[name].observer, self._agreement(name, of))
+                plans[name] = plans[name].replace(rows=of, observer=observer)
+            self.layers[name].plan = plans[name]
+        for name, share in self.share_of.items():
+            if not plans[name].skip:
+                _add(share, plans[name])
 
-    def _refuse_missing(self, active: dict[str, RowChoice | None]) -> None:
+    def _refuse_missing(self) -> None:
         """DDP counts in the first iteration which gradients there are, and would never send the others."""
         for name, layer in self.layers.items():
-            if layer.skip or (active[name] is not None and wants_row_grad(layer.weight)):
+            if layer.skip:
                 raise RuntimeError(
-                    "static_graph: expected a first iteration in which each weight gets a dense gradient, got "
-                    f"{'skip' if layer.skip else 'compact rows'} of {name or 'the model itself'}"
+                    "static_graph: expected a first iteration in which each weight gets a gradient, got skip of "
+                    f"{name or 'the model itself'}"
                 )
 
-    def _agreement(self, name: str, of: TopK, share: Share | None) -> Callable[[Tensor], Tensor]:
-        out, groups = units(self.layers[name])
+    def _agreement(self, name: str, of: TopK) -> Callable[[Tensor], Tensor]:
+        _, out, groups = self.layers[name].units
+        share = self.share_of.get(name)
 
         def agree(scores: Tensor) -> Tensor:
             if of.score == "random":
@@ -148,8 +151,8 @@ class Prepared:
 
     @torch.compiler.disable
     def _after_forward(self, *_: Any) -> None:
-        for name, rows in self.own.items():
-            self.layers[name].rows = rows
+        for name, plan in self.own.items():
+            self.layers[name].plan = plan
         self.own = {}
 
     # ---- backward ---------------------------------------------------------------------------------------------------
@@ -163,11 +166,14 @@ class Prepared:
         return hook.send(bucket, self.shares, self.reduce)
 
     def _missing(self, share: Share) -> bool:
-        return share.nothing_dense and share.weight.grad is None
+        return share.nothing and share.weight.grad is None
 
     def _after_backward(self) -> None:
         for parameter in self.without:
             parameter.grad = None
+        for share in self.shares.values():
+            if any(self.layers[name].is_sparse for name in share.names):
+                share.make_sparse()
         self.without, self.reduced = [], True
 
     # ---- state ------------------------------------------------------------------------------------------------------
@@ -190,12 +196,29 @@ def _on_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP compares a
     return state.on_bucket(bucket)
 
 
-def _add(share: Share, rows: RowChoice | None) -> None:
+class _Agreed(Observer):
+    """A policy's observer, if there is one, in a forward of which all processes agree on the scores."""
+
+    only_eager = True
+
+    def __init__(self, policy: Observer | None, agree: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.policy, self.agree = policy, agree
+
+    def ranked(self, scores: Tensor) -> Tensor:
+        return self.agree(scores if self.policy is None else self.policy.ranked(scores))
+
+    def tell(self, scores: Tensor | None, chosen: Tensor | None, home: Tensor | None) -> None:
+        if self.policy is not None:
+            self.policy.tell(scores, chosen, home)
+
+
+def _add(share: Share, plan: Plan) -> None:
     """What one forward adds to a weight's gradient. A ``TopK`` that all processes agree on adds its rows in backward."""
-    if isinstance(rows, Rows):
-        if not share.rows or share.rows[-1] is not rows.index:
-            share.rows.append(rows.index)
-    elif rows is None or isinstance(rows, PerExample):
+    if isinstance(plan.rows, Rows):
+        if not share.rows or share.rows[-1] is not plan.rows.index:
+            share.rows.append(plan.rows.index)
+    elif not isinstance(plan.rows, TopK):
         share.dense = True
 
 
@@ -208,7 +231,7 @@ def _shares(
     of: dict[str, Share] = {}
     for weight, owners in weight_owners(ddp_model.module, layers):
         if all(owner._parameters.get("weight") is weight for owner in owners):
-            shares[weight] = Share(names[owners[0]], weight)
+            shares[weight] = Share([names[owner] for owner in owners], weight)
             of |= {names[owner]: shares[weight] for owner in owners}
     return shares, of
 

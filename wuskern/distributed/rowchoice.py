@@ -8,22 +8,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.modules import SkippableLayer, units
-from wuskern.rows import Rows, Scores, TopK
-
-
-def restricts(layer: SkippableLayer) -> bool:
-    """Whether ``layer.rows`` leave out any row."""
-    out, groups = units(layer)
-    return layer.rows is not None and layer.rows.count(out, groups) < out
+from wuskern.choices import Rows, TopK
+from wuskern.modules import SkippableLayer
+from wuskern.observer import Observer
 
 
 @dataclass
 class Choice:
-    """What a layer trains until gradients are reduced. ``rows.scores`` then has the scores of that time."""
+    """What a layer trains until gradients are reduced, and who observes the scores of that time; nobody of random ones."""
 
     of: TopK
     rows: Rows
+    observer: Observer | None
 
 
 class LaggedRows:
@@ -43,37 +39,38 @@ class LaggedRows:
 
     def close(self) -> None:
         """Gradients have been reduced: the next choice is by the scores up to here, added up over the processes."""
-        observed = {name: self._total(name, choice.rows.scores) for name, choice in self.choices.items()}
+        observed = {name: self._total(name, choice.observer) for name, choice in self.choices.items()}
         self._reduce({name: total for name, total in observed.items() if total is not None})
         self.choices.clear()
 
-    def choose(self, wanted: dict[str, TopK]) -> dict[str, Rows]:
+    def choose(self, wanted: dict[str, TopK]) -> dict[str, Choice]:
         """The rows of each layer, the same until :meth:`close` unless its ``TopK`` is another one."""
         self._reduce(
             {name: self._norms(name) for name, of in wanted.items() if of.score != "random" and name not in self.known}
         )
         for name, of in wanted.items():
             if name not in self.choices or self.choices[name].of != of:
-                self.choices[name] = Choice(of, self._rows(name, of))
-        return {name: self.choices[name].rows for name in wanted}
+                self.choices[name] = self._choice(name, of)
+        return {name: self.choices[name] for name in wanted}
 
-    def _rows(self, name: str, of: TopK) -> Rows:
-        out, groups = units(self.layers[name])
+    def _choice(self, name: str, of: TopK) -> Choice:
+        _, out, groups = self.layers[name].units
+        policy = self.layers[name].plan.observer
         random = of.score == "random"
         scores = torch.rand(out, generator=self.generator) if random else self.known[name]
         scores = scores.to(self.layers[name].weight.device)
-        if of.active is not None:
-            scores = of.active.among(scores)
+        if policy is not None:
+            scores = policy.ranked(scores)
         index = ops.select_rows(scores, of.count(out, groups), of.block, groups)
-        if of.active is not None:
-            of.active.add(torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, index, True).unsqueeze(0))
-        return Rows(index, of.scope, of.bias, scores=None if random else Scores(of.score))
+        if policy is not None:
+            policy.tell(None, torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, index, True).unsqueeze(0), None)
+        return Choice(of, Rows(index, of.scope, of.bias, sparse=of.sparse), None if random else Observer(of.score))
 
-    def _total(self, name: str, scores: Scores | None) -> Tensor | None:
+    def _total(self, name: str, observer: Observer | None) -> Tensor | None:
         """What this process has observed: nothing is zeros, since others may have."""
-        if scores is None:
+        if observer is None:
             return None
-        return torch.zeros(units(self.layers[name])[0]) if scores.total is None else scores.total
+        return torch.zeros(self.layers[name].units.out) if observer.total is None else observer.total
 
     def _norms(self, name: str) -> Tensor:
         return self.layers[name].weight.detach().flatten(1).abs().sum(1)
@@ -98,7 +95,7 @@ class LaggedRows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, scores in state["scores"].items():
-            if name not in self.layers or scores.shape != units(self.layers[name])[:1]:
+            if name not in self.layers or list(scores.shape) != [self.layers[name].units.out]:
                 raise ValueError(
                     f"state: expected scores of the rows of converted layers, got {list(scores.shape)} of {name!r}"
                 )

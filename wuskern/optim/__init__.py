@@ -1,8 +1,7 @@
 """Optimizers that move only the rows that have a gradient, and what stands beside them in a training step."""
 
 from wuskern.optim.adam import Adam, AdamW
-from wuskern.optim.clip import clip_grad_norm_
 from wuskern.optim.scaling import unscale_
 from wuskern.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "clip_grad_norm_", "unscale_"]
+__all__ = ["SGD", "Adam", "AdamW", "unscale_"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wuskern.optim.base import Group, RowSparse
 from wuskern.optim.state import zeros_like
-from wuskern.rows import RowGrad
+from wuskern.sparse_grad import RowGrad
 from wuskern.update_ops import rowsparse_adam_
 
 
@@ -34,7 +34,7 @@ def _new_state(group: Group, parameter: Tensor) -> dict[str, Any]:
 
 
 class Adam(_RowSparseAdam, torch.optim.Adam):
-    """``torch.optim.Adam`` that asks row-sparse layers for the compact form of their gradient, and moves only those rows.
+    """``torch.optim.Adam`` that asks row-sparse layers for sparse gradients, and moves only those rows.
 
     Arguments, defaults and ``state_dict`` are torch's, both ways; ``capturable`` and ``differentiable`` are refused. A
     parameter with a dense gradient takes torch's own step, bit for bit, whatever ``foreach`` and ``fused`` say. One with rows
@@ -46,9 +46,8 @@ class Adam(_RowSparseAdam, torch.optim.Adam):
 
     So it equals torch's Adam on the dense form, zero in the other rows, only while the rows stay the same.
 
-    A ``grad`` and a ``row_grad`` at once (a dense micro-batch and a row-sparse one, a tied weight) are added up to a dense
-    gradient. Rows of several micro-batches add up in ``row_grad``. With a GradScaler, call ``wk.unscale_``; to clip,
-    ``wk.clip_grad_norm_``. An ``lr`` or ``betas`` on a GPU is waited for.
+    A dense micro-batch and a row-sparse one, or the uses of a tied weight, add up to a dense gradient; rows of several
+    micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work. An ``lr`` or ``betas`` on a GPU is waited for.
 
     Raises:
         ValueError, TypeError: as torch's; ``capturable`` or ``differentiable``.
@@ -56,7 +55,7 @@ class Adam(_RowSparseAdam, torch.optim.Adam):
 
 
 class AdamW(_RowSparseAdam, torch.optim.AdamW):
-    """``torch.optim.AdamW`` that asks row-sparse layers for the compact form of their gradient, and moves only those rows.
+    """``torch.optim.AdamW`` that asks row-sparse layers for sparse gradients, and moves only those rows.
 
     As :class:`Adam`, but for the decay: each time a row is chosen it shrinks by ``lr * weight_decay`` of itself, and not at
     all while it is not.

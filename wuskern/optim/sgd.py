@@ -7,12 +7,12 @@ from torch import Tensor
 
 from wuskern.optim.base import RowSparse
 from wuskern.optim.state import zeros_like
-from wuskern.rows import RowGrad
+from wuskern.sparse_grad import RowGrad
 from wuskern.update_ops import rowsparse_sgd_
 
 
 class SGD(RowSparse, torch.optim.SGD):
-    """``torch.optim.SGD`` that asks row-sparse layers for the compact form of their gradient, and moves only those rows.
+    """``torch.optim.SGD`` that asks row-sparse layers for sparse gradients, and moves only those rows.
 
     Arguments, defaults and ``state_dict`` are torch's, both ways; ``differentiable`` is refused. A parameter with a dense
     gradient takes torch's own step, bit for bit, whatever ``foreach`` and ``fused`` say. One with rows alone takes the same
@@ -26,9 +26,8 @@ class SGD(RowSparse, torch.optim.SGD):
     So it equals torch's SGD on the dense form, zero in the other rows, only while the rows stay the same or there is neither
     momentum nor decay.
 
-    A ``grad`` and a ``row_grad`` at once (a dense micro-batch and a row-sparse one, a tied weight) are added up to a dense
-    gradient. Rows of several micro-batches add up in ``row_grad``. With a GradScaler, call ``wk.unscale_``; to clip,
-    ``wk.clip_grad_norm_``.
+    A dense micro-batch and a row-sparse one, or the uses of a tied weight, add up to a dense gradient; rows of several
+    micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work.
 
     Raises:
         ValueError, TypeError: as torch's; ``differentiable``.

@@ -2,16 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 import torch.nn as nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from wuskern.compact import wants_row_grad
-from wuskern.modules import check_rows, skippable_layers, weight_owners
-from wuskern.rows import RowChoice
-from wuskern.tokens import Tokens
+from wuskern.choices import DEFAULTS, Parts, Plan, RowChoice
+from wuskern.modules import check_plan, skippable_layers, weight_owners
 
 # What one policy alone can decide of a layer.
 CLAIMS = {
@@ -23,16 +21,21 @@ CLAIMS = {
 }
 
 
-class Flags(TypedDict, total=False):
-    """What a policy wants of a layer; a flag that it has no word on is missing. A frozen layer has no backward at all,
-    whatever the others say; a layer that skips computes no rows, from no tokens. ``density``: the share of its weights that no
-    mask keeps zero, a fact that only savings are counted by."""
+FLATTENING = ("LBFGS", "ZeroRedundancyOptimizer")  # names of optimizers that step all parameters as one vector
+
+
+class Wants(Parts, total=False):
+    """What a policy wants of a layer; a part of its plan that it has no word on is missing. A frozen layer has no backward at
+    all, whatever the others say. ``density``: the share of its weights that no mask keeps zero, a fact that only savings are
+    counted by."""
 
     frozen: bool
-    skip: bool
-    rows: RowChoice | None
-    tokens: Tokens | None
     density: float
+
+
+def parts_of(wanted: Wants) -> dict[str, Any]:
+    """What of it belongs into a layer's plan."""
+    return {name: value for name, value in wanted.items() if name in DEFAULTS}
 
 
 class Policy(ABC):
@@ -72,8 +75,8 @@ class Policy(ABC):
         return self if self.part_of is None else self.part_of.whole
 
     @abstractmethod
-    def wants(self, name: str) -> Flags:
-        """The flags of the layer of that name, as the policy's state has them."""
+    def wants(self, name: str) -> Wants:
+        """What is wanted of the layer of that name, as the policy's state has them."""
 
     def trains(self, name: str) -> bool:
         """Whether the layer of that name neither skips nor is frozen now, whichever policy wants that."""
@@ -81,27 +84,15 @@ class Policy(ABC):
         return not (wanted.get("frozen") or wanted.get("skip"))
 
     def apply(self) -> None:
-        """Sets the layers' flags to what the policy wants. Idempotent."""
+        """Sets the layers' plans to what the policy wants. Idempotent."""
         for name, layer in self.layers.items():
-            wanted = self.wants(name)
-            if "skip" in wanted:
-                layer.skip = wanted["skip"]
-            if "rows" in wanted:
-                layer.rows = wanted["rows"]
-            if "tokens" in wanted:
-                layer.tokens = wanted["tokens"]
+            layer.plan = layer.plan.replace(**parts_of(self.wants(name)))
 
     def release(self) -> None:
         """Turns the policy off: layers that it has a word on are dense again, and nothing of it is left on the model. ``apply``
         turns it on again. What ``attach`` returned is to be removed by itself."""
         for name, layer in self.layers.items():
-            wanted = self.wants(name)
-            if "skip" in wanted:
-                layer.skip = False
-            if "rows" in wanted:
-                layer.rows = None
-            if "tokens" in wanted:
-                layer.tokens = None
+            layer.plan = layer.plan.replace(**{part: DEFAULTS[part] for part in parts_of(self.wants(name))})
 
     def observe(self) -> None:  # noqa: B027
         """Reads the gradients that the optimizer is about to use, once attached to it."""
@@ -138,7 +129,7 @@ class Policy(ABC):
 
     def check_choice(self, name: str, rows: RowChoice) -> None:
         """Raises, with the layer's name, where it cannot have these rows."""
-        check_rows(self.layers[name], rows, f"{name or 'the model itself'}: ")
+        check_plan(self.layers[name], Plan(rows=rows), f"{name or 'the model itself'}: ")
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights and of frozen parameters
@@ -153,8 +144,12 @@ class Policy(ABC):
         Raises:
             ValueError: the optimizer holds none of the layers' weights, or flattens parameters.
         """
-        if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-            raise ValueError("optimizer: expected one that keeps each parameter, got ZeroRedundancyOptimizer, which flattens")
+        for cls in type(optimizer).__mro__:
+            if cls.__name__ in FLATTENING:
+                raise ValueError(
+                    f"optimizer: expected one that steps each parameter by itself, got {type(optimizer).__name__}, which flattens "
+                    "them: a skipped weight would move with the others"
+                )
         owners = weight_owners(self.model, self.layers)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         watched = [(p, layers) for p, layers in owners if id(p) in held]
@@ -168,15 +163,9 @@ class Policy(ABC):
             self.observe()
             for parameter, layers in watched:
                 if all(getattr(layer, "skip", False) for layer in layers):  # a reverted layer has none
-                    _drop(parameter)
+                    parameter.grad = None
             for parameter in self.frozen_parameters():
-                _drop(parameter)
+                parameter.grad = None
 
         self.watch(optimizer)
         return optimizer.register_step_pre_hook(drop_skipped)
-
-
-def _drop(parameter: nn.Parameter) -> None:
-    parameter.grad = None
-    if wants_row_grad(parameter):
-        parameter.row_grad = None  # type: ignore[attr-defined]

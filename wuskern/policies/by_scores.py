@@ -11,9 +11,9 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.arguments import check_keys, one_of, whole
-from wuskern.modules import units
-from wuskern.policies.base import Flags, Policy
-from wuskern.rows import BIASES, SCOPES, Rows, Scores
+from wuskern.choices import BIASES, SCOPES, Rows
+from wuskern.observer import Observer
+from wuskern.policies.base import Wants, Policy
 from wuskern.world import world_size
 
 
@@ -53,7 +53,7 @@ class ByScores(Policy):
         one_of("bias", bias, BIASES)
         self.reuse, self.scope, self.block, self.bias = reuse, scope, block, bias
         self.dense = self.names_or_last(dense)
-        self.observers = {name: Scores(score) for name in self.layers if name not in self.dense}
+        self.observers = {name: Observer(score) for name in self.layers if name not in self.dense}
         self.rows: dict[str, Rows] = {}
         self.steps = 0  # that the choice has been in use
 
@@ -69,8 +69,8 @@ class ByScores(Policy):
     def claims(self) -> dict[str, Collection[str]]:
         return {"rows": self.observers}
 
-    def wants(self, name: str) -> Flags:
-        return {"rows": self.rows.get(name)}
+    def wants(self, name: str) -> Wants:
+        return {"rows": self.rows.get(name), "observer": self.observers.get(name)}
 
     def step(self, metric: float | None = None) -> bool:
         """False: no step is skipped, whatever the metric."""
@@ -93,7 +93,7 @@ class ByScores(Policy):
             else:
                 index = self._largest(name, self._norms(name), self._first_count(name))
             device = self.layers[name].weight.device
-            self.rows[name] = Rows(index.to(device), self.scope, self.bias, scores=observer)
+            self.rows[name] = Rows(index.to(device), self.scope, self.bias)
         self.steps = 0
 
     def _observed(self) -> dict[str, Tensor]:
@@ -101,32 +101,32 @@ class ByScores(Policy):
         totals = {name: observer.total for name, observer in self.observers.items()}
         if world_size() > 1:
             totals = self._together(totals)
-        return {name: total.double().cpu() for name, total in totals.items() if total is not None}
+        return {name: total.double().cpu() for name, total in totals.items() if total is not None and total.any()}
 
     def _together(self, totals: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-        """What no process has seen is zero, and then none."""
+        """What no process has seen is zero."""
         device = next(iter(self.layers.values())).weight.device
         sizes = [self._out(name) for name in totals]
         parts = [torch.zeros(n) if t is None else t for n, t in zip(sizes, totals.values(), strict=True)]
         flat = torch.cat([part.to(device, torch.float64) for part in parts])
         dist.all_reduce(flat)
-        return {name: part if part.any() else None for name, part in zip(totals, flat.split(sizes), strict=True)}
+        return dict(zip(totals, flat.split(sizes), strict=True))
 
     def _out(self, name: str) -> int:
-        return units(self.layers[name])[0]
+        return self.layers[name].units.out
 
     def _norms(self, name: str) -> Tensor:
         return self.layers[name].weight.detach().flatten(1).abs().sum(1, dtype=torch.float64).cpu()
 
     def _largest(self, name: str, values: Tensor, k: int) -> Tensor:
-        return ops.select_rows(values, k, self.block, units(self.layers[name])[1])
+        return ops.select_rows(values, k, self.block, self.layers[name].units.groups)
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes each
         has its own."""
-        totals = {name: observer.total for name, observer in self.observers.items()}
+        totals = {name: None if o.total is None else o.total.clone() for name, o in self.observers.items()}
         index = {name: rows.index.cpu() for name, rows in self.rows.items()}
         return {"steps": self.steps, "rows": index, "scores": totals}
 
@@ -138,6 +138,6 @@ class ByScores(Policy):
         self.steps = state["steps"]
         for name, observer in self.observers.items():
             weight, total = self.layers[name].weight, state["scores"][name]
-            observer.total = None if total is None else total.to(weight.device)
-            self.rows[name] = Rows(state["rows"][name].to(weight.device), self.scope, self.bias, scores=observer)
+            observer.total = None if total is None else total.to(weight.device, copy=True)
+            self.rows[name] = Rows(state["rows"][name].to(weight.device), self.scope, self.bias)
         self.apply()

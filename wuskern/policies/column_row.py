@@ -10,9 +10,9 @@ from collections.abc import Collection
 
 import torch.nn as nn
 
-from wuskern.policies.base import Flags
+from wuskern.choices import Tokens
+from wuskern.policies.base import Wants
 from wuskern.policies.constant import Constant
-from wuskern.tokens import Tokens
 
 
 class ColumnRowSampling(Constant):
@@ -53,5 +53,5 @@ class ColumnRowSampling(Constant):
     def claims(self) -> dict[str, Collection[str]]:
         return {"tokens": self.layers.keys() - set(self.dense)}
 
-    def wants(self, name: str) -> Flags:
+    def wants(self, name: str) -> Wants:
         return {"tokens": None if name in self.dense else self.tokens}

@@ -7,7 +7,8 @@ from typing import Any
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from wuskern.policies.base import CLAIMS, Flags, Policy
+from wuskern.choices import merge
+from wuskern.policies.base import CLAIMS, Policy, Wants, parts_of
 
 
 class Compose(Policy):
@@ -95,16 +96,11 @@ class Compose(Policy):
     def claims(self) -> dict[str, frozenset[str]]:
         return {kind: frozenset().union(*(policy.claims.get(kind, ()) for policy in self.policies)) for kind in CLAIMS}
 
-    def wants(self, name: str) -> Flags:
-        together: Flags = {}
-        for policy in self.policies:
-            wanted = policy.wants(name)
-            if "rows" in wanted and (name in policy.claims.get("rows", ()) or "rows" not in together):
-                together["rows"] = wanted["rows"]
-            if "tokens" in wanted and (name in policy.claims.get("tokens", ()) or "tokens" not in together):
-                together["tokens"] = wanted["tokens"]
-            if "skip" in wanted:
-                together["skip"] = together.get("skip", False) or wanted["skip"]
+    def wants(self, name: str) -> Wants:
+        wishes = [policy.wants(name) for policy in self.policies]
+        claims = [{kind for kind, names in policy.claims.items() if name in names} for policy in self.policies]
+        together: Wants = {**merge(zip(map(parts_of, wishes), claims, strict=True))}  # type: ignore[typeddict-item]
+        for wanted in wishes:
             if "frozen" in wanted:
                 together["frozen"] = together.get("frozen", False) or wanted["frozen"]
             if "density" in wanted:

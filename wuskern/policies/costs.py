@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.modules import SkippableLayer, skippable_layers, units
+from wuskern.modules import SkippableLayer, skippable_layers
 from wuskern.policies.recorded_run import recorded_run
 
 
@@ -49,7 +49,7 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
             dgrad = before.dgrad + fprop * args[0].requires_grad
             leaves = before.leaves | _leaves(args[0])
             tokens = max(1, _tokens(layer, output) // batch)
-            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, units(layer)[0], tokens, leaves)
+            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, layer.units.out, tokens, leaves)
 
         return hook
 

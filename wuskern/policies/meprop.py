@@ -12,9 +12,9 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.policies.base import Flags
+from wuskern.choices import PerExample, RowChoice, TopK
+from wuskern.policies.base import Wants
 from wuskern.policies.constant import Constant
-from wuskern.rows import PerExample, RowChoice, TopK
 
 PER = ("batch", "example")
 
@@ -67,7 +67,7 @@ class MeProp(Constant):
     def claims(self) -> dict[str, Collection[str]]:
         return {"rows": self.layers.keys() - set(self.dense)}
 
-    def wants(self, name: str) -> Flags:
+    def wants(self, name: str) -> Wants:
         return {"rows": None if name in self.dense else self.rows}
 
 

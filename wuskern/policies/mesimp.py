@@ -23,12 +23,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern.activeness import Activeness
 from wuskern.arguments import check_keys, one_of, share, whole
-from wuskern.modules import units
-from wuskern.policies.base import Flags, Policy
+from wuskern.choices import SCOPES, PerExample, TopK
+from wuskern.observer import Observer
+from wuskern.policies.base import Wants, Policy
 from wuskern.policies.meprop import PER
-from wuskern.rows import SCOPES, PerExample, TopK
 from wuskern.simplify import norms_of_rows, simplify_
 from wuskern.world import world_size
 
@@ -96,7 +95,8 @@ class MeSimp(Policy):
         self.optimizer: Optimizer | None = None
         self.records = {name: self._all_alive(name) for name in self.layers if name not in self.dense}
         self.counts = {
-            name: record.alive.new_zeros(self._out(name) + 1, dtype=torch.int64) for name, record in self.records.items()
+            name: torch.zeros(self._out(name) + 1, dtype=torch.int64, device=self.layers[name].weight.device)
+            for name in self.records
         }
         self.k = {name: self._count(name, ratio, k) for name in self.records}
         norms = norms_of_rows(model, example)
@@ -108,18 +108,24 @@ class MeSimp(Policy):
     def _count(self, name: str, ratio: float | None, k: int | None) -> int:
         choice = TopK(ratio=ratio, k=k) if self.per == "batch" else PerExample(ratio=ratio, k=k)
         self.check_choice(name, choice)
-        found = choice.count(*units(self.layers[name]))
+        found = choice.count(*self.layers[name].units[1:])
         if found == self._out(name):
             raise ValueError(f"{name}: expected fewer than its {found} rows to be chosen, got all")
         return found
 
-    def _all_alive(self, name: str) -> Activeness:
-        return Activeness(torch.ones(self._out(name), dtype=torch.bool, device=self.layers[name].weight.device))
+    def _all_alive(self, name: str) -> Observer:
+        weight = self.layers[name]._parameters.get("weight")
+        if weight is None:
+            raise ValueError(
+                f"dense: expected {name or 'the model itself'} in it, whose weight is computed from other parameters: that they "
+                "are zero does not make a row of it zero"
+            )
+        return Observer(alive=torch.ones(self._out(name), dtype=torch.bool, device=weight.device))
 
     def _choice(self, name: str) -> TopK | PerExample:
         """A simplified layer may have fewer rows than are to be chosen: all of them, then, and none is pruned any more."""
-        k, active = min(self.k[name], self._out(name)), self.records[name]
-        return TopK(k=k, scope=self.scope, active=active) if self.per == "batch" else PerExample(k=k, active=active)
+        k = min(self.k[name], self._out(name))
+        return TopK(k=k, scope=self.scope) if self.per == "batch" else PerExample(k=k)
 
     def _rowwise(self, name: str, norms: Collection[str]) -> list[Parameter]:
         """What is zero of a pruned row: the layer's parameters, and those of the norms behind it."""
@@ -127,11 +133,11 @@ class MeSimp(Policy):
         return [parameter for module in modules for parameter in module.parameters()]
 
     def _out(self, name: str) -> int:
-        return units(self.layers[name])[0]
+        return self.layers[name].units.out
 
     @property
     def alive(self) -> dict[str, Tensor]:
-        return {name: record.alive for name, record in self.records.items()}
+        return {name: record.alive for name, record in self.records.items() if record.alive is not None}
 
     @property
     def prunes(self) -> bool:
@@ -142,8 +148,8 @@ class MeSimp(Policy):
     def claims(self) -> dict[str, Collection[str]]:
         return {"rows": self.records, "zeros": self.records} | ({"shape": self.layers} if self.simplify else {})
 
-    def wants(self, name: str) -> Flags:
-        return {"rows": self.choices.get(name)}
+    def wants(self, name: str) -> Wants:
+        return {"rows": self.choices.get(name), "observer": self.records.get(name)}
 
     # ---- over time --------------------------------------------------------------------------------------------------
 
@@ -184,9 +190,10 @@ class MeSimp(Policy):
         """Removes the rows that are seldom chosen, and counts anew. A layer without a backward since then keeps all, and one
         that does not train now is left alone, its counts too, until it does."""
         record, hits, seen = self.records[name], self.counts[name][:-1], int(self.counts[name][-1])
-        stays = (hits >= int(seen * self.prune)) & record.alive
+        alive = self.alive[name]
+        stays = (hits >= int(seen * self.prune)) & alive
         if not stays.any():
-            stays[hits.masked_fill(~record.alive, -1).argmax()] = True
+            stays[hits.masked_fill(~alive, -1).argmax()] = True
         record.alive = stays
         self.counts[name].zero_()
 
@@ -212,7 +219,7 @@ class MeSimp(Policy):
         kept = simplify_(self.model, self.example, self.optimizer).kept
         for name in self.records.keys() & kept.keys():
             rows = kept[name].to(self.counts[name].device)
-            self.records[name].alive = self.records[name].alive[rows]
+            self.records[name] = Observer(alive=self.alive[name][rows])
             self.counts[name] = torch.cat((self.counts[name][:-1][rows], self.counts[name][-1:]))
         self._set_choices()
 
@@ -232,7 +239,10 @@ class MeSimp(Policy):
     def state_dict(self) -> dict[str, Any]:
         """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes, each
         has its own, but between epochs all have the same."""
-        records = {name: (r.alive, self.counts[name].clone(), r.hits, r.seen) for name, r in self.records.items()}
+        records = {
+            name: tuple(None if t is None else t.clone() for t in (r.alive, self.counts[name], r.hits, r.seen))
+            for name, r in self.records.items()
+        }
         return {"epoch": self.epoch, "steps": self.steps, "records": records}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -248,5 +258,5 @@ class MeSimp(Policy):
             device = self.layers[name].weight.device
             alive, counts, *since = state["records"][name]
             record.alive, self.counts[name] = alive.to(device, copy=True), counts.to(device, copy=True)
-            record.hits, record.seen = (None if t is None else t.to(device) for t in since)
+            record.hits, record.seen = (None if t is None else t.to(device, copy=True) for t in since)
         self._set_choices()

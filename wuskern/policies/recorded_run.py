@@ -8,6 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from wuskern.choices import DENSE
 from wuskern.modules import skippable_layers
 
 
@@ -20,19 +21,19 @@ def recorded_run(model: nn.Module, example: Tensor | Sequence[Any], hooks: Itera
     """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     layers = skippable_layers(model).values()
-    flags = [(layer, layer.skip, layer.rows, layer.tokens) for layer in layers]
+    plans = [(layer, layer.plan) for layer in layers]
     modes = {module: module.training for module in model.modules()}
     devices = {p.device for p in model.parameters() if p.is_cuda}
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices):
             model.eval()
             for layer in layers:
-                layer.skip, layer.rows, layer.tokens = False, None, None
+                layer.plan = DENSE
             model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()
         for module, training in modes.items():
             module.training = training
-        for layer, skip, rows, tokens in flags:
-            layer.skip, layer.rows, layer.tokens = skip, rows, tokens
+        for layer, plan in plans:
+            layer.plan = plan

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from wuskern.arguments import check_keys, whole
 from wuskern.configs import gathers
-from wuskern.modules import units, weight_owners
-from wuskern.policies.base import Flags, Policy
+from wuskern.choices import PerExample
+from wuskern.modules import weight_owners
+from wuskern.policies.base import Wants, Policy
 from wuskern.policies.compose import Compose
 from wuskern.policies.costs import Cost, costs
 from wuskern.policies.freezing import Freezing
-from wuskern.rows import PerExample
 
 KINDS = ("fprop", "dgrad", "wgrad")
 COUNTED = (*KINDS, "rows", "masked")
@@ -71,7 +71,7 @@ class Savings:
         self.costs = _dense_costs(policy) or costs(policy.model, example)
         self._owners = weight_owners(policy.model, policy.layers)
         self._dense = {name: policy.layers[name].weight.numel() for name in self.costs}
-        self._counted: tuple[list[Flags], list[int], int] = [], [], 0  # wants, sizes of weights, and samples of a batch
+        self._counted: tuple[list[Wants], list[int], int] = [], [], 0  # wants, sizes of weights, and samples of a batch
         self._left_out: dict[str, int] = {}  # of one sample
         self._depth = 0
         self._reached: dict[tuple[tuple[bool, bool], ...], list[bool]] = {}
@@ -127,7 +127,7 @@ class Savings:
 
     # ---- one sample -------------------------------------------------------------------------------------------------
 
-    def _of_one_sample(self, wants: list[Flags], samples: int) -> dict[str, int]:
+    def _of_one_sample(self, wants: list[Wants], samples: int) -> dict[str, int]:
         """In a batch of so many."""
         total = dict.fromkeys(COUNTED, 0)
         for (name, cost), wanted, reached in zip(self.costs.items(), wants, self._have_dgrad(wants), strict=True):
@@ -147,12 +147,12 @@ class Savings:
         layer = self.policy.layers[name]
         size, dense = layer.weight.numel(), self._dense[name]
         flops = {kind: getattr(cost, kind) * size // dense for kind in KINDS}
-        return replace(cost, **flops, rows=units(layer)[0])
+        return replace(cost, **flops, rows=layer.units.out)
 
-    def _rows(self, name: str, wanted: Flags) -> tuple[int, int, int]:
+    def _rows(self, name: str, wanted: Wants) -> tuple[int, int, int]:
         """The rows of a layer that get a gradient, and those that wgrad and dgrad are computed for."""
         layer = self.policy.layers[name]
-        out, groups = units(layer)
+        _, out, groups = layer.units
         if wanted.get("frozen", False):
             return 0, 0, 0
         if wanted.get("skip", False):
@@ -165,7 +165,7 @@ class Savings:
             return k, k, k
         return k, k if gathers(layer.weight[0].numel(), k, out) else out, out
 
-    def _have_dgrad(self, wants: list[Flags]) -> list[bool]:
+    def _have_dgrad(self, wants: list[Wants]) -> list[bool]:
         """Whether something before each layer trains: its dgrad is computed for that alone."""
         flags = tuple((wanted.get("frozen", False), wanted.get("skip", False)) for wanted in wants)
         if flags not in self._reached:
@@ -188,12 +188,12 @@ class Savings:
         self.trained, self.depth, self.left_out = state["trained"], state["depth"], dict(state["left_out"])
 
 
-def _masked(flops: int, wanted: Flags) -> int:
+def _masked(flops: int, wanted: Wants) -> int:
     """Those of masked weights."""
     return round(flops * (1 - wanted.get("density", 1.0)))
 
 
-def _summed(wanted: Flags, n: int) -> int:
+def _summed(wanted: Wants, n: int) -> int:
     """Of n tokens, those that wgrad sums over."""
     tokens = wanted.get("tokens")
     return n if tokens is None else tokens.count(n)

@@ -13,9 +13,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.arguments import number
-from wuskern.modules import units
+from wuskern.choices import TopK
 from wuskern.policies.by_scores import ByScores
-from wuskern.rows import TopK
 
 
 class ScoreMemory(ByScores):
@@ -62,7 +61,7 @@ class ScoreMemory(ByScores):
         self.apply()
 
     def _first_count(self, name: str) -> int:
-        return self.amount.count(*units(self.layers[name]))
+        return self.amount.count(*self.layers[name].units[1:])
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         values = scores + self.eta * self.memory[name]

@@ -15,9 +15,9 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.arguments import check_keys, one_of, share, whole
+from wuskern.choices import TopK
 from wuskern.modules import SkippableConv2d
-from wuskern.policies.base import Flags, Policy
-from wuskern.rows import TopK
+from wuskern.policies.base import Wants, Policy
 
 SCHEDULES = ("bar", "constant", "linear", "cosine")
 UNITS = ("epoch", "step")
@@ -111,7 +111,7 @@ class SsProp(Policy):
     def claims(self) -> dict[str, Collection[str]]:
         return {"rows": self.chosen}
 
-    def wants(self, name: str) -> Flags:
+    def wants(self, name: str) -> Wants:
         if name not in self.chosen:
             return {}
         ratio = self.current_ratio

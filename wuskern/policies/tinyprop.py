@@ -16,9 +16,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.arguments import share
-from wuskern.modules import units
+from wuskern.choices import TopK
 from wuskern.policies.by_scores import ByScores
-from wuskern.rows import TopK
 
 LEVELS = 4
 
@@ -77,13 +76,13 @@ class TinyProp(ByScores):
         return TopK(ratio=ratio, block=self.block)
 
     def _first_count(self, name: str) -> int:
-        return self._amount(name, 1.0).count(*units(self.layers[name]))
+        return self._amount(name, 1.0).count(*self.layers[name].units[1:])
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         y = scores.sum().item()
         self.largest[name] = max(self.largest[name], y)
         size = y / self.largest[name] if self.largest[name] > 0 else 1.0
-        return self._largest(name, scores, self._amount(name, size).count(*units(self.layers[name])))
+        return self._largest(name, scores, self._amount(name, size).count(*self.layers[name].units[1:]))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"largest": dict(self.largest)}

@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.arguments import check_keys, finite, one_of, positive, whole
-from wuskern.policies.base import Flags, Policy
+from wuskern.policies.base import Wants, Policy
 
 
 def _mean_change(values: Sequence[float]) -> float:
@@ -111,7 +111,7 @@ class WUS(Policy):
             return False
         return STATISTICS[self.statistic](self.history[-self.window - 1 :]) < self.threshold
 
-    def wants(self, name: str) -> Flags:
+    def wants(self, name: str) -> Wants:
         return {"skip": self.skipping}
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern.rows import RowGrad, Rows
+from wuskern.choices import Rows
 from wuskern.simplify.plan import Plan
+from wuskern.sparse_grad import RowGrad, to_rows, to_sparse
 
 Keep = dict[int, Tensor]
 
@@ -60,9 +61,10 @@ class Surgery:
             for name, value in list(state.items()):
                 if isinstance(value, Tensor) and value.shape == tensor.shape and value.ndim:
                     self._set_item(state, name, some(value, keep))
-        data, grad, rows = tensor.data, tensor.grad, getattr(tensor, "row_grad", None)
-        self._undo.append(lambda: replace(tensor, data, grad, rows))
-        replace(tensor, some(data, keep), None if grad is None else some(grad, keep), _some_rows(rows, keep))
+        data, grad = tensor.data, tensor.grad
+        self._undo.append(lambda: replace(tensor, data, grad))
+        left = some(data, keep)
+        replace(tensor, left, None if grad is None else _some_rows(grad, left, keep) if grad.is_sparse else some(grad, keep))
 
     def _set_item(self, state: dict[str, Any], name: str, value: Any) -> None:
         before = state[name]
@@ -90,25 +92,25 @@ def _write(tensor: Tensor, values: Tensor) -> None:
 
 def some(tensor: Tensor, keep: Keep) -> Tensor:
     """A copy, of these indices of some dimensions, in the memory format that the tensor has."""
-    if tensor.is_sparse:
-        tensor = tensor.to_dense()
     last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     for dim, index in keep.items():
         tensor = tensor.index_select(dim, index.to(tensor.device))
     return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _some_rows(grad: RowGrad | None, keep: Keep) -> RowGrad | None:
-    if grad is None:
-        return None
+def _some_rows(sparse: Tensor, left: Tensor, keep: Keep) -> Tensor:
+    """The same of a sparse gradient, in the shape of ``left``."""
+    if sparse.sparse_dim() > 1:
+        return some(sparse.to_dense(), keep)
+    grad = to_rows(sparse)
     values, rows = grad.values, grad.rows
     if 0 in keep:
         stay = torch.isin(rows, index := keep[0].to(rows.device))
         rows, values = torch.searchsorted(index, rows[stay]), values[stay]
-    return RowGrad(rows, some(values, {dim: index for dim, index in keep.items() if dim > 0}))
+    return to_sparse(left, RowGrad(rows, some(values, {dim: index for dim, index in keep.items() if dim > 0})))
 
 
-def replace(tensor: Tensor, data: Tensor, grad: Tensor | None = None, rows: RowGrad | None = None) -> None:
+def replace(tensor: Tensor, data: Tensor, grad: Tensor | None = None) -> None:
     """Other values in the same object. Autograd forgets the shape that it knew, of which an old graph may keep a record, when
     the dtype changes in between, and only then."""
     tensor.grad = None
@@ -117,5 +119,3 @@ def replace(tensor: Tensor, data: Tensor, grad: Tensor | None = None, rows: RowG
         tensor.data = torch.empty(0, dtype=between, device=data.device)
     tensor.data = data
     tensor.grad = grad
-    if getattr(tensor, "row_grad", None) is not rows:
-        tensor.row_grad = rows  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from wuskern.arguments import check_keys, whole
 from wuskern.policies.freezing.base import Freezing
+from wuskern.sparse_grad import to_rows
 from wuskern.world import world_size
 
 
@@ -103,7 +104,8 @@ class AutoFreeze(Freezing):
 
 
 def _norm(weight: Tensor) -> Tensor | None:
-    """L1, in double precision, of the dense gradient and the compact one."""
-    compact = getattr(weight, "row_grad", None)
-    parts = [part for part in (weight.grad, None if compact is None else compact.values) if part is not None]
-    return torch.stack([part.abs().sum(dtype=torch.float64) for part in parts]).sum() if parts else None
+    """L1 of the gradient, in double precision."""
+    grad = weight.grad
+    if grad is None:
+        return None
+    return (to_rows(grad).values if grad.is_sparse else grad).abs().sum(dtype=torch.float64)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from wuskern.arguments import check_keys
-from wuskern.policies.base import Flags, Policy
+from wuskern.policies.base import Wants, Policy
 from wuskern.policies.freezing.prefix import Prefix
 
 
@@ -63,7 +63,7 @@ class Freezing(Policy):
         """Thaws all layers."""
         self.prefix.set(0)
 
-    def wants(self, name: str) -> Flags:
+    def wants(self, name: str) -> Wants:
         return {"frozen": name in self.prefix.order[: self.depth]}
 
     def frozen_parameters(self) -> tuple[Parameter, ...]:

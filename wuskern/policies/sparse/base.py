@@ -11,8 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from wuskern.arguments import check_keys, whole
-from wuskern.compact import wants_row_grad
-from wuskern.policies.base import Flags, Policy
+from wuskern.policies.base import Wants, Policy
 from wuskern.policies.sparse.distribution import sparsities
 from wuskern.policies.sparse.patterns import Pattern, largest, remaining
 
@@ -144,7 +143,7 @@ class SparseTraining(Policy):
     def claims(self) -> dict[str, Collection[str]]:
         return {"zeros": self.weights}
 
-    def wants(self, name: str) -> Flags:
+    def wants(self, name: str) -> Wants:
         return {"density": self.density(name)} if self.on and name in self.masks else {}
 
     def density(self, name: str) -> float:
@@ -167,11 +166,11 @@ class SparseTraining(Policy):
         """Sets the gradients of zeros to zero."""
         for name, mask in self.masks.items() if self.on else ():
             weight = self.weights[name]
-            if weight.grad is not None:
-                weight.grad.mul_(mask)
-            grad = weight.row_grad if wants_row_grad(weight) else None  # type: ignore[attr-defined]
-            if grad is not None:
-                grad.values.mul_(mask.index_select(0, grad.rows))
+            grad = weight.grad
+            if grad is not None and grad.is_sparse:
+                grad._values().mul_(mask.index_select(0, grad._indices()[0]))
+            elif grad is not None:
+                grad.mul_(mask)
 
     def watch(self, optimizer: Optimizer) -> None:
         self.optimizers.append(optimizer)

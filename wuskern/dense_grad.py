@@ -1,10 +1,11 @@
 """The dense form of a row-sparse gradient: zero outside of the chosen rows, in storage that is used again.
 
 Filling ``[out, in]`` with zeros, and faulting its memory in, can cost more than the product that fills a few of its rows. So
-each weight keeps one tensor of zeros, of which only the rows of last time are cleared. What is handed out is a lazy copy of
+each layer keeps one tensor of zeros, of which only the rows of last time are cleared. What is handed out is a lazy copy of
 it: torch shares the storage until somebody writes to the copy, by whatever way (in place, through ``.data``, numpy or a
 pointer), and only then copies. The kept tensor is thus never changed by others, and it is used again only when the copy of
-last time is gone; otherwise (a gradient that is kept, a weight used twice, accumulation) the answer is a fresh tensor.
+last time is gone; otherwise (a gradient that is kept, a weight used twice, accumulation) the answer is a fresh tensor. One that
+an exception, such as a Ctrl-C, may have left half-written is never used again.
 
 Eager mode and a single process only. It costs the memory of a gradient between steps, as ``zero_grad(set_to_none=False)``
 does.
@@ -16,18 +17,20 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from wuskern import backends
-from wuskern.rows import RowGrad
 from wuskern.shapes import is_channels_last
+from wuskern.sparse_grad import RowGrad
 
 LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the bookkeeping here
 
 
-def dense_grad(weight: Tensor, grad: RowGrad) -> Tensor:
-    """``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere."""
-    if _may_recycle(weight, grad) and (lent := _kept_for(weight).lend(grad)) is not None:
+def dense_grad(weight: Tensor, grad: RowGrad, recycled: "Recycled | None" = None) -> Tensor:
+    """``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere.
+
+    ``recycled``: where the layer keeps its zeros, if they may be used again.
+    """
+    if recycled is not None and _may_recycle(weight, grad) and (lent := recycled.lend(weight, grad)) is not None:
         return lent
     return _write(_zeros(weight), None, grad)
 
@@ -61,44 +64,42 @@ def _native_writes(target: Tensor, values: Tensor) -> bool:
     )
 
 
-class _Kept:
-    """Zeros like a weight but for ``rows``, and the storage of the lazy copy that was handed out last."""
+class Recycled:
+    """Zeros like a weight but for some rows, and the storage of the lazy copy that was handed out last."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.tensor = _zeros(weight)
-        self.rows: Tensor | None = None
-        self.lent: StorageWeakRef | None = None
-        self.lock = threading.Lock()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._discard()
 
-    def fits(self, weight: Tensor) -> bool:
-        mine, its = self.tensor, weight
-        return (mine.shape, mine.stride(), mine.dtype) == (its.shape, its.stride(), its.dtype)
+    def _discard(self) -> None:
+        self._tensor: Tensor | None = None
+        self._rows: Tensor | None = None  # a copy: nobody else can change it
+        self._lent: StorageWeakRef | None = None
 
-    def lend(self, grad: RowGrad) -> Tensor | None:
+    def lend(self, weight: Tensor, grad: RowGrad) -> Tensor | None:
         """A lazy copy that holds ``grad``; None while the last one is still somewhere, or another thread is at it."""
-        if not self.lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             return None
         try:
-            if self.lent is not None and not self.lent.expired():
+            if self._lent is not None and not self._lent.expired():
                 return None
-            stale, self.rows = None if self.rows is grad.rows else self.rows, grad.rows
-            lent: Tensor = torch._lazy_clone(_write(self.tensor, stale, grad))  # type: ignore[attr-defined]
-            self.lent = StorageWeakRef(lent.untyped_storage())
+            tensor, stale = self._tensor, self._rows
+            self._discard()  # until all is written
+            if tensor is None or not _alike(tensor, weight):
+                tensor, stale = _zeros(weight), None
+            rows = grad.rows.clone()
+            if stale is not None and torch.equal(stale, rows):
+                stale = None
+            lent: Tensor = torch._lazy_clone(_write(tensor, stale, grad))  # type: ignore[attr-defined]
+            self._rows, self._lent = rows, StorageWeakRef(lent.untyped_storage())
+            self._tensor = tensor  # last: with it all is valid
             return lent
         finally:
-            self.lock.release()
+            self._lock.release()
 
 
-_all_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-_lock = threading.Lock()
-
-
-def _kept_for(weight: Tensor) -> _Kept:
-    with _lock:
-        kept = _all_kept.get(weight)
-        if kept is None or not kept.fits(weight):
-            kept = _all_kept[weight] = _Kept(weight)
-        return kept
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
 def _may_recycle(weight: Tensor, grad: RowGrad) -> bool:

@@ -1,0 +1,223 @@
+"""What each kind of layer does with its weight: one frozen value for each, which says how its products are called.
+
+Shapes: ``x`` is the layer's input, ``dy`` the gradient of its output. ``like``: how the gradient of x has to lie in memory, as
+the kind's ``like`` said in forward.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wuskern import ops, paths
+from wuskern.choices import Units
+from wuskern.reference import clear_padded_taps
+from wuskern.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, output_padding, output_size
+
+Pair = tuple[int, int]
+
+
+class Kind(Protocol):
+    """A kind of layer. ``dim``: the dimension of y that holds the output units. ``groups``: equal parts of them."""
+
+    dim: ClassVar[int]
+
+    @property
+    def groups(self) -> int: ...
+
+    def units(self, weight: Tensor) -> Units:
+        """What choices have to fit."""
+
+    def count_tokens(self, x: Tensor) -> int:
+        """How many tokens the weight's gradient sums over."""
+
+    def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The output y."""
+
+    def like(self, x: Tensor, weight: Tensor) -> Any:
+        """How the gradient of x has to lie in memory, for stock's strides."""
+
+    def laid_out(self, dy: Tensor, like: Any) -> Tensor:
+        """``dy`` in the memory format that its products want."""
+
+    def tokens(self, t: Tensor) -> Tensor:
+        """``t``, x or dy, as ``[tokens, ...]``."""
+
+    def dgrad(self, dy: Tensor, weight: Tensor, like: Any) -> Tensor:
+        """The gradient of x. Made of calls that autograd knows: it can be differentiated again."""
+
+    def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: Any) -> Tensor:
+        """The gradient of x from the chosen rows, of which ``dy`` has no others."""
+
+    def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The whole gradient of the weight, of whose shape and layout ``weight`` is, from ``[tokens, ...]``."""
+
+    def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        """``[k, ...]``: the gradient of the chosen rows; ``dy`` has all rows or these alone."""
+
+
+# ---- Linear ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``y = x @ weight.T + bias``. x: ``[..., in]``. weight: ``[out, in]``. ``like``: whether x is a transposed matrix."""
+
+    dim: ClassVar[int] = -1
+    groups: ClassVar[int] = 1  # type: ignore[misc]
+
+    def units(self, weight: Tensor) -> Units:
+        return Units("Linear", weight.shape[0])
+
+    def count_tokens(self, x: Tensor) -> int:
+        return math.prod(x.shape[:-1])
+
+    def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def like(self, x: Tensor, weight: Tensor) -> bool:
+        return x.ndim == 2 and x.stride() == (1, x.size(0))
+
+    def laid_out(self, dy: Tensor, like: bool) -> Tensor:
+        return dy
+
+    def tokens(self, t: Tensor) -> Tensor:
+        return as_matrix(t)
+
+    def dgrad(self, dy: Tensor, weight: Tensor, like: bool) -> Tensor:
+        return weight.t().mm(dy.t()).t() if like else dy.matmul(weight)
+
+    def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: bool) -> Tensor:
+        dx = ops.rowsparse_dgrad(dy, weight, rows)
+        return dx.t().contiguous().t() if like else dx
+
+    def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return dy.t() @ x
+
+    def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        return ops.rowsparse_wgrad(dy, x, rows)
+
+
+LINEAR = Linear()
+
+
+# ---- Conv2d ---------------------------------------------------------------------------------------------------------
+
+
+class LikeX(NamedTuple):
+    """How dx has to lie in memory: size and strides of x, and the format that the library takes for it, if only one."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    format: torch.memory_format | None
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """``y = conv2d(x, weight) + bias``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``.
+
+    Padding is a number here: the caller takes care of "same", of other padding modes and of unbatched input.
+    """
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    dim: ClassVar[int] = 1
+
+    @property
+    def _geometry(self) -> tuple[Pair, Pair, Pair, int]:
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def _backward_geometry(self) -> tuple[Any, ...]:
+        """As ``convolution_backward`` takes it."""
+        return self.stride, self.padding, self.dilation, False, (0, 0), self.groups
+
+    def units(self, weight: Tensor) -> Units:
+        return Units("Conv2d", weight.shape[0], self.groups)
+
+    def count_tokens(self, x: Tensor) -> int:
+        return x.shape[0] if x.ndim == 4 else 1
+
+    def check(self, dy: Tensor, x: Tensor, weight: Tensor) -> None:
+        """Raises ``ValueError`` where shapes or geometry do not fit each other."""
+        least = {"stride": (self.stride, 1), "padding": (self.padding, 0), "dilation": (self.dilation, 1)}
+        for name, (pair, smallest) in least.items():
+            if len(pair) != 2 or min(pair) < smallest:
+                raise ValueError(f"{name}: expected two numbers from {smallest}, got {pair}")
+        if self.groups < 1 or weight.shape[0] % self.groups:
+            raise ValueError(f"groups: expected a divisor of {weight.shape[0]} rows, got {self.groups}")
+        if min(weight.shape[2:]) < 1:
+            raise ValueError(f"weight: expected a kernel of at least 1 x 1, got {list(weight.shape)}")
+        if x.ndim != 4 or x.shape[1] != weight.shape[1] * self.groups:
+            raise ValueError(f"x: expected {['B', weight.shape[1] * self.groups, 'H', 'W']}, got {list(x.shape)}")
+        out = output_size(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation)
+        if list(dy.shape) != (expected := [x.shape[0], weight.shape[0], *out]):
+            raise ValueError(f"dy: expected {expected}, got {list(dy.shape)}")
+
+    def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, *self._geometry)
+
+    def like(self, x: Tensor, weight: Tensor) -> LikeX:
+        found = _only_format(x)
+        doubtful = found is torch.contiguous_format and not is_contiguous(weight)
+        return LikeX(x.size(), _dense_stride(x), None if doubtful else found)
+
+    def laid_out(self, dy: Tensor, like: LikeX) -> Tensor:
+        return dy if like.format is None or is_batched(dy) else dy.contiguous(memory_format=like.format)
+
+    def tokens(self, t: Tensor) -> Tensor:
+        return t
+
+    def dgrad(self, dy: Tensor, weight: Tensor, like: LikeX) -> Tensor:
+        """As :meth:`Kind.dgrad`, by PyTorch's library.
+
+        A transposed convolution is the same computation and, unlike ``convolution_backward``, wants no input for its shape: an
+        allocation of that size, though nothing reads it, makes the C library return memory and fault it in again.
+        """
+        size, x_stride, wanted = like
+        stride, padding, dilation, groups = self._geometry
+        if wanted is not None and dy.is_cpu and not is_batched(dy):
+            dy = dy.contiguous(memory_format=wanted)
+            if paths.conv2d_dgrad_is_matmul(dy.dtype, dy.shape, weight.shape, wanted, stride, padding, groups):
+                return torch.matmul(weight.flatten(1).t(), dy.flatten(2)).view(size)
+            if _only_format(dy) is wanted:
+                rest = output_padding(size[2:], dy.shape[2:], weight.shape[2:], stride, padding, dilation)
+                return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, rest, groups)
+        unread = dy.new_empty_strided(size, x_stride)
+        mask = True, False, False
+        return torch.ops.aten.convolution_backward(dy, unread, weight, None, *self._backward_geometry, mask)[0]
+
+    def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: LikeX) -> Tensor:
+        if _only_format(dy) is like.format is not None:
+            return ops.rowsparse_dgrad_conv2d(dy, weight, rows, like.size[2:], *self._geometry)
+        chosen = weight.new_empty_strided((len(rows), *weight.shape[1:]), weight.stride())  # they decide about dx's
+        return self.dgrad(dy, torch.index_select(weight, 0, rows, out=chosen), like)
+
+    def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        mask = False, True, False
+        dw = torch.ops.aten.convolution_backward(dy, x, weight, None, *self._backward_geometry, mask)[1]
+        return clear_padded_taps(dw, x.shape[2:], dy.shape[2:], self.stride, self.padding, self.dilation)
+
+    def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        return ops.rowsparse_wgrad_conv2d(dy, x, rows, weight.shape[2:], *self._geometry)
+
+
+def _only_format(t: Tensor) -> torch.memory_format | None:
+    """The one format that t has; None where it has neither, or both (one channel, one pixel), or strides in disguise."""
+    contiguous, channels_last = t.is_contiguous(), t.is_contiguous(memory_format=torch.channels_last)
+    if contiguous and not channels_last and is_contiguous(t):
+        return torch.contiguous_format
+    return torch.channels_last if channels_last and not contiguous and is_channels_last(t) else None
+
+
+def _dense_stride(x: Tensor) -> tuple[int, ...]:
+    """The strides of x, or of a copy of x without gaps: a slice of a large tensor must not ask for the large tensor."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) or x.numel() == 0:
+        return x.stride()
+    extent = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    return x.stride() if extent == x.numel() else torch.empty_like(x, device="meta").stride()
