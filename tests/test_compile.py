@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
+from wuskern.distributed.prepared import _Agreed
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -74,23 +75,24 @@ def set_flags(model, flag):
     wk.set_tokens(model, flag.get("tokens"))
 
 
-def compact(model):
-    for layer in wk.modules.skippable_layers(model).values():
-        request_row_grad(layer.weight)
-    return model
+def sparse(flag):
+    """The same, with a sparse gradient of its rows."""
+    rows = flag.get("rows")
+    return flag | {"rows": dataclasses.replace(rows, sparse=True)} if isinstance(rows, wk.TopK | wk.Rows) else flag
 
 
 def results(model, call, x):
-    """The output, and what one backward leaves of gradients; those of compact rows as two tensors."""
+    """The output, and what one backward leaves of gradients; a sparse one as two tensors."""
     x = x.clone().requires_grad_()
     y = call(x)
     y.square().sum().backward()
     found = {"y": y.detach(), "x": x.grad}
     for name, parameter in model.named_parameters():
-        found[name], parameter.grad = parameter.grad, None
-        if getattr(parameter, "row_grad", None) is not None:
-            found[f"{name} rows"], found[f"{name} values"] = parameter.row_grad.rows, parameter.row_grad.values
-            parameter.row_grad = None
+        grad, parameter.grad = parameter.grad, None
+        if grad is None or not grad.is_sparse:
+            found[name] = grad
+        else:
+            found[f"{name} rows"], found[f"{name} values"] = grad._indices(), grad._values()
     return found
 
 
@@ -115,8 +117,8 @@ def test_one_graph_gives_eagers_results(kind, flag, dynamic):
 @pytest.mark.parametrize("kind", MODELS)
 def test_inductor_gives_eagers_results(kind, flag):
     make, shape = MODELS[kind]
-    model = compact(wk.convert(make())) if "top-k" in flag else wk.convert(make())
-    set_flags(model, FLAGS[flag])
+    model = wk.convert(make())
+    set_flags(model, sparse(FLAGS[flag]) if "top-k" in flag else FLAGS[flag])
     compiled = torch.compile(model, fullgraph=True)
     for _ in range(2):
         assert_same(model, compiled, torch.randn(shape))
@@ -124,30 +126,68 @@ def test_inductor_gives_eagers_results(kind, flag):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compact_rows_of_several_backwards_add_up(backend):
-    model = compact(wk.convert(MODELS["linear"][0]()))
-    wk.set_rows(model, wk.TopK(k=3))
+    model = wk.convert(MODELS["linear"][0]())
+    wk.set_rows(model, wk.TopK(k=3, sparse=True))
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     batches = [torch.randn(6, 24) for _ in range(4)]
 
     def accumulated(call):
         for x in batches:
             call(x).square().sum().backward()
-        held = [layer.weight.row_grad.dense(layer.out_features) for layer in (model[0], model[2])]
-        for parameter in model.parameters():
-            parameter.grad = parameter.row_grad = None
+        held = [layer.weight.grad.to_dense() for layer in (model[0], model[2])]
+        model.zero_grad()
         return held
 
     torch.testing.assert_close(accumulated(compiled), accumulated(model), rtol=1e-4, atol=1e-5)
 
 
-def test_a_copy_of_a_weight_that_wants_compact_rows_wants_none():
-    """torch's copy of a parameter has none of its attributes: nothing of the copy may reach the original."""
-    model = compact(wk.convert(MODELS["linear"][0]()))
+def test_a_copy_of_a_layer_with_sparse_gradients_has_its_own():
+    """Nothing of the copy may reach the original."""
+    model = wk.convert(MODELS["linear"][0]())
+    wk.set_rows(model, wk.TopK(k=3, sparse=True))
     twin = copy.deepcopy(model)
-    wk.set_rows(twin, wk.TopK(k=3))
     torch.compile(twin, fullgraph=True, backend="aot_eager")(torch.randn(6, 24)).sum().backward()
-    assert model[0].weight.row_grad is None
-    assert twin[0].weight.grad is not None
+    assert model[0].weight.grad is None
+    assert twin[0].weight.grad.is_sparse
+
+
+@pytest.mark.parametrize("rows", [wk.TopK(k=3), wk.Rows([0, 2]), wk.TopK(k=2, scope="both")], ids=["TopK", "Rows", "both"])
+def test_an_optimizers_wish_reaches_compiled_layers_and_ends_with_it(rows):
+    model, x = wk.convert(MODELS["linear"][0]()), torch.randn(6, 24)
+    wk.set_rows(model, rows)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        assert_same(model, compiled, x)
+        optimizer = wk.optim.SGD(model.parameters(), lr=0.1)
+        assert any("rows" in name for name in results(model, compiled, x))
+        assert_same(model, compiled, x)
+        del optimizer
+        assert not any("rows" in name for name in results(model, compiled, x))
+    assert graphs() == 2
+
+
+def test_a_compiled_gradient_of_the_input_leaves_nothing_behind():
+    """Nor does an observer hear of it; and what cannot be given raises."""
+    model, x = wk.convert(nn.Sequential(nn.Linear(24, 8))), torch.randn(6, 24, requires_grad=True)
+    observer = wk.Observer("l1", alive=torch.ones(8, dtype=torch.bool))
+    model[0].plan = wk.Plan(rows=wk.TopK(k=3, sparse=True), observer=observer)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.autograd.grad(compiled(x).sum(), x)
+    compiled(x).sum().backward(inputs=[x])
+    assert model[0].weight.grad is None
+    assert observer.total is observer.hits is observer.seen is None
+    with pytest.raises(RuntimeError, match=r"weight: autograd\.grad wants its gradient"):
+        torch.autograd.grad(compiled(x).sum(), model[0].weight)
+    compiled(x).sum().backward()
+    assert model[0].weight.grad.is_sparse
+    assert (int(observer.seen), int(observer.hits.sum())) == (1, 3)
+    model.zero_grad()
+    model[0].weight.register_hook(lambda grad: grad)
+    with pytest.raises(RuntimeError, match="weight: a hook wants its gradient"):
+        compiled(x).sum().backward()
+    torch._dynamo.reset()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(x).sum().backward()
+    assert not model[0].weight.grad.is_sparse
 
 
 @pytest.mark.parametrize("rows", [None, wk.TopK(k=3)], ids=["all rows", "top-k"])
@@ -202,15 +242,13 @@ def test_a_skip_and_a_choice_of_rows_make_one_more_graph_each():
     assert count_graphs(model, steps, torch.randn(3, 16)) == [1, 2, 3, 3, 3, 3, 3, 3, 3]
 
 
-@pytest.mark.parametrize("compact_rows", [False, True], ids=["dense form", "compact"])
-def test_changing_rows_of_one_length_make_no_more_graphs(compact_rows):
+@pytest.mark.parametrize("form", [None, True], ids=["dense", "sparse"])
+def test_changing_rows_of_one_length_make_no_more_graphs(form):
     model = wk.convert(Residual())
-    if compact_rows:
-        compact(model)
 
     def change():
         for layer in wk.modules.skippable_layers(model).values():
-            layer.rows = wk.Rows(torch.randperm(layer.out_features)[:4])
+            layer.rows = wk.Rows(torch.randperm(layer.out_features)[:4], sparse=form)
 
     assert set(count_graphs(model, [change] * 4, torch.randn(3, 16))) == {1}
 
@@ -273,11 +311,11 @@ def test_scores_are_observed(backend):
     model, changes = wk.convert(MODELS["linear"][0]()), 3
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for _ in range(changes):
-        observed, expected = ([wk.Scores("l2"), wk.Scores("l1")] for _ in range(2))
+        observed, expected = ([wk.Observer("l2"), wk.Observer("l1")] for _ in range(2))
         x = torch.randn(6, 24)
         for call, scores in ((compiled, observed), (model, expected)):
             for layer, of in zip((model[0], model[2]), scores, strict=True):
-                layer.rows = wk.Rows(torch.randperm(8)[:4], scores=of)
+                layer.plan = wk.Plan(rows=wk.Rows(torch.randperm(8)[:4]), observer=of)
             for _ in range(2):
                 call(x).square().sum().backward()
         for ours, eager in zip(observed, expected, strict=True):
@@ -293,7 +331,7 @@ def test_rows_that_processes_agree_on_in_backward_stay_eager():
         calls.append(scores)
         return scores
 
-    wk.set_rows(model, dataclasses.replace(wk.TopK(k=3), agree=agree))
+    wk.set_plan(model, rows=wk.TopK(k=3), observer=_Agreed(None, agree))
     assert_same(model, torch.compile(model, backend="aot_eager"), torch.randn(6, 24))
     assert len(calls) == 4
     assert not any(isinstance(scores, torch._subclasses.FakeTensor) for scores in calls)

@@ -13,20 +13,20 @@ class Again(wk.GraphedStep):
 
     def _capture(self, inputs):
         self.captures = getattr(self, "captures", 0) + 1
-        rows = {name: layer.rows for name, layer in self.layers.items()}
-        skip = {name: layer.skip for name, layer in self.layers.items()}
-        tokens = {name: layer.tokens for name, layer in self.layers.items()}
+        captured = {name: layer.plan for name, layer in self.layers.items()}
 
         def replay():
-            now = {name: (layer.skip, layer.rows, layer.tokens) for name, layer in self.layers.items()}
-            for name, layer in self.layers.items():
-                layer.skip, layer.rows, layer.tokens = skip[name], rows[name], tokens[name]
+            now = {name: layer.plan for name, layer in self.layers.items()}
+            self._set(captured)
             result = self._step(*inputs)
-            for name, layer in self.layers.items():
-                layer.skip, layer.rows, layer.tokens = now[name]
+            self._set(now)
             return result
 
         return replay
+
+    def _set(self, plans):
+        for name, plan in plans.items():
+            self.layers[name].plan = plan
 
 
 FLAGS = [
@@ -40,6 +40,9 @@ FLAGS = [
     {"tokens": wk.Tokens(k=2)},
     {"tokens": wk.Tokens(k=2), "rows": wk.Rows([1, 2])},
 ]
+
+
+KINDS = len(FLAGS) - 1  # the two Rows of three share a graph
 
 
 def set_flags(model, flag):
@@ -74,7 +77,34 @@ def test_every_kind_of_step_is_captured_once_and_reads_what_is_set_now():
     expected, _ = trained("cpu", None)
     losses, run = trained("cpu", Again)
     assert losses == expected
-    assert run.captures == 8  # the two Rows of three share one
+    assert run.captures == KINDS
+
+
+@pytest.mark.parametrize("method", [wk.policies.ScoreMemory, wk.policies.TinyProp])
+def test_what_a_policy_observes_is_observed_in_a_graph(method):
+    """Each step's choice is by the scores of the one before, graphed or not."""
+
+    def chosen(graphed):
+        torch.manual_seed(0)
+        model = wk.convert(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5)))
+        policy = method(model, **({"k": 3} if method is wk.policies.ScoreMemory else {"s_min": 0.1, "s_max": 0.4}))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+        def step(x, y):
+            optimizer.zero_grad(set_to_none=True)
+            F.mse_loss(model(x), y).backward()
+            optimizer.step()
+
+        run, rows = Again(model, step) if graphed else step, []
+        for _ in range(8):
+            run(torch.randn(6, 12), torch.randn(6, 5))
+            policy.after_step()
+            rows.append(model[0].rows.numbers)
+        return rows
+
+    eager = chosen(False)
+    assert len(set(eager)) > 3
+    assert chosen(True) == eager
 
 
 def test_users_rows_are_left_alone():
@@ -112,5 +142,5 @@ def test_bad_input_is_refused():
 @pytest.mark.gpu
 def test_graphs_train_as_eager_does():
     losses, run = trained("cuda", wk.GraphedStep)
-    assert len(run._captured) == 5
+    assert len(run._captured) == KINDS
     assert losses[-1] < losses[0]

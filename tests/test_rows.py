@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wuskern as wk
-from wuskern.rows import Scores
+from wuskern.distributed.prepared import _Agreed
 
 # ---- how many -------------------------------------------------------------------------------------------------------
 
@@ -180,8 +180,8 @@ def test_row_gradients_add_up_over_the_union_of_their_rows(parts):
 def test_rows_that_collect_scores_add_those_of_all_rows(kind, score, needs_bias):
     layer = wk.SkippableLinear(3, 5) if kind == "linear" else wk.SkippableConv2d(3, 5, 2)
     layer.bias.requires_grad_(needs_bias)
-    scores, expected = Scores(score), torch.zeros(5)
-    layer.rows = wk.Rows([0, 4], scores=scores)
+    observer, expected = wk.Observer(score), torch.zeros(5)
+    layer.plan = wk.Plan(rows=wk.Rows([0, 4]), observer=observer)
     for _ in range(2):
         layer.bias.grad = None
         y = layer(torch.randn(6, 3) if kind == "linear" else torch.randn(6, 3, 4, 4))
@@ -191,22 +191,25 @@ def test_rows_that_collect_scores_add_those_of_all_rows(kind, score, needs_bias)
         expected += by_row.abs().sum(1) if score == "l1" else by_row.square().sum(1)
         if needs_bias:
             torch.testing.assert_close(layer.bias.grad, by_row.sum(1))
-    torch.testing.assert_close(scores.total, expected)
-    scores.clear()
-    assert scores.total is None
+    torch.testing.assert_close(observer.total, expected)
+    observer.clear()
+    assert not observer.total.any()
 
 
-def test_scores_are_no_part_of_what_rows_are():
-    assert wk.Rows([1], scores=Scores()) == wk.Rows([1])
-    with pytest.raises(TypeError, match="scores: expected a Scores or None, got str"):
-        wk.Rows([1], scores="l1")
+def test_an_observer_is_no_part_of_what_a_plan_is():
+    observed = wk.Plan(rows=wk.Rows([1]), observer=wk.Observer("l1"))
+    assert observed == wk.Plan(rows=wk.Rows([1]))
+    assert observed.replace(tokens=wk.Tokens(k=1)).observer is observed.observer
+    assert observed.replace(rows=wk.Rows([1])).observer is None, "it was told of the rows before"
+    with pytest.raises(TypeError, match="observer: expected a Observer, or None, got 'l1'"):
+        wk.Plan(observer="l1")
     with pytest.raises(ValueError, match="score: expected one of l1, l2, got 'random'"):
-        Scores("random")
+        wk.Observer("random")
 
 
 def test_top_rows_by_scores_that_are_agreed_upon():
     layer = wk.SkippableLinear(3, 4)
-    layer.rows = wk.TopK(k=2, agree=lambda scores: -scores)
+    layer.plan = wk.Plan(rows=wk.TopK(k=2), observer=_Agreed(None, lambda scores: -scores))
     y = layer(torch.randn(2, 3))
     y.backward(torch.tensor([[1.0, 2.0, 3.0, 4.0]]).expand(2, 4))
     assert layer.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [0, 1]

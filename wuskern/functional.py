@@ -16,7 +16,6 @@ from wuskern.choices import DENSE, Parts, PerExample, Plan
 from wuskern.grad_home import GradHome
 from wuskern.gradients import Gradients, Needs, gradients
 from wuskern.kinds import LINEAR, Conv2d, Kind
-from wuskern.sparse_grad import has_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -132,7 +131,9 @@ def _followed(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, kind: 
     """The plan, without a choice of tokens that takes all of this input's; None where the call is stock's."""
     if _takes_stock_path(x, weight, bias):
         return None
-    followed = plan.restricting(kind.units(weight), lambda: kind.count_tokens(x)) if plan.asks_input else plan
+    followed: Plan | None = plan
+    if plan.asks_input or torch.compiler.is_compiling():  # a compiler has to see how many rows there are in forward
+        followed = plan.restricting(kind.units(weight), lambda: kind.count_tokens(x))
     if followed is None or followed is DENSE:
         return None
     if _is_transformed(x, weight, bias):
@@ -168,7 +169,7 @@ def _is_sparse(plan: Plan, weight: Tensor, home: GradHome | None) -> bool:
     if type(weight) is not Parameter:
         return False
     if torch.compiler.is_compiling():
-        return home is not None and not _is_together() and not has_hooks(weight)
+        return home is not None and not _is_together() and not home.is_watched()
     ddp = _active_ddp()
     if ddp is not None and not hasattr(ddp, "_wuskern_prepared"):
         raise RuntimeError(

@@ -23,6 +23,7 @@ class Layer(Protocol):
     """A layer that may have the compact form."""
 
     _parameters: dict[str, Any]
+    _home: Any
 
     def answer(self, asked: bool) -> None:
         """Takes note of whether an optimizer asks for the compact form."""
@@ -32,7 +33,7 @@ class Layer(Protocol):
         """Whether its weight's gradient is sparse now."""
 
 
-_layers: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_homes: "weakref.WeakSet[GradHome]" = weakref.WeakSet()
 _optimizers: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
 
 
@@ -43,16 +44,27 @@ class GradHome:
         self._layer = weakref.ref(layer)
         self.key = deliver.new_key(self)
         self.recycled = Recycled()
-        _layers.add(layer)
+        _homes.add(self)
 
     def __reduce__(self) -> Any:
         return type(None), ()
 
+    def owner(self) -> Layer | None:
+        """The layer, while this is its home: not once it is a stock layer again."""
+        layer = self._layer()
+        return layer if layer is not None and layer.__dict__.get("_home") is self else None
+
     def weight(self) -> Parameter | None:
         """The layer's, if it is a parameter of its own and not computed from others."""
         layer = self._layer()
-        found = None if layer is None else layer._parameters.get("weight")
-        return found if type(found) is Parameter else None
+        return None if layer is None else _own_weight(layer)
+
+    def is_watched(self) -> bool:
+        """Whether a hook looks at the weight's gradient. Compiled code keeps the answer of the time when it was traced."""
+        weight = self.weight()
+        return weight is not None and has_hooks(weight)
+
+    is_watched._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compiler's decorator imports Dynamo
 
     def is_asked(self) -> bool:
         """Whether an optimizer of ``wuskern.optim`` holds the weight."""
@@ -96,10 +108,20 @@ def _held() -> set[int]:
     return {id(p) for optimizer in list(_optimizers) for group in optimizer.param_groups for p in group["params"]}
 
 
+def _layers() -> list[Layer]:
+    return [layer for home in list(_homes) if (layer := home.owner()) is not None]
+
+
 def _tell_layers() -> None:
     held = _held()
-    for layer in list(_layers):
-        layer.answer(id(layer._parameters.get("weight")) in held)
+    for layer in _layers():
+        layer.answer(id(_own_weight(layer)) in held)
+
+
+def _own_weight(layer: Layer) -> Parameter | None:
+    """Not one of another class, such as what FSDP2 shards."""
+    weight = layer._parameters.get("weight")
+    return weight if type(weight) is Parameter else None
 
 
 # ---- momentum of torch's SGD ----------------------------------------------------------------------------------------
@@ -127,7 +149,7 @@ def _check(optimizer: Optimizer, held: Any) -> None:
     with_momentum = [p for group in optimizer.param_groups if group["momentum"] for p in group["params"]]
     if not with_momentum:
         return
-    ours = {id(layer._parameters.get("weight")) for layer in _layers if layer.is_sparse}
+    ours = {id(_own_weight(layer)) for layer in _layers() if layer.is_sparse}
     for parameter in with_momentum:
         tensor = held(parameter)
         if id(parameter) in ours and tensor is not None and tensor.is_sparse:

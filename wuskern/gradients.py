@@ -40,13 +40,13 @@ NOBODY = Teller(None, None)
 
 
 def gradients(
-    kind: Kind, plan: Plan, dy: Tensor, x: Tensor | None, weight: Tensor, like: Any, needs: Needs, teller: Teller = NOBODY
+    kind: Kind, plan: Plan, dy: Tensor, x: Tensor | None, weight: Tensor | None, like: Any, needs: Needs, teller: Teller = NOBODY
 ) -> Gradients:
     """The gradients of a layer of some kind, as its plan restricts them; no tensor of the weight's size is formed.
 
     Args:
-        dy, x, weight: as the kind has them; x may be None where the weight's gradient is not wanted, and so may the weight's
-            values where that of x is not. like: ``kind.like(x, weight)``.
+        dy, x, weight: as the kind has them; x may be None where the weight's gradient is not wanted, and the weight where
+            neither that nor the gradient of x is. like: ``kind.like(x, weight)``.
         needs: which gradients, of x, weight and bias.
 
     Returns:
@@ -70,7 +70,7 @@ def gradients(
 
 
 def _of_all_rows(
-    kind: Kind, plan: Plan, dy: Tensor, x: Tensor | None, weight: Tensor, like: Any, needs: Needs, teller: Teller
+    kind: Kind, plan: Plan, dy: Tensor, x: Tensor | None, weight: Tensor | None, like: Any, needs: Needs, teller: Teller
 ) -> Gradients:
     needs_x, needs_weight, needs_bias = needs
     db = ops.bias_grad(dy, kind.dim) if needs_bias else None

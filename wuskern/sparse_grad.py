@@ -144,6 +144,6 @@ def _vector_norm(
     if dim is not None or keepdim:
         raise NotImplementedError(f"dim: expected None for the norm of a sparse tensor, got {dim}")
     values = x.coalesce()._values() if not _is_known(x._indices()) else x._values()
-    if float(ord) < 0 and values.numel() < x.numel():
+    if (float(ord) < 0 or not values.numel()) and values.numel() < x.numel():
         values = torch.cat((values.flatten(), values.new_zeros(1)))
     return torch.linalg.vector_norm(values, ord, dtype=dtype)

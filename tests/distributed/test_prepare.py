@@ -1,5 +1,7 @@
 """What a prepared DDP sends, and what the gradients are afterwards."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -49,10 +51,9 @@ def count_sent(rank):
     found["rows"] = step()
     wk.set_rows(model.module, wk.TopK(k=2))
     found["first TopK"], found["TopK"] = step(), step()
-    request_row_grad(second.weight)
-    second.rows = wk.Rows([4, 5])
-    found["compact"] = step() - 20  # elements of the first layer's scores
-    assert isinstance(second.weight.row_grad, RowGrad)
+    second.rows = wk.Rows([4, 5], sparse=True)
+    found["sparse"] = step() - 20  # elements of the first layer's scores
+    assert second.weight.grad._indices().tolist() == [[4, 5]]
     return found
 
 
@@ -64,7 +65,7 @@ def test_what_is_sent(ranks):
         "rows": 2 * 5 + 1 * 20 + biases + norm,
         "first TopK": 2 * 5 + 2 * 20 + biases + norm + 30,
         "TopK": 2 * 5 + 2 * 20 + biases + norm + 30,  # with the scores of 30 rows
-        "compact": 2 * 5 + 2 * 20 + biases + norm + 10,  # the second layer's last scores
+        "sparse": 2 * 5 + 2 * 20 + biases + norm + 10,  # the second layer's last scores
     }
     assert ranks.run(count_sent) == [expected] * 2
 
@@ -109,25 +110,22 @@ class Branches(nn.Module):
         return self.a(x) + self.b(x) if both else self.a(x)
 
 
-def leave_out(rank, rows, compact):
+def leave_out(rank, rows):
     torch.manual_seed(0)
     model, _ = wrapped(Branches(), find_unused_parameters=True)
     weight = model.module.b.weight
-    if compact:
-        request_row_grad(weight)
     model.module.b.rows = rows
     for _ in range(2):
         model.zero_grad()
-        if compact:
-            weight.row_grad = None
         model(draw(0, 5, 3), rank == 0).sum().backward()
-    return weight.row_grad.dense(4) if compact else weight.grad
+    assert weight.grad.is_sparse == bool(rows.sparse)
+    return weight.grad.to_dense()
 
 
-@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("sparse", [None, True])
 @pytest.mark.parametrize("rows", [wk.Rows([1, 3]), wk.TopK(k=2)], ids=["Rows", "TopK"])
-def test_a_layer_that_one_rank_does_not_use(ranks, rows, compact):
-    first, second = ranks.run(leave_out, rows, compact)
+def test_a_layer_that_one_rank_does_not_use(ranks, rows, sparse):
+    first, second = ranks.run(leave_out, dataclasses.replace(rows, sparse=sparse))
     assert torch.equal(first, second)
     of_one = draw(0, 5, 3).sum(0) / 2  # dY is ones; half of it, for the other rank has none
     kept = first.abs().sum(1) > 0
@@ -137,50 +135,68 @@ def test_a_layer_that_one_rank_does_not_use(ranks, rows, compact):
 
 def accumulate_over_steps(rank):
     """No zero_grad in between: as under plain DDP, and nobody's gradient of the earlier step is lost."""
-    model, _ = wrapped(nn.Linear(3, 4, bias=False))
-    request_row_grad(model.module.weight)
-    for rows in ([0, 1], [1, 3]):
-        model.module.rows = wk.Rows(rows)
+    model, _ = wrapped(nn.Linear(3, 8, bias=False))
+    found = []
+    for plan in PLANS:
+        model.module.plan = plan
         model(draw(rank, 5, 3)).sum().backward()
-    found = model.module.weight.row_grad
-    wk.set_rows(model.module, None)
-    model(draw(rank, 5, 3)).sum().backward()
-    model.module.skip = True
-    model(draw(rank, 5, 3)).sum().backward()
-    return found, model.module.weight.grad
+        grad = model.module.weight.grad
+        found.append((grad.is_sparse, grad.to_dense().clone()))
+    return found
+
+
+PLANS = [wk.Plan(rows=wk.Rows(rows, sparse=True)) for rows in ([0, 1], [1, 3])] + [wk.Plan(), wk.Plan(skip=True)]
 
 
 def test_gradients_accumulate_over_synchronised_steps(ranks):
     mean = (draw(0, 5, 3).sum(0) + draw(1, 5, 3).sum(0)) / 2
-    for found, dense in ranks.run(accumulate_over_steps):
-        assert found.rows.tolist() == [0, 1, 3]
-        torch.testing.assert_close(found.values, torch.stack([mean, 2 * mean, mean]))
-        torch.testing.assert_close(dense, mean.expand(4, 3))
+    times = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0], [1, 2, 0, 1, 0, 0, 0, 0], [2, 3, 1, 2, 1, 1, 1, 1], [2, 3, 1, 2, 1, 1, 1, 1]])
+    for found in ranks.run(accumulate_over_steps):
+        assert [is_sparse for is_sparse, _ in found] == [True, False, False, False]  # dense past an older gradient
+        for (_, grad), count in zip(found, times, strict=True):
+            torch.testing.assert_close(grad, count[:, None] * mean)
 
 
-def change_between_micro_batches(rank, compact, flags):
+def change_between_micro_batches(rank, sparse, flags):
     model, _ = wrapped(nn.Linear(3, 4, bias=False))
     layer = model.module
-    if compact:
-        request_row_grad(layer.weight)
     for number, flag in enumerate(flags):
-        layer.skip, layer.rows = flag is True, wk.Rows(flag) if isinstance(flag, list) else None
+        layer.skip, layer.rows = flag is True, wk.Rows(flag, sparse=sparse) if isinstance(flag, list) else None
         with model.no_sync() if number < len(flags) - 1 else torch.enable_grad():
             model(draw(rank, 5, 3)).sum().backward()
-    return layer.weight.grad, layer.weight.row_grad.dense(4) if compact else None
+    return layer.weight.grad.is_sparse, layer.weight.grad.to_dense()
 
 
-@pytest.mark.parametrize("compact", [False, True])
-def test_micro_batches_that_train_different_rows(ranks, compact):
+@pytest.mark.parametrize("sparse", [None, True])
+def test_micro_batches_that_train_different_rows(ranks, sparse):
     mean = (draw(0, 5, 3).sum(0) + draw(1, 5, 3).sum(0)) / 2
-    times = {"rows": torch.tensor([1.0, 2.0, 0.0, 1.0]), "dense": torch.tensor([0.0, 1.0, 0.0, 0.0])}
-    sparse = {name: count[:, None] * mean for name, count in times.items()}
-    for grad, row_grad in ranks.run(change_between_micro_batches, compact, [[0, 1], True, [1, 3]]):
-        assert (grad is None) == compact
-        torch.testing.assert_close(row_grad if compact else grad, sparse["rows"])
-    for grad, row_grad in ranks.run(change_between_micro_batches, compact, [None, [1]]):
-        torch.testing.assert_close(grad, mean.expand(4, 3) + (0 if compact else sparse["dense"]))
-        assert not compact or torch.allclose(row_grad, sparse["dense"])
+    for is_sparse, grad in ranks.run(change_between_micro_batches, sparse, [[0, 1], True, [1, 3]]):
+        assert is_sparse == bool(sparse)
+        torch.testing.assert_close(grad, torch.tensor([1.0, 2.0, 0.0, 1.0])[:, None] * mean)
+    for _, grad in ranks.run(change_between_micro_batches, sparse, [None, [1]]):
+        torch.testing.assert_close(grad, torch.tensor([1.0, 2.0, 1.0, 1.0])[:, None] * mean)
+
+
+def clear_late(rank, sparse):
+    """Gradients are cleared between forward and backward, as some loops do."""
+    model, _ = wrapped(nn.Linear(3, 8, bias=False))
+    found = []
+    for rows in ([0, 1], [1, 3]):
+        model.module.rows = wk.Rows(rows, sparse=sparse)
+        loss = model(draw(rank, 5, 3)).sum()
+        model.zero_grad()
+        loss.backward()
+        grad = model.module.weight.grad
+        found.append((grad._indices().tolist(), grad._values()))
+    return found
+
+
+def test_gradients_cleared_after_forward(ranks):
+    mean = (draw(0, 5, 3).sum(0) + draw(1, 5, 3).sum(0)) / 2
+    for found in ranks.run(clear_late, True):
+        for (index, values), rows in zip(found, ([0, 1], [1, 3]), strict=True):
+            assert index == [rows]
+            torch.testing.assert_close(values, mean.expand(2, 3))
 
 
 # ---- checkpointed layers, hooks of the user's own -------------------------------------------------------------------

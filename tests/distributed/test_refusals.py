@@ -29,13 +29,10 @@ def refusals(rank):
     static, _ = wrapped(nn.Linear(3, 4), static_graph=True)
     static.module.skip = True
     found.append(raises(RuntimeError, static, draw(rank, 5, 3)))
-    static.module.skip, static.module.rows = False, wk.Rows([1])
-    request_row_grad(static.module.weight)
-    found.append(raises(RuntimeError, static, draw(rank, 5, 3)))
     plain = DistributedDataParallel(wk.convert(nn.Linear(3, 4).double()))
     plain.module.rows = wk.TopK(k=1)
     plain(draw(rank, 5, 3)).sum().backward()  # the dense form, each rank with rows of its own
-    request_row_grad(plain.module.weight)
+    plain.module.rows = wk.TopK(k=1, sparse=True)
     found.append(raises(RuntimeError, plain, draw(rank, 5, 3)))
     found.append(raises(TypeError, copy.deepcopy, model))
     return found
@@ -50,9 +47,9 @@ def test_refusals_by_name(ranks):
         "exact: expected False with find_unused_parameters",
         "comm_hook: expected a hook that remembers nothing of a bucket's size, got PowerSGD",
         "join: expected none around a model of wuskern.distributed.prepare",
-        "static_graph: expected a first iteration in which each weight gets a dense gradient, got skip of the model itself",
-        "static_graph: expected a first iteration in which each weight gets a dense gradient, got compact rows of",
-        "weight: row_grad was requested, but DistributedDataParallel would not send it: call wuskern.distributed.prepare",
+        "static_graph: expected a first iteration in which each weight gets a gradient, got skip of the model itself",
+        "weight: a sparse gradient was asked for, by an optimizer of wuskern.optim or by sparse=True, but "
+        "DistributedDataParallel would not send it: call wuskern.distributed.prepare(ddp_model) after wrapping",
         "ddp_model: a prepared one cannot be copied or pickled",
     ]
     for found in ranks.run(refusals):
@@ -72,6 +69,10 @@ def diverge(rank):
     found.append(raises(RuntimeError, model, x))
     wk.set_rows(model.module, wk.TopK(k=1 + rank))
     found.append(raises(RuntimeError, wk.distributed.check_flags, model))
+    wk.set_rows(model.module, None)
+    wk.set_tokens(model.module, wk.Tokens(k=1 + rank))
+    found.append(raises(RuntimeError, wk.distributed.check_flags, model))
+    wk.set_tokens(model.module, None)
     wk.set_rows(model.module, wk.TopK(k=2))
     wk.distributed.check_flags(model)
     model(x).sum().backward()  # the group is in step
@@ -84,13 +85,14 @@ def diverge(rank):
 def test_a_divergence_names_layer_and_ranks(ranks):
     first, second = ranks.run(diverge)
     assert first == second
-    start = "layers: expected the same skip and rows in all processes, got "
-    assert first[0] == start + "1: rank 0 has all rows, rank 1 has skip"
-    assert first[1].startswith(start + "0: rank 0 has TopK(ratio=None, k=2, ")
-    assert ", rank 1 has Rows([0, 1], 'weight', 'dense'); 3: rank 0 has Rows([1, 2], 'weight', 'dense'), " in first[1]
-    assert first[1].endswith("rank 1 has Rows([1, 2], 'weight', 'rows')")
+    start = "layers: expected the same plan in all processes, got "
+    assert first[0] == start + "1: rank 0 has dense, rank 1 has skip=True"
+    assert first[1].startswith(start + "0: rank 0 has rows=TopK(ratio=None, k=2, ")
+    assert ", rank 1 has rows=Rows([0, 1], 'weight', 'dense'); 3: rank 0 has rows=Rows([1, 2], 'weight', 'dense'), " in first[1]
+    assert first[1].endswith("rank 1 has rows=Rows([1, 2], 'weight', 'rows')")
     assert first[2].endswith("; and 1 more")
-    assert "the same converted layers in all processes, got ['1'] in rank 1 only" in first[3]
+    assert "0: rank 0 has tokens=Tokens(ratio=None, k=1, pick='top'), rank 1 has tokens=Tokens(ratio=None, k=2" in first[3]
+    assert "the same converted layers in all processes, got ['1'] in rank 1 only" in first[4]
 
 
 def stray_gradient(rank):
@@ -101,7 +103,7 @@ def stray_gradient(rank):
 
 def test_a_gradient_that_would_not_be_sent_is_an_error(ranks):
     for found in ranks.run(stray_gradient):
-        assert "the model itself: expected no dense gradient of a weight that is skipped" in found
+        assert "the model itself: expected no gradient of a weight that is skipped" in found
 
 
 def stock_path(rank):

@@ -11,14 +11,13 @@ from tests.distributed.models import draw, wrapped
 def exact_rows(rank, compact, micro):
     model, _ = wrapped(nn.Linear(3, 6, bias=False), prepare=dict(exact=True))
     layer, x, coefficients = model.module, draw(rank, 5, 3), draw(10 + rank, 3, 6)
-    if compact:
-        request_row_grad(layer.weight)
-    layer.rows = wk.TopK(k=2)
+    layer.rows = wk.TopK(k=2, sparse=compact)
     for i in range(micro):
         with model.no_sync() if i < micro - 1 else torch.enable_grad():
             (model(x) * coefficients[i]).sum().backward()
-    assert layer.rows == wk.TopK(k=2)
-    return layer.weight.row_grad.dense(6) if compact else layer.weight.grad
+    assert layer.rows == wk.TopK(k=2, sparse=compact)
+    assert layer.weight.grad.is_sparse == compact
+    return layer.weight.grad.to_dense()
 
 
 @pytest.mark.parametrize("micro", [1, 3])

@@ -1,6 +1,7 @@
 """Tokens under DDP, two processes on the CPU: each chooses of its own batch, and the sums are averaged."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -23,8 +24,7 @@ def model() -> nn.Module:
 
 def gradients(net: nn.Module, call: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     call(x).square().sum().backward()
-    held = (getattr(p, "row_grad", None) for p in net.parameters())
-    return [p.grad if grad is None else grad.dense(len(p)) for p, grad in zip(net.parameters(), held, strict=True)]
+    return [p.grad.to_dense() for p in net.parameters()]
 
 
 def under_ddp(rank: int, prepared: bool, rows: str, compact: bool) -> tuple[list[torch.Tensor], ...]:
@@ -32,7 +32,7 @@ def under_ddp(rank: int, prepared: bool, rows: str, compact: bool) -> tuple[list
     net[0].rows = FLAGS[rows]
     alone = copy.deepcopy(net)
     if compact:
-        request_row_grad(net[0].weight)
+        net[0].rows = dataclasses.replace(net[0].rows, sparse=True)
     ddp = DistributedDataParallel(net)
     if prepared:
         wk.distributed.prepare(ddp)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 
 import torch
 import torch.nn as nn
@@ -106,9 +107,6 @@ def under_ddp(rank, plan, optimizer="sgd", micro=1, compact=False, ddp=None, pre
     """:func:`alone` on one half of each batch."""
     model = wk.convert(network())
     layers = [model[i] for i in LAYERS]
-    if compact:
-        for layer in layers:
-            request_row_grad(layer.weight)
     model = DistributedDataParallel(model, **(ddp or {}))
     wk.distributed.prepare(model, **(prepare or {}))
     update = OPTIMIZERS[optimizer](model.parameters())
@@ -119,16 +117,18 @@ def under_ddp(rank, plan, optimizer="sgd", micro=1, compact=False, ddp=None, pre
     for step, flags in zip(batches(len(plan), micro), plan, strict=True):
         for layer, flag in zip(layers, flags, strict=True):
             layer.skip = flag is True
-            layer.rows = wk.Rows(flag) if isinstance(flag, list) else flag if isinstance(flag, wk.TopK) else None
+            rows = wk.Rows(flag) if isinstance(flag, list) else flag if isinstance(flag, wk.TopK) else None
+            layer.rows = dataclasses.replace(rows, sparse=True) if compact and rows is not None else rows
         update.zero_grad()
         for number, (x, y) in enumerate(step):
             with contextlib.nullcontext() if number == micro - 1 else model.no_sync():
                 loss_of(model, x[mine], y[mine]).backward()
         for layer, flag in zip(layers, flags, strict=True):
-            assert layer.rows is flag or not isinstance(flag, wk.TopK)
-            assert (layer.weight.grad is None) == (flag is True or (compact and flag is not None))
-        update.step()
+            assert compact or layer.rows is flag or not isinstance(flag, wk.TopK)
+            assert (layer.weight.grad is None) == (flag is True)
+            assert flag is True or layer.weight.grad.is_sparse == (compact and flag is not None)
         consume(layers)
+        update.step()
         history.append([p.detach().clone() for p in model.parameters()])
     return history
 
@@ -136,10 +136,10 @@ def under_ddp(rank, plan, optimizer="sgd", micro=1, compact=False, ddp=None, pre
 @torch.no_grad()
 def consume(layers):
     for layer in layers:
-        grad = getattr(layer.weight, "row_grad", None)
-        if grad is not None:
-            layer.weight[grad.rows] -= LR * grad.values
-            layer.weight.row_grad = None
+        grad = layer.weight.grad
+        if grad is not None and grad.is_sparse:
+            layer.weight[grad._indices()[0]] -= LR * grad._values()
+            layer.weight.grad = None
 
 
 def assert_equal(ranks, plan, *, ddp=None, prepare=None, attach=False, **training):

@@ -26,11 +26,22 @@ def backward(model: nn.Module, seed: int = 0, scale: float = 1.0) -> Tensor:
     return loss
 
 
-def row_grad(weight: Tensor, rows: list[int], seed: int = 0) -> wk.RowGrad:
-    """A gradient of those rows; also what the weight holds from now on."""
+def row_grad(weight: Tensor, rows: list[int], seed: int = 0) -> Tensor:
+    """A sparse gradient of those rows, which ascend; also what the weight holds from now on."""
     values = torch.randn(len(rows), *weight.shape[1:], generator=torch.Generator().manual_seed(seed)).to(weight.dtype)
-    weight.row_grad = wk.RowGrad(torch.tensor(rows), values)
-    return weight.row_grad
+    weight.grad = sparse(torch.tensor(rows), values, weight.shape)
+    return weight.grad
+
+
+def sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """As a backward leaves it: rows that ascend, each once."""
+    return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
+
+
+def layouts(model: nn.Module) -> list[str]:
+    """Of the weights' gradients: "sparse", "dense" or "none"."""
+    grads = [module.weight.grad for module in model.modules() if isinstance(getattr(module, "weight", None), Tensor)]
+    return ["none" if grad is None else "sparse" if grad.is_sparse else "dense" for grad in grads]
 
 
 def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Parameter:

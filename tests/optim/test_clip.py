@@ -1,49 +1,69 @@
-"""wk.clip_grad_norm_ against torch's on the dense form of the gradients."""
+"""torch's own clipping and norms of sparse gradients, against the same of their dense form."""
 
 import math
 
 import pytest
 import torch
+import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+from torch.profiler import ProfilerActivity, profile
 
 import wuskern as wk
-from tests.optim.models import row_grad, weight
+from tests.optim.models import backward, network, row_grad, weight
 
 NORMS = [2.0, 1, 0.5, 3, 0, math.inf, "inf", -math.inf, -1.0]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+FOREACH = [None, True, False]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _a_sparse_gradient_was_made():
+    """What torch lacks for the norm comes with the first."""
+    backward_of_rows(wk.SkippableLinear(2, 4))
+
+
+def backward_of_rows(layer: nn.Module) -> None:
+    layer.rows = wk.TopK(k=1, sparse=True)
+    layer(torch.randn(3, layer.in_features)).sum().backward()
 
 
 def pair(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[list[Parameter], list[Parameter]]:
-    """Parameters with a row_grad, one of all rows, a grad, both and neither; and the same in the dense form."""
-    ours = [weight(6, 4, dtype=dtype), weight(3, 2, 3, 3, dtype=dtype), weight(5, dtype=dtype), weight(6, 4, dtype=dtype),
-            weight(2, 2, dtype=dtype)]  # fmt: skip
+    """Parameters with a sparse gradient of some rows, of all rows, of one row twice (not coalesced), a dense one and none; and
+    the same in the dense form."""
+    shapes = [(6, 4), (3, 2, 3, 3), (6, 4), (5,), (2, 2)]
+    ours = [weight(*shape, dtype=dtype) for shape in shapes]
+    row_grad(ours[0], [1, 4], seed)
+    row_grad(ours[1], [0, 1, 2], seed + 1)
+    twice = row_grad(ours[2], [0, 2, 4], seed + 2)._values()
+    ours[2].grad = torch.sparse_coo_tensor([[5, 0, 5]], twice, (6, 4), check_invariants=False)
+    ours[3].grad = torch.randn(5, generator=torch.Generator().manual_seed(seed + 9)).to(dtype)
     dense = [Parameter(p.detach().clone()) for p in ours]
-    for i, rows in ((0, [1, 4]), (1, [0, 1, 2]), (3, [0, 5])):
-        dense[i].grad = row_grad(ours[i], rows, seed + i).dense(len(ours[i]))
-    for i in (2, 3):
-        grad = torch.randn(ours[i].shape, generator=torch.Generator().manual_seed(seed + 9)).to(dtype)
-        ours[i].grad, dense[i].grad = grad.clone(), grad + (dense[i].grad if dense[i].grad is not None else 0)
+    for mine, theirs in zip(ours, dense, strict=True):
+        theirs.grad = None if mine.grad is None else mine.grad.to_dense().clone()
     return ours, dense
 
 
 def assert_same(ours: list[Parameter], dense: list[Parameter]) -> None:
+    assert [p.grad is not None and p.grad.is_sparse for p in ours] == [True, True, True, False, False]
     for mine, theirs in zip(ours, dense, strict=True):
-        rows, found = getattr(mine, "row_grad", None), mine.grad
-        assert rows is None or found is None
-        found = rows.dense(len(mine)) if rows is not None else found
-        assert (found is None) == (theirs.grad is None)
-        if found is not None:
-            torch.testing.assert_close(found, theirs.grad, equal_nan=True)
+        assert (mine.grad is None) == (theirs.grad is None)
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad.to_dense(), theirs.grad, equal_nan=True)
 
 
-@pytest.mark.parametrize("foreach", [None, True, False])
+def test_one_of_them_is_not_coalesced():
+    assert [p.grad.is_coalesced() for p in pair()[0][:3]] == [True, True, False]
+
+
+@pytest.mark.parametrize("foreach", FOREACH)
 @pytest.mark.parametrize("norm_type", NORMS, ids=str)
 def test_every_norm_is_that_of_the_dense_form(norm_type, foreach):
     for max_norm in (0.1, 1e3):
         ours, dense = pair()
-        found = wk.clip_grad_norm_(ours, max_norm, norm_type, foreach=foreach)
+        found = clip_grad_norm_(ours, max_norm, norm_type, foreach=foreach)
         expected = clip_grad_norm_(dense, max_norm, norm_type, foreach=foreach)
         torch.testing.assert_close(found, expected)
         assert found.shape == ()
@@ -51,64 +71,89 @@ def test_every_norm_is_that_of_the_dense_form(norm_type, foreach):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 99), st.floats(0, 20), st.sampled_from(NORMS), st.sampled_from([torch.float64, torch.bfloat16]))
-def test_any_bound(seed, max_norm, norm_type, dtype):
+@given(st.integers(0, 99), st.floats(0, 20), st.sampled_from(NORMS), st.sampled_from(DTYPES), st.sampled_from(FOREACH))
+def test_any_bound(seed, max_norm, norm_type, dtype, foreach):
     ours, dense = pair(seed, dtype)
-    torch.testing.assert_close(wk.clip_grad_norm_(ours, max_norm, norm_type), clip_grad_norm_(dense, max_norm, norm_type))
+    norms = (clip_grad_norm_(parameters, max_norm, norm_type, foreach=foreach) for parameters in (ours, dense))
+    torch.testing.assert_close(*norms)
     assert_same(ours, dense)
 
 
+@pytest.mark.parametrize("foreach", FOREACH)
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-@pytest.mark.parametrize("norm_type", [2.0, math.inf, -math.inf, -1.0])
-def test_a_norm_that_is_not_finite(norm_type, bad):
+@pytest.mark.parametrize("norm_type", [2.0, 1, math.inf, -math.inf, -1.0])
+def test_a_norm_that_is_not_finite(norm_type, bad, foreach):
     ours, dense = pair()
-    for parameter in (ours[0].row_grad.values[0], dense[0].grad[1]):
-        parameter[0] = bad
-    before = ours[0].row_grad.values.clone()
-    finite = clip_grad_norm_(dense, 1.0, norm_type)
+    ours[0].grad._values()[0, 0] = dense[0].grad[1, 0] = bad
+    before = ours[0].grad.clone()
+    finite = get_total_norm([p.grad for p in dense if p.grad is not None], norm_type)
     if not finite.isfinite():
         with pytest.raises(RuntimeError, match="is non-finite, so it cannot be clipped"):
-            wk.clip_grad_norm_(ours, 1.0, norm_type, error_if_nonfinite=True)
-        torch.testing.assert_close(ours[0].row_grad.values, before, equal_nan=True, rtol=0, atol=0)
-    torch.testing.assert_close(wk.clip_grad_norm_(ours, 1.0, norm_type), finite, equal_nan=True)
+            clip_grad_norm_(ours, 1.0, norm_type, error_if_nonfinite=True, foreach=foreach)
+        torch.testing.assert_close(ours[0].grad, before, equal_nan=True, rtol=0, atol=0)
+    torch.testing.assert_close(clip_grad_norm_(ours, 1.0, norm_type, foreach=foreach), finite, equal_nan=True)
+    clip_grad_norm_(dense, 1.0, norm_type, foreach=foreach)
     if finite.isnan():  # torch's zeros become NaN with the rest
-        assert ours[0].row_grad.rows.tolist() == [1, 4]
-        assert ours[0].row_grad.values.isnan().all()
+        assert ours[0].grad._indices().tolist() == [[1, 4]]
+        assert ours[0].grad._values().isnan().all()
     else:
         assert_same(ours, dense)
 
 
-def test_dense_gradients_are_torchs_matter():
-    ours, dense = pair()
-    for parameters in (ours, dense):
-        for parameter in parameters:
-            parameter.grad, parameter.row_grad = torch.ones_like(parameter), None
-    assert torch.equal(wk.clip_grad_norm_(iter(ours), 1.0), clip_grad_norm_(dense, 1.0))
-    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, dense, strict=True))
-    assert wk.clip_grad_norm_([], 1.0) == 0
-    with pytest.warns(UserWarning, match="is an empty generator"):
-        wk.clip_grad_norm_((p for p in []), 1.0)
-
-
-def test_one_parameter_and_a_generator():
+def test_one_parameter_a_generator_and_no_gradient_at_all():
     (parameter, *_), (dense, *_) = pair()
-    torch.testing.assert_close(wk.clip_grad_norm_(parameter, 0.1), clip_grad_norm_(dense, 0.1))
-    assert_same([parameter], [dense])
-    torch.testing.assert_close(wk.clip_grad_norm_((p for p in [parameter]), 0.01), torch.tensor(0.1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(clip_grad_norm_(parameter, 0.1), clip_grad_norm_(dense, 0.1))
+    torch.testing.assert_close(clip_grad_norm_((p for p in [parameter]), 0.01), torch.tensor(0.1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(torch.linalg.vector_norm(parameter.grad), torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
-def test_no_tensor_of_the_weights_size_is_formed():
+@pytest.mark.parametrize("norm_type", NORMS, ids=str)
+def test_a_gradient_of_no_row_has_the_norm_of_zeros(norm_type):
+    """As ``zero_grad(set_to_none=False)`` leaves it."""
+    parameter = weight(6, 4)
+    row_grad(parameter, [1, 4]).zero_()
+    assert clip_grad_norm_(parameter, 1.0, norm_type) == torch.linalg.vector_norm(torch.zeros(6, 4), float(norm_type)) == 0
+    assert parameter.grad._nnz() == 0
+
+
+def test_the_norm_in_another_dtype_and_of_some_dimensions():
+    (parameter, *_), (dense, *_) = pair(dtype=torch.bfloat16)
+    found = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+    torch.testing.assert_close(found, torch.linalg.vector_norm(dense.grad, dtype=torch.float32))
+    for wrong in (dict(dim=0), dict(dim=(0, 1)), dict(keepdim=True)):
+        with pytest.raises(NotImplementedError, match="dim: expected None for the norm of a sparse tensor"):
+            torch.linalg.vector_norm(parameter.grad, **wrong)
+
+
+def test_a_step_of_a_clipped_model_has_the_length_that_was_asked_for():
+    model = network()
+    optimizer = wk.optim.SGD(model.parameters(), lr=1.0)
+    model[2].rows = wk.TopK(k=3)
+    backward(model, scale=1000)
+    before = [p.detach().clone() for p in model.parameters()]
+    clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert model[2].weight.grad.is_sparse
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
+    torch.testing.assert_close(moved.norm(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("foreach", FOREACH)
+def test_clipping_by_value_raises(foreach):
+    """Zeros stay zero under it, but torch has no kernel, and says so."""
+    ours, _ = pair()
+    before = [p.grad.clone() for p in ours[:3]]
+    with pytest.raises(NotImplementedError, match=r"aten::clamp"):
+        clip_grad_value_(ours, 0.1, foreach=foreach)
+    for parameter, grad in zip(ours, before, strict=False):
+        assert torch.equal(parameter.grad.to_dense(), grad.to_dense())
+
+
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.10's own
+@pytest.mark.parametrize("norm_type", [2.0, -1.0])
+def test_no_tensor_of_the_weights_size_is_formed(norm_type):
     parameter = weight(1000, 50)
     row_grad(parameter, [3, 7])
-    sizes = []
-
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            sizes.extend(t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor))
-            return result
-
-    with Sizes():
-        wk.clip_grad_norm_([parameter], 0.1, -1.0)
-    assert sizes
-    assert max(sizes) <= 101
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
+        clip_grad_norm_([parameter], 0.1, norm_type)
+    assert 0 < max(e.self_cpu_memory_usage for e in events.events()) <= 8 * 101  # a copy of the values, a zero with them

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 
 import wuskern as wk
-from tests.optim.models import ROWS, backward, network, row_grad, weight
+from tests.optim.models import ROWS, backward, network, row_grad, sparse, weight
 
 SETTINGS = [
     ("SGD", dict(lr=0.1)),
@@ -70,9 +70,9 @@ def test_equal_to_torch_on_the_dense_form_while_the_rows_stay_the_same(name, opt
         optimizer.zero_grad()
         torchs.zero_grad()
         backward(ours, seed)
-        assert ours[2].weight.grad is None
+        assert ours[2].weight.grad.is_sparse
         for parameter, other in zip(stock.parameters(), ours.parameters(), strict=True):
-            parameter.grad = other.grad.clone() if other.grad is not None else other.row_grad.dense(len(other))
+            parameter.grad = other.grad.clone().to_dense()
         optimizer.step()
         torchs.step()
     others = [i for i in range(8) if i not in ROWS]
@@ -91,8 +91,7 @@ def test_changing_rows_as_sparse_adam_moves_them():
     optimizer = wk.optim.Adam([ours], lr=0.1, betas=(0.7, 0.9))
     sparse = torch.optim.SparseAdam([stock], lr=0.1, betas=(0.7, 0.9))
     for seed, rows in enumerate([[0, 2], [1, 2], [0], [0, 1, 2, 5], [4], [0, 2]]):
-        grad = row_grad(ours, rows, seed)
-        stock.grad = torch.sparse_coo_tensor(grad.rows[None], grad.values, ours.shape, check_invariants=False)
+        stock.grad = row_grad(ours, rows, seed).clone()
         optimizer.step()
         optimizer.zero_grad()
         sparse.step()
@@ -110,7 +109,7 @@ def steps_of(optimizer, parameter: Parameter, gradients: list[dict[int, float]])
     for grads in gradients:
         optimizer.zero_grad()
         values = torch.tensor([[g] for g in grads.values()], dtype=torch.float64)
-        parameter.row_grad = wk.RowGrad(torch.tensor(list(grads)), values)
+        parameter.grad = sparse(torch.tensor(list(grads)), values, parameter.shape)
         optimizer.step()
         seen.append(parameter.detach().flatten().tolist())
     return seen
@@ -156,34 +155,21 @@ def test_adams_decay_is_part_of_the_gradient_of_the_chosen_rows():
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 
-def test_an_optimizer_asks_its_weights_for_compact_rows():
-    model = network()
-    optimizer = wk.optim.SGD([model[0].weight], lr=0.1)
-    assert hasattr(model[0].weight, "row_grad")
-    assert not hasattr(model[2].weight, "row_grad")
-    optimizer.add_param_group({"params": [model[2].weight, model[2].bias], "lr": 0.2})
-    assert model[2].weight.row_grad is None
-    assert not hasattr(model[2].bias, "row_grad")
-
-
+@pytest.mark.parametrize("rows_first", [True, False])
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_a_dense_and_a_row_sparse_micro_batch_are_one_dense_gradient(name):
+def test_a_dense_and_a_row_sparse_micro_batch_are_one_dense_gradient(name, rows_first):
     ours, stock = network(), network()
     optimizer, torchs = both(name, dict(lr=0.1, weight_decay=0.1), ours, stock)
     for model in (ours, stock):
-        backward(model, 0)
-        model[2].rows = None
-        backward(model, 1)
-    assert ours[2].weight.grad is not None
-    assert ours[2].weight.row_grad is not None
-    optimizer.step()
-    torchs.step()
-    torch.testing.assert_close(ours[2].weight, stock[2].weight)
-    assert ours[2].weight.row_grad is None
+        for seed, rows in enumerate((rows_first, not rows_first)):
+            model[2].rows = wk.Rows(ROWS) if rows else None
+            backward(model, seed)
+    assert not ours[2].weight.grad.is_sparse
     torch.testing.assert_close(ours[2].weight.grad, stock[2].weight.grad)
-    optimizer.step()  # the same gradient again, as torch's
-    torchs.step()
-    torch.testing.assert_close(ours[2].weight, stock[2].weight)
+    for _ in range(2):  # the second time with the same gradient again, as torch's
+        optimizer.step()
+        torchs.step()
+        torch.testing.assert_close(ours[2].weight, stock[2].weight)
 
 
 def test_rows_add_up_over_micro_batches():
@@ -204,14 +190,42 @@ def test_rows_add_up_over_micro_batches():
     torch.testing.assert_close(start - model[2].weight, expected)
 
 
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_zero_grad_clears_the_rows_in_both_modes(set_to_none):
+CLEARING = {
+    "optimizer.zero_grad()": lambda model, optimizer: optimizer.zero_grad(),
+    "optimizer.zero_grad(False)": lambda model, optimizer: optimizer.zero_grad(set_to_none=False),
+    "model.zero_grad()": lambda model, optimizer: model.zero_grad(),
+    "model.zero_grad(False)": lambda model, optimizer: model.zero_grad(set_to_none=False),
+    "part by part": lambda model, optimizer: [layer.zero_grad() for layer in model],
+}
+
+
+@pytest.mark.parametrize("clear", CLEARING)
+@pytest.mark.parametrize("choice", [wk.Rows(ROWS), wk.TopK(k=2)], ids=["Rows", "TopK"])
+def test_every_way_of_clearing_gradients_trains_as_without_them(clear, choice):
+    trained = []
+    for cleared in (CLEARING[clear], lambda model, _: [setattr(p, "grad", None) for p in model.parameters()]):
+        model = network()
+        model[2].rows = choice
+        optimizer = wk.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for seed in range(3):
+            backward(model, seed)
+            assert model[2].weight.grad._nnz() == choice.count(8)
+            optimizer.step()
+            cleared(model, optimizer)
+            assert not any(p.grad.to_dense().any() for p in model.parameters() if p.grad is not None)
+        trained.append(model)
+    assert_same(*trained)
+
+
+def test_after_zeros_by_hand_a_step_moves_no_row():
     model = network()
-    optimizer = wk.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = wk.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     backward(model)
-    optimizer.zero_grad(set_to_none)
-    assert model[2].weight.row_grad is None
-    assert (model[0].weight.grad is None) == set_to_none
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    before = model[2].weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model[2].weight, before)
 
 
 def test_a_skipped_weight_stays_where_it_is():
@@ -227,24 +241,3 @@ def test_a_skipped_weight_stays_where_it_is():
     moved = [not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
     assert moved == [False, True] * 3
     assert optimizer.state[model[2].weight]["step"] == 1
-
-
-def test_a_sparse_gradient_of_a_tied_embedding_is_added():
-    parameter = weight(5, 3)
-    optimizer, start = wk.optim.SGD([parameter], lr=1.0), parameter.detach().clone()
-    parameter.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 3), (5, 3), check_invariants=False)
-    grad = row_grad(parameter, [0, 1])
-    optimizer.step()
-    torch.testing.assert_close(start - parameter, grad.dense(5) + torch.eye(5)[1][:, None])
-
-
-def test_rows_that_nobody_cleared_are_told():
-    model = network()
-    optimizer = wk.optim.SGD(model.parameters(), lr=0.1)
-    backward(model)
-    optimizer.step()
-    optimizer.step()  # the same gradient twice is meant
-    model.zero_grad()
-    backward(model)
-    with pytest.warns(UserWarning, match="Module.zero_grad does not know of row_grad"):
-        optimizer.step()

@@ -8,6 +8,7 @@ from torch.nn import Parameter
 
 import wuskern as wk
 from tests.conftest import obstacle_to
+from tests.optim.models import row_grad
 from wuskern.optim.state import zeros_like
 
 SMAPS = Path("/proc/self/smaps")
@@ -47,7 +48,7 @@ def test_the_state_of_a_large_weight_asks_for_huge_pages(make):
         pytest.skip(reason)
     weight = Parameter(torch.ones(4096, 2048))
     optimizer = make([weight])
-    weight.row_grad = wk.RowGrad(torch.tensor([1, 7]), torch.ones(2, 2048))
+    row_grad(weight, [1, 7])
     optimizer.step()
     kept = [t for t in optimizer.state[weight].values() if isinstance(t, torch.Tensor) and t.ndim]
     assert kept

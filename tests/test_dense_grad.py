@@ -1,7 +1,10 @@
 """The dense form of a row-sparse gradient: whatever anybody does with it, the next one is right, and so does it stay."""
 
+import copy
 import gc
+import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ from torch.nn import Parameter
 
 import wuskern as wk
 from tests.cases import MEMORY_FORMATS
-from wuskern import backends, dense
-from wuskern.dense import dense_grad
+from wuskern import backends
+from wuskern import dense_grad as dense
+from wuskern.dense_grad import dense_grad
+from wuskern.sparse_grad import RowGrad
 
 OUT, IN = 512, 64
 
@@ -40,7 +45,7 @@ def assert_grad(layer: nn.Module, expected: Tensor) -> None:
 
 def is_lent(layer: nn.Module) -> bool:
     """Whether the gradient shares the memory that is kept; asked in a way that does not make it a copy."""
-    return torch._C._data_address(layer.weight.grad) == torch._C._data_address(dense._all_kept[layer.weight].tensor)
+    return torch._C._data_address(layer.weight.grad) == torch._C._data_address(layer._home.recycled._tensor)
 
 
 def steps(layer: nn.Module) -> None:
@@ -265,10 +270,11 @@ def test_a_weight_that_became_another(layer):
 @pytest.mark.parametrize("size", [(3, 3), (1, 1), (2, 5)], ids=str)
 def test_strides_are_those_of_the_weight(layout, dtype, size, monkeypatch):
     monkeypatch.setattr(dense, "LEAST", 0)
+    recycled = dense.Recycled()
     weight = Parameter(torch.randn(8, 37, *size, dtype=dtype).to(memory_format=layout))
     for rows in ([5], [7, 0], [1, 2, 3]):
         values = torch.randn(len(rows), 37, *size, dtype=dtype)
-        got = dense_grad(weight, RowGrad(torch.tensor(rows), values))
+        got = dense_grad(weight, RowGrad(torch.tensor(rows), values), recycled)
         assert got.stride() == weight.stride()
         assert torch.equal(got[rows], values)
         assert got.flatten(1).any(1).sum() == len(rows)
@@ -277,10 +283,10 @@ def test_strides_are_those_of_the_weight(layout, dtype, size, monkeypatch):
 
 def test_a_weight_with_other_strides(monkeypatch):
     monkeypatch.setattr(dense, "LEAST", 0)
-    weight = Parameter(torch.randn(20, 30).t())
+    weight, recycled = Parameter(torch.randn(20, 30).t()), dense.Recycled()
     for rows in ([5], [29, 0]):
         values = torch.randn(len(rows), 20)
-        got = dense_grad(weight, RowGrad(torch.tensor(rows), values))
+        got = dense_grad(weight, RowGrad(torch.tensor(rows), values), recycled)
         assert got.stride() == weight.stride()
         assert torch.equal(got[rows], values)
         assert got.any(1).sum() == len(rows)
@@ -302,13 +308,58 @@ def test_the_compiled_writer_guards_its_memory():
     assert not target.any()
 
 
-def test_memory_goes_with_the_weight(layer):
-    before = len(dense._all_kept)
+def kept(layer: nn.Module) -> Tensor | None:
+    return layer._home.recycled._tensor
+
+
+def test_memory_goes_with_the_rows(layer):
     backward(layer, [1])
-    assert len(dense._all_kept) == before + 1
-    layer.weight = None
-    gc.collect()
-    assert len(dense._all_kept) == before
+    layer.zero_grad()
+    gone = weakref.ref(kept(layer))
+    layer.skip = True
+    assert gone() is not None
+    layer.rows = None
+    assert gone() is None
+
+
+def test_a_copy_keeps_zeros_of_its_own(layer):
+    backward(layer, [1])
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert kept(other) is None
+        other.zero_grad()
+        assert_grad(other, backward(other, [2]))
+    layer.zero_grad()
+    steps(layer)
+
+
+def test_an_interrupted_backward_leaves_no_row_behind(layer, monkeypatch):
+    """Whatever was written when an exception came (a Ctrl-C, a time-out) is not in any later gradient."""
+    for stage in ("before", "after"):
+        layer.zero_grad()
+        backward(layer, [1, 2])
+        layer.zero_grad()
+        write = dense._write
+
+        def interrupted(target: Tensor, stale: Tensor | None, grad: RowGrad, stage: str = stage) -> Tensor:
+            if stage == "after":
+                write(target, stale, grad)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(dense, "_write", interrupted)
+            backward(layer, [300])
+        assert_grad(layer, backward(layer, [5]))
+    steps(layer)
+
+
+def test_an_index_that_is_changed_in_place(layer):
+    rows = wk.Rows([1, 2])
+    for i in ([1, 2], [2, 9], [0, 511]):
+        layer.zero_grad()
+        rows.index.copy_(torch.tensor(i))
+        layer.rows = rows
+        layer(torch.ones(2, IN)).sum().backward()
+        assert layer.weight.grad.any(1).nonzero().flatten().tolist() == i
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # Dynamo does it
@@ -316,20 +367,20 @@ def test_nothing_is_kept_while_compiling_or_for_small_weights():
     small = wk.convert(nn.Linear(16, 16))
     small.rows = wk.Rows([1])
     small(torch.randn(2, 16)).sum().backward()
-    assert small.weight not in dense._all_kept
+    assert kept(small) is None
     torch._dynamo.reset()
     layer = wk.convert(nn.Linear(IN, OUT))
     layer.rows = wk.Rows([1])
     torch.compile(layer, backend="aot_eager", fullgraph=True)(torch.randn(2, IN)).sum().backward()
     assert layer.weight.grad.any(1).nonzero().flatten().tolist() == [1]
-    assert layer.weight not in dense._all_kept
+    assert kept(layer) is None
 
 
 def test_nothing_is_kept_in_a_process_group(layer):
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         assert_grad(layer, backward(layer, [1, 2]))
-        assert layer.weight not in dense._all_kept
+        assert kept(layer) is None
     finally:
         torch.distributed.destroy_process_group()
 
@@ -339,15 +390,15 @@ def test_without_lazy_copies_every_gradient_is_fresh(layer, monkeypatch):
     for rows in ([1, 2], [3]):
         layer.zero_grad()
         assert_grad(layer, backward(layer, rows))
-    assert layer.weight not in dense._all_kept
+    assert kept(layer) is None
 
 
 def test_the_dtype_is_that_of_the_weight(monkeypatch):
-    weight = Parameter(torch.randn(OUT, IN))
+    weight, recycled = Parameter(torch.randn(OUT, IN)), dense.Recycled()
     grad = RowGrad(torch.tensor([2, 5]), torch.randn(2, IN).bfloat16())
     monkeypatch.setattr(dense, "LEAST", 0)
     for _ in range(2):
-        got = dense_grad(weight, grad)
+        got = dense_grad(weight, grad, recycled)
         assert got.dtype == torch.float32
         assert torch.equal(got[[2, 5]], grad.values.float())
         assert got.any(1).sum() == 2

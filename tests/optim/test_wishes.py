@@ -1,0 +1,327 @@
+"""Which layers have sparse gradients: those whose weight an optimizer of wk.optim holds, as long as that optimizer lives."""
+
+import contextlib
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.nn import Parameter
+from torch.nn.utils import parametrize
+
+import wuskern as wk
+from tests.optim.models import ROWS, backward, layouts, network
+
+OPTIMIZERS = {
+    "SGD": lambda parameters: wk.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "Adam": lambda parameters: wk.optim.Adam(parameters, lr=0.1),
+    "AdamW": lambda parameters: wk.optim.AdamW(parameters, lr=0.1),
+}
+make = OPTIMIZERS["AdamW"]
+each = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+@contextlib.contextmanager
+def without_gc():
+    """Nothing goes but by the count of its references."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def form(model: nn.Module) -> str:
+    """Of the gradient that a backward leaves in the third part's weight."""
+    model.zero_grad()
+    backward(model)
+    return layouts(model)[1]
+
+
+# ---- who asks -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_asked_for_weights_that_are_held_in_layers_with_rows():
+    model = network()
+    wk.set_rows(model, wk.Rows([0, 2]))
+    optimizer = wk.optim.SGD([model[0].weight], lr=0.1)
+    backward(model)
+    assert layouts(model) == ["sparse", "dense", "dense"]
+    model.zero_grad()
+    optimizer.add_param_group({"params": [model[2].weight, model[2].bias], "lr": 0.2})
+    model[0].rows = None
+    backward(model)
+    assert layouts(model) == ["dense", "sparse", "dense"]
+    assert not model[2].bias.grad.is_sparse
+
+
+@pytest.mark.parametrize("order", ["convert, rows, optimizer", "convert, optimizer, rows", "optimizer, convert, rows"])
+@each
+def test_the_order_in_which_a_model_is_set_up_is_all_one(make, order):
+    model, kept = wk.revert(network()), []
+    steps = {
+        "convert": lambda: wk.convert(model),
+        "rows": lambda: setattr(model[2], "rows", wk.Rows(ROWS)),
+        "optimizer": lambda: kept.append(make(model.parameters())),
+    }
+    for step in order.split(", "):
+        steps[step]()
+    assert form(model) == "sparse"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("held", [True, False])
+def test_what_a_choice_says_of_itself_wins(asked, held):
+    model = network()
+    optimizer = make(model.parameters()) if held else None
+    model[2].rows = wk.Rows(ROWS, sparse=asked)
+    assert form(model) == ("sparse" if asked else "dense")
+    del optimizer
+    assert form(model) == ("sparse" if asked else "dense")
+    assert model[2].rows == wk.Rows(ROWS, sparse=asked)
+
+
+def test_the_choice_itself_stays_as_it_was_given():
+    model = network()
+    optimizer = make(model.parameters())
+    assert form(model) == "sparse"
+    assert model[2].rows == wk.Rows(ROWS)
+    assert model[2].rows.sparse is None
+    del optimizer
+
+
+@pytest.mark.parametrize("rows", [None, wk.TopK(k=8), wk.PerExample(k=2)], ids=["none", "all of them", "per example"])
+def test_a_gradient_of_all_rows_is_dense(rows):
+    model = network()
+    model[2].rows = rows
+    optimizer = make(model.parameters())
+    assert form(model) == "dense"
+    del optimizer
+
+
+# ---- how long -------------------------------------------------------------------------------------------------------
+
+
+@each
+def test_a_wish_ends_with_its_optimizer(make):
+    """At once: no cycle of references holds an optimizer that has stepped, been saved and loaded."""
+    model = network()
+    with without_gc():
+        optimizer = make(model.parameters())
+        for seed in range(2):
+            optimizer.zero_grad()
+            backward(model, seed)
+            optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert form(model) == "sparse"
+        gone = weakref.ref(optimizer)
+        del optimizer
+        assert gone() is None
+        assert form(model) == "dense"
+
+
+def test_a_scheduler_holds_its_optimizer_no_longer_than_it_lives():
+    model = network()
+    optimizer = make(model.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    del optimizer
+    assert form(model) == "sparse"
+    del scheduler
+    gc.collect()
+    assert form(model) == "dense"
+
+
+def test_neither_layers_nor_weights_are_kept_alive():
+    model = network()
+    optimizer = make(model.parameters())
+    backward(model)
+    layer, weight = weakref.ref(model[2]), weakref.ref(model[2].weight)
+    with without_gc():
+        del model
+        assert layer() is None
+        assert weight() is optimizer.param_groups[0]["params"][2]
+        del optimizer
+        assert weight() is None
+
+
+def test_an_optimizer_that_could_not_be_made_asks_for_nothing():
+    model = network()
+    with contextlib.suppress(RuntimeError):
+        wk.optim.AdamW(model.parameters(), foreach=True, fused=True)
+    assert form(model) == "dense"
+    optimizer = wk.optim.AdamW([model[0].weight])
+    for wrong in ({"params": [model[2].weight], "capturable": True}, {"params": [model[2].weight, model[0].weight]}):
+        with pytest.raises(ValueError, match="capturable: expected False|appear in more than one parameter group"):
+            optimizer.add_param_group(wrong)
+    assert form(model) == "dense"
+
+
+@pytest.mark.parametrize("first", ["SGD", "AdamW"])
+def test_another_optimizer_afterwards_trains_as_on_a_model_that_never_met_the_first(first):
+    model, other = network(), network()
+    OPTIMIZERS[first](model.parameters())
+    for net in (model, other):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        for seed in range(3):
+            optimizer.zero_grad()
+            backward(net, seed)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_of_two_optimizers_either_is_enough():
+    model = network()
+    first, second = make(model.parameters()), wk.optim.SGD(model[2].parameters(), lr=0.1)
+    assert form(model) == "sparse"
+    del second
+    assert form(model) == "sparse"
+    second = wk.optim.SGD([model[0].weight], lr=0.1)
+    del first
+    assert form(model) == "dense"
+    del second
+
+
+def test_beside_one_of_torchs_that_cannot_use_it_that_one_raises():
+    model = network()
+    ours, torchs = make(model[2].parameters()), torch.optim.AdamW(model.parameters())
+    backward(model)
+    before = [p.detach().clone() for p in model.parameters()]
+    ours.step()
+    assert not torch.equal(model[2].weight, before[2])
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        torchs.step()
+    assert torch.equal(model[0].weight, before[0])
+
+
+# ---- copies ---------------------------------------------------------------------------------------------------------
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda given: pickle.loads(pickle.dumps(given))}
+each_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+
+
+@each_copy
+def test_a_copy_of_the_model_alone_has_no_wish(copied):
+    model = network()
+    optimizer = make(model.parameters())
+    backward(model)
+    other = copied(model)
+    assert (form(other), form(model)) == ("dense", "sparse")
+    assert other[2].rows == wk.Rows(ROWS)
+    its = make(other.parameters())
+    del optimizer
+    assert (form(other), form(model)) == ("sparse", "dense")
+    del its
+
+
+@pytest.mark.parametrize("model_first", [True, False])
+@each_copy
+@each
+def test_the_copy_of_an_optimizer_asks_for_its_own_weights(make, copied, model_first):
+    model = network()
+    optimizer = make(model.parameters())
+    if model_first:
+        other, its = copied((model, optimizer))
+    else:
+        its, other = copied((optimizer, model))
+    del optimizer
+    assert (form(other), form(model)) == ("sparse", "dense")
+    with without_gc():
+        del its
+        assert form(other) == "dense"
+
+
+def test_a_copied_layer_whose_choice_comes_later():
+    model = network()
+    model[2].rows = None
+    optimizer = make(model.parameters())
+    pair = copy.deepcopy((model, optimizer))
+    alone = copy.deepcopy(model)
+    for net in (model, pair[0], alone):
+        net[2].rows = wk.Rows(ROWS)
+    assert [form(net) for net in (model, pair[0], alone)] == ["sparse", "sparse", "dense"]
+
+
+# ---- weights that come and go ---------------------------------------------------------------------------------------
+
+
+def test_a_weight_that_took_the_place_of_one_that_is_held():
+    model = network()
+    optimizer, held = make(model.parameters()), model[2].weight
+    model[2].weight = Parameter(held.detach().clone())
+    assert form(model) == "dense"
+    optimizer.add_param_group({"params": [model[2].weight]})
+    assert form(model) == "sparse"
+    model[2].weight = Parameter(held.detach().clone())
+    assert form(model) == "dense"
+    model[2].weight = held
+    assert form(model) == "sparse"
+    del model[2].weight
+    model[2].register_parameter("weight", Parameter(held.detach().clone()))
+    assert form(model) == "dense"
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_conversion_of_the_model_keeps_the_wish_and_the_gradient(swap):
+    torch.__future__.set_swap_module_params_on_conversion(swap)
+    try:
+        model = network()
+        optimizer = make(model.parameters())
+        assert form(model) == "sparse"
+        before = model[2].weight.grad.to_dense()
+        model.double()
+        assert model[2].weight.grad.is_sparse
+        torch.testing.assert_close(model[2].weight.grad.to_dense(), before.double())
+        model.float().zero_grad()
+        assert form(model) == "sparse"
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        optimizer.step()
+        assert form(model) == "sparse"
+        del optimizer
+        assert form(model) == "dense"
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+class Halved(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / 2
+
+
+def test_a_weight_that_is_computed_from_another_has_a_dense_gradient():
+    model = network()
+    optimizer = make(model.parameters())
+    parametrize.register_parametrization(model[2], "weight", Halved())
+    backward(model)
+    original = model[2].parametrizations.weight.original
+    assert not original.grad.is_sparse
+    before = original.detach().clone()
+    optimizer.step()
+    assert not torch.equal(before, original)
+    parametrize.remove_parametrizations(model[2], "weight")
+    assert model[2].weight is original
+    assert form(model) == "sparse"
+
+
+def test_layers_that_are_stock_again_are_nobodys_business():
+    """An optimizer that is made, or gone, afterwards does not ask them; neither does torch's SGD."""
+    for sparse in (None, True):
+        model = network()
+        model[2].rows = wk.Rows(ROWS, sparse=sparse)
+        kept = make(model.parameters())
+        assert form(model) == "sparse"
+        wk.revert(model)
+        model.zero_grad()
+        with without_gc():
+            del kept
+        optimizer = make(model.parameters())
+        backward(model)
+        assert layouts(model) == ["dense"] * 3
+        optimizer.step()
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9).step()
+        wk.convert(model)
+        assert form(model) == "dense"
+        model[2].rows = wk.Rows(ROWS)
+        assert form(model) == "sparse"
