@@ -76,14 +76,12 @@ class Variant:
             wk.convert(model)
             self.layers = list(skippable_layers(model).values())
         if name == "rows":
-            for layer in self.layers:
-                request_row_grad(layer.weight)
             wk.set_rows(model, wk.TopK(ratio=RATIO))
         self.model = DistributedDataParallel(model, broadcast_buffers=False)
         if name != "dense":
             wk.distributed.prepare(self.model)
-        self.optimizer = torch.optim.SGD(model.parameters(), LR, momentum=MOMENTUM)
-        self.velocity = {layer: torch.zeros_like(layer.weight) for layer in self.layers}
+        module = wk.optim if name == "rows" else torch.optim  # which asks for sparse gradients, and moves the rows alone
+        self.optimizer = module.SGD(model.parameters(), LR, momentum=MOMENTUM)
 
     def settle(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """A window of skipped steps follows full ones: the first step is full, which also builds DDP's buckets."""
@@ -96,17 +94,6 @@ class Variant:
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(x), y).backward()
         self.optimizer.step()
-        if self.name == "rows":
-            self._move_rows()
-
-    @torch.no_grad()
-    def _move_rows(self) -> None:
-        for layer, velocity in self.velocity.items():
-            rows, values = layer.weight.row_grad.rows, layer.weight.row_grad.values
-            moved = velocity[rows].mul_(MOMENTUM).add_(values)
-            velocity[rows] = moved
-            layer.weight.index_add_(0, rows, moved, alpha=-LR)
-            layer.weight.row_grad = None
 
     def trained(self) -> dict[str, int]:
         """Bytes of the parameters that a step trains, and of the scores that choose rows."""

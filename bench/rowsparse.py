@@ -2,14 +2,15 @@
 
 Each variant is one ``.backward()`` of a forward that is kept, into ``.grad``; then the gradients are taken away. That is
 what a training step does, ``zero_grad`` included, and both matter: autograd adopts a fresh gradient or copies it, and ours
-lends its storage again only when the last gradient is gone. ``autograd.grad`` leaves the first out, and cannot ask for the
-compact form. All variants are treated so.
+lends its storage again only when the last gradient is gone. ``autograd.grad`` leaves the first out, and always gives the dense
+form. All variants are treated so.
 
 The ideal is the library on operands that are compact already, one read of dY at the measured bandwidth, and the gather of
 dY's rows by index_select, in the layout of dY. No zeros, no scores, no gather of the weight's rows, no host.
 """
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ COMPILES = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # Dynamo does it
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # Inductor does it
 ]
-Grads = tuple[Tensor, Any, Tensor]  # of x, weight (a RowGrad for "compact", None for "frozen"), bias
+Grads = tuple[Tensor, Any, Tensor]  # of x, weight (sparse for "compact", None for "frozen"), bias
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class Problem:
     def layers(self, compiled: bool) -> dict[str, nn.Module]:
         """Every variant's layer, with parameters of its own, of the same values."""
         ours, compact = (convert(copy.deepcopy(self.stock)) for _ in range(2))
-        ours.rows = compact.rows = self.choice
-        request_row_grad(compact.weight)
+        ours.rows, compact.rows = self.choice, dataclasses.replace(self.choice, sparse=True)
         dense, frozen = (copy.deepcopy(self.stock) for _ in range(2))
         frozen.weight.requires_grad_(False)
         found = {"ours": ours, "compact": compact, "dense": dense, "frozen": frozen, "plain": PlainTopK(self.stock, self.k)}
@@ -147,15 +147,12 @@ def _inputs(problem: Problem, layers: dict[str, nn.Module], x: Tensor) -> tuple[
 def backward(name: str, layer: nn.Module) -> Callable[..., Grads]:
     """One backward of the kept forward. The gradients are returned, and nothing is left behind."""
     weight, bias = layer.weight, layer.bias
-    compact = name == "compact"
 
     def run(graphs: Any, dy: Tensor, *_: Any) -> Grads:
         y, x = graphs[name]
         y.backward(dy, retain_graph=True)
-        found = x.grad, weight.row_grad if compact else weight.grad, bias.grad
+        found = x.grad, weight.grad, bias.grad
         x.grad = weight.grad = bias.grad = None
-        if compact:
-            weight.row_grad = None
         return found
 
     return run
@@ -209,8 +206,8 @@ def _check_choice(problem: Problem, dw: Tensor, dy: Tensor) -> Tensor:
 
 def _check_compact(compact: Grads, ours: Grads, rows: Tensor) -> None:
     assert torch.equal(compact[0], ours[0])
-    assert torch.equal(compact[1].rows, rows)
-    assert torch.equal(compact[1].values, ours[1][rows])
+    assert torch.equal(compact[1]._indices(), rows[None])
+    assert torch.equal(compact[1]._values(), ours[1][rows])
     assert torch.equal(compact[2], ours[2])
 
 

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock
+from wuskern.sparse_grad import to_sparse
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def problem(case: Case, device: str) -> Problem:
         optimizers[name] = case.kind.make(module, weights, **options)
         for weight, grad in zip(weights, grads, strict=True):
             if name == "ours":
-                weight.row_grad = wk.RowGrad(rows, grad.index_select(0, rows))
+                weight.grad = to_sparse(weight, wk.RowGrad(rows, grad.index_select(0, rows)))
             else:
                 weight.grad = grad.clone()
         optimizers[name].step()

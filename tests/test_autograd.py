@@ -183,7 +183,12 @@ def test_a_batched_backward_of_a_skip(make, shape):
     torch.testing.assert_close(torch.autograd.grad(layer(x), x, directions, is_grads_batched=True), expected)
 
 
-RESTRICTED = [dict(rows=wk.TopK(k=2)), dict(rows=wk.Rows([1, 3], "both")), dict(tokens=wk.Tokens(k=1)), dict(rows=wk.PerExample(k=1))]
+RESTRICTED = [
+    dict(rows=wk.TopK(k=2)),
+    dict(rows=wk.Rows([1, 3], "both")),
+    dict(tokens=wk.Tokens(k=1)),
+    dict(rows=wk.PerExample(k=1)),
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")

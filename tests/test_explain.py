@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wuskern import backends, cli, explain, paths
-from wuskern.rows import TopK
+from wuskern.choices import TopK
 
 pytestmark = pytest.mark.skipif(
     backends.library_obstacle("cpu") is not None, reason=f"no compiled library: {backends.library_obstacle('cpu')}"

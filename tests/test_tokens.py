@@ -66,7 +66,7 @@ def test_a_value_is_frozen_and_survives_copies():
 
 def test_what_is_no_choice_of_tokens_is_refused():
     model = wk.convert(nn.Sequential(nn.Linear(3, 4), nn.Conv2d(3, 4, 1)))
-    with pytest.raises(TypeError, match="tokens: expected a Tokens, or None, got 0.3"):
+    with pytest.raises(TypeError, match=r"tokens: expected a Tokens, or None, got 0\.3"):
         wk.set_tokens(model, 0.3)
     for layer in model:
         with pytest.raises(TypeError, match=r"tokens: expected a Tokens, or None, got TopK\("):

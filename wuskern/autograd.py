@@ -1,8 +1,9 @@
 """What a layer with a plan saves in forward and hands to autograd in backward: one Function for every kind of layer.
 
-The weight is an argument. Where it is skipped its gradient is ``None``, no kernel runs for it and the input is not kept: it is a
-constant, in derivatives of any order. With rows or tokens a second derivative raises. Only what autograd asks for is computed:
-no dgrad for an input that needs none, no bias_grad for a bias that does not train, no wgrad where only inputs are asked for.
+The weight is an argument. Where it is skipped its gradient is ``None``, no kernel runs for it and the input is not kept: it is
+a constant, in derivatives of any order. With rows or tokens a second derivative raises. Only what autograd asks for is
+computed: no dgrad for an input that needs none, no bias_grad for a bias that does not train, no wgrad where only inputs are
+asked for.
 """
 
 from typing import Any, NoReturn
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 
 from wuskern.choices import Plan
-from wuskern.dense_grad import dense_grad
 from wuskern.deliver import from_compiled
+from wuskern.dense_grad import dense_grad
 from wuskern.grad_home import GradHome
 from wuskern.gradients import NOBODY, Teller, gradients
 from wuskern.kinds import Kind
@@ -106,4 +107,3 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(
             "a layer of wuskern with rows or tokens has no second derivative: set rows=None and tokens=None where one is needed"
         )
-

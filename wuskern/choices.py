@@ -301,9 +301,8 @@ class Parts(TypedDict, total=False):
     observer: Observer | None
 
 
-def _part(*kinds: type, claim: str | None = None) -> Any:
-    """A part that may be None. ``claim``: what a policy has to claim to decide of it, if not the part itself."""
-    return field(default=None, metadata={"kinds": kinds, "claim": claim})
+_KINDS: dict[str, tuple[type, ...]] = {"rows": (TopK, Rows, PerExample), "tokens": (Tokens,), "observer": (Observer,)}
+CHOICES = tuple(name for name in _KINDS if name != "observer")
 
 
 @dataclass(frozen=True)
@@ -320,11 +319,9 @@ class Plan:
     """
 
     skip: bool = False
-    rows: RowChoice | None = _part(TopK, Rows, PerExample)
-    tokens: Tokens | None = _part(Tokens)
-    observer: Observer | None = dataclasses.field(
-        default=None, compare=False, repr=False, metadata={"kinds": (Observer,), "claim": "rows"}
-    )
+    rows: RowChoice | None = None
+    tokens: Tokens | None = None
+    observer: Observer | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.skip, bool):
@@ -335,6 +332,16 @@ class Plan:
                 *others, last = (kind.__name__ for kind in kinds)
                 allowed = f"{', '.join(others)} or {last}" if others else last
                 raise TypeError(f"{name}: expected a {allowed}, or None, got {value!r}")
+
+    @classmethod
+    def of(cls, plan: "Plan | None", parts: Any) -> "Plan":
+        """The given plan, or one of the parts in its place. Raises ``TypeError`` for both, and for no plan."""
+        if plan is None:
+            return cls(**parts) if parts else DENSE
+        if parts or not isinstance(plan, Plan):
+            given = f"{plan!r} and {', '.join(parts)}" if parts else repr(plan)
+            raise TypeError(f"plan: expected a Plan, or parts of one in its place, got {given}")
+        return plan
 
     def replace(self, **parts: Any) -> "Plan":
         """The same but for ``parts``; other rows without an observer end that of the former. Raises ``TypeError`` for a part
@@ -391,10 +398,7 @@ class Plan:
         return ", ".join(f"{name}={choice}" for name in CHOICES if (choice := getattr(self, name)) is not None) or "dense"
 
 
-_KINDS: dict[str, tuple[type, ...]] = {f.name: f.metadata["kinds"] for f in dataclasses.fields(Plan) if f.metadata}
-CHOICES = tuple(name for name in _KINDS if name != "observer")
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Plan)}
-CLAIM_OF = {f.name: f.metadata.get("claim") or f.name for f in dataclasses.fields(Plan)}
 DENSE = Plan()
 
 
@@ -410,7 +414,7 @@ def merge(wishes: Iterable[tuple[Parts, Iterable[str]]]) -> Parts:
         for name, value in wanted.items():
             if name == "skip":
                 together[name] = together.get(name, False) or value
-            elif CLAIM_OF[name] in claimed or name not in together:
+            elif name not in together or {"observer": "rows"}.get(name, name) in claimed:
                 together[name] = value
     return together  # type: ignore[return-value]
 

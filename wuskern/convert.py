@@ -130,9 +130,10 @@ def revert(model: nn.Module) -> nn.Module:
     Layers parametrized since keep their parametrization. Subclasses of the skippable layers are left alone.
     """
     for module in model.modules():
-        if stock := _stock_class(type(module)):
+        stock = _stock_class(type(module))
+        if stock is not None and isinstance(module, Skippable):
             module.forget_plan()
-            module.__class__ = stock
+            module.__class__ = stock  # type: ignore[assignment]
     return model
 
 

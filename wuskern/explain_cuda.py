@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from wuskern import choice, configs
+from wuskern.choices import TopK
 from wuskern.doctor import Line, Report
 from wuskern.gpus import RATES, architecture
 from wuskern.product import Product
-from wuskern.choices import TopK
 from wuskern.shapes import output_size
 
 

@@ -1,5 +1,6 @@
-"""``linear`` and ``conv2d`` as in torch.nn.functional, with a plan of what their backward does about the weight: skip it, compute
-chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are that backward by itself."""
+"""``linear`` and ``conv2d`` as in torch.nn.functional, with a plan of what their backward does about the weight: skip it,
+compute chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are that backward by
+itself."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,14 @@ from wuskern import ops
 from wuskern.autograd import LayerFunction
 from wuskern.choices import DENSE, Parts, PerExample, Plan
 from wuskern.grad_home import GradHome
-from wuskern.gradients import Gradients, Needs, gradients
-from wuskern.kinds import LINEAR, Conv2d, Kind
+from wuskern.gradients import conv2d_backward, linear_backward
+from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
 
-Pair = int | tuple[int, ...]
 _PLAIN = (Tensor, Parameter, type(None))
 
 
@@ -47,7 +47,7 @@ def linear(
         What ``F.linear`` raises; ``ValueError``, ``TypeError`` where the plan does not fit; ``RuntimeError`` for a second or
         forward-mode derivative through a call with rows or tokens.
     """
-    plan = _plan(plan, parts).restricting(LINEAR.units(weight), lambda: LINEAR.count_tokens(x)) or DENSE
+    plan = Plan.of(plan, parts).restricting(LINEAR.units(weight), lambda: LINEAR.count_tokens(x)) or DENSE
     return planned_linear(x, weight, bias, plan, None)
 
 
@@ -55,9 +55,9 @@ def conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair | str = 0,
-    dilation: Pair = 1,
+    stride: Sides = 1,
+    padding: Sides | str = 0,
+    dilation: Sides = 1,
     groups: int = 1,
     *,
     plan: Plan | None = None,
@@ -78,7 +78,7 @@ def conv2d(
         As :func:`linear`, and what ``F.conv2d`` raises.
     """
     kind = Conv2d(groups=groups)
-    plan = _plan(plan, parts).restricting(kind.units(weight), lambda: kind.count_tokens(x)) or DENSE
+    plan = Plan.of(plan, parts).restricting(kind.units(weight), lambda: kind.count_tokens(x)) or DENSE
     return planned_conv2d(x, weight, bias, (stride, padding, dilation, groups), plan, None)
 
 
@@ -98,33 +98,24 @@ def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, h
 def planned_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...], plan: Plan, home: GradHome | None
 ) -> Tensor:
-    """:func:`conv2d` of a layer with a home for its gradient, by a plan whose rows leave some out. ``geometry``: stride, padding,
-    dilation, groups."""
+    """:func:`conv2d` of a layer with a home for its gradient, by a plan whose rows leave some out. ``geometry``: stride,
+    padding, dilation, groups."""
     stride, padding, dilation, groups = geometry
     followed = _followed(plan, x, weight, bias, Conv2d(groups=groups))
     if followed is None:
         return F.conv2d(x, _stock_weight(x, weight, plan), bias, *geometry)
     cast_x, dtype, cast_bias = _autocast(x, weight, bias)
-    strided_same = padding == "same" and _pair(stride) != (1, 1)
+    strided_same = padding == "same" and pair(stride) != (1, 1)
     if strided_same or x.ndim not in (3, 4) or cast_x.dtype != dtype:  # stock raises, in its own words
         return F.conv2d(x, weight, bias, *geometry)
     unbatched = x.ndim == 3
     if unbatched:
         cast_x = cast_x.unsqueeze(0)
     if isinstance(padding, str):
-        cast_x, padding = _numeric_padding(cast_x, weight, padding, _pair(dilation))
-    kind = Conv2d(_pair(stride), _pair(padding), _pair(dilation), groups)
+        cast_x, padding = _numeric_padding(cast_x, weight, padding, pair(dilation))
+    kind = Conv2d(pair(stride), pair(padding), pair(dilation), groups)
     y = _apply(cast_x, weight, cast_bias, kind, followed, home)
     return y.squeeze(0) if unbatched else y
-
-
-def _plan(plan: Plan | None, parts: Any) -> Plan:
-    if plan is None:
-        return Plan(**parts) if parts else DENSE
-    if parts or not isinstance(plan, Plan):
-        given = f"{plan!r} and {', '.join(parts)}" if parts else repr(plan)
-        raise TypeError(f"plan: expected a Plan, or parts of one in its place, got {given}")
-    return plan
 
 
 def _followed(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind) -> Plan | None:
@@ -222,19 +213,13 @@ def _active_ddp() -> DistributedDataParallel | None:
 
 
 def _is_transformed(*tensors: Tensor | None) -> bool:
-    """Whether forward-mode derivatives are taken, or a transform of torch.func is at work. Asked here: a Function with a ``jvp``
-    could not be compiled."""
+    """Whether forward-mode derivatives are taken, or a transform of torch.func is at work. Asked here: a Function with a
+    ``jvp`` could not be compiled."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
         return True
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def _pair(value: Pair) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return value, value
-    return tuple(value) if len(value) == 2 else tuple(value) * 2
 
 
 def _numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
@@ -265,82 +250,3 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, t
         return dtype if t.is_floating_point() and t.dtype != torch.float64 else t.dtype
 
     return x.to(in_autocast(x)), in_autocast(weight), None if bias is None else bias.to(in_autocast(bias))
-
-
-# ---- the backward alone ---------------------------------------------------------------------------------------------
-
-
-def linear_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    *,
-    needs: Needs = (True, True, True),
-    plan: Plan | None = None,
-    **parts: "Unpack[Parts]",
-) -> Gradients:
-    """Backward of ``y = x @ weight.T + bias`` by a plan; with rows no tensor of the weight's size is formed.
-
-    Args:
-        dy: ``[..., out]``. x: ``[..., in]``. weight: ``[out, in]``. All of one dtype.
-        needs: which gradients, of x, weight and bias.
-        plan, parts: as for :func:`linear`.
-
-    Returns:
-        dx ``[..., in]``; the weight's: with rows (but ``PerExample``) a ``RowGrad`` with values ``[k, in]``, else dense; the
-        bias's ``[out]``.
-
-    Raises:
-        ValueError, TypeError: shapes, dtypes or the plan do not fit.
-    """
-    plan = _plan(plan, parts)
-    _check_alike(dy, x, weight, 2)
-    if dy.ndim < 1 or x.ndim < 1 or dy.shape[:-1] != x.shape[:-1] or (dy.shape[-1], x.shape[-1]) != weight.shape:
-        expected = [*x.shape[:-1], weight.shape[0]], [*x.shape[:-1], weight.shape[1]]
-        raise ValueError(f"dy, x: expected {expected[0]} and {expected[1]}, got {list(dy.shape)} and {list(x.shape)}")
-    plan.check(LINEAR.units(weight))
-    return gradients(LINEAR, plan, dy, x, weight, False, needs)
-
-
-def conv2d_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-    *,
-    needs: Needs = (True, True, True),
-    plan: Plan | None = None,
-    **parts: "Unpack[Parts]",
-) -> Gradients:
-    """Backward of a Conv2d by a plan; with rows no tensor of the weight's size is formed.
-
-    Args:
-        dy: ``[B, out, HO, WO]``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``. All of one dtype.
-        stride, padding, dilation, groups: as for ``F.conv2d``, in numbers.
-        needs: which gradients, of x, weight and bias.
-        plan, parts: as for :func:`conv2d`.
-
-    Returns:
-        dx ``[B, C, H, W]`` in stock's strides; the weight's: with rows a ``RowGrad`` with values ``[k, C / groups, kh, kw]``, else
-        dense; the bias's ``[out]``.
-
-    Raises:
-        ValueError, TypeError: shapes, dtypes, the geometry or the plan do not fit.
-    """
-    plan = _plan(plan, parts)
-    _check_alike(dy, x, weight, 4)
-    kind = Conv2d(_pair(stride), _pair(padding), _pair(dilation), groups)
-    kind.check(dy, x, weight)
-    plan.check(kind.units(weight))
-    return gradients(kind, plan, dy, x, weight, kind.like(x, weight), needs)
-
-
-def _check_alike(dy: Tensor, x: Tensor, weight: Tensor, ndim: int) -> None:
-    if weight.ndim != ndim:
-        raise ValueError(f"weight: expected {ndim} dimensions, got {weight.ndim}")
-    for name, t in (("x", x), ("weight", weight)):
-        if t.dtype != dy.dtype or t.device != dy.device:
-            raise TypeError(f"{name}: expected {dy.dtype} on {dy.device} as dy is, got {t.dtype} on {t.device}")

@@ -1,7 +1,7 @@
 """Where the gradient of a layer's weight goes, beside autograd, and who wants it in the compact form.
 
-A layer has a home for it: the key by which compiled code finds the layer, and the zeros that the dense form uses again. Optimizers
-of ``wuskern.optim`` ask for the compact form as long as they live; nothing is kept on a Parameter.
+A layer has a home for it: the key by which compiled code finds the layer, and the zeros that the dense form uses again.
+Optimizers of ``wuskern.optim`` ask for the compact form as long as they live; nothing is kept on a Parameter.
 """
 
 import functools
@@ -140,7 +140,9 @@ def _check_gradients(optimizer: Optimizer, *_: Any) -> None:
 
 def _check_buffers(optimizer: Optimizer, *_: Any) -> None:
     """After a step whose closure has computed the gradients."""
-    _check(optimizer, lambda parameter: optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None)
+    _check(
+        optimizer, lambda parameter: optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
+    )
 
 
 def _check(optimizer: Optimizer, held: Any) -> None:

@@ -1,17 +1,20 @@
-"""What a backward computes, for every kind of layer and every plan: the body of ``autograd``, and of ``functional``'s backward."""
+"""What a backward computes, for every kind of layer and every plan: the body of ``autograd``, and of ``functional``'s own."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wuskern import configs, ops
-from wuskern.choices import PerExample, Plan, Rows, TopK
-from wuskern.kinds import Kind
+from wuskern.choices import Parts, PerExample, Plan, Rows, TopK
+from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
 from wuskern.observer import Observer
 from wuskern.shapes import as_matrix
 from wuskern.sparse_grad import RowGrad
 from wuskern.tokens import draw
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 Needs = tuple[bool, bool, bool]  # of the gradients of x, weight, bias
@@ -40,7 +43,14 @@ NOBODY = Teller(None, None)
 
 
 def gradients(
-    kind: Kind, plan: Plan, dy: Tensor, x: Tensor | None, weight: Tensor | None, like: Any, needs: Needs, teller: Teller = NOBODY
+    kind: Kind,
+    plan: Plan,
+    dy: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    like: Any,
+    needs: Needs,
+    teller: Teller = NOBODY,
 ) -> Gradients:
     """The gradients of a layer of some kind, as its plan restricts them; no tensor of the weight's size is formed.
 
@@ -59,12 +69,13 @@ def gradients(
     rows, db = _choose(dy, kind, plan, needs_bias, teller)
     chosen = ops.gather_rows(dy, rows, kind.dim) if plan.rows.scope == "both" else dy
     dx = grad = None
-    if needs_x and plan.rows.scope == "weight":
-        dx = kind.dgrad(dy, weight, like)
-    elif needs_x:
-        dx = kind.rowsparse_dgrad(chosen, weight, rows, like)
+    if needs_x:
+        assert weight is not None
+        whole = plan.rows.scope == "weight"
+        dx = kind.dgrad(dy, weight, like) if whole else kind.rowsparse_dgrad(chosen, weight, rows, like)
     if needs_weight:
         assert x is not None
+        assert weight is not None
         grad = _row_grad(kind, *_summed(kind, plan, dy, x, chosen), rows, weight)
     return Gradients(dx, grad, db)
 
@@ -76,6 +87,8 @@ def _of_all_rows(
     db = ops.bias_grad(dy, kind.dim) if needs_bias else None
     if isinstance(plan.rows, PerExample) and not plan.skip:
         dy = _largest_of_each(dy, plan.rows.count(dy.shape[-1]), plan.observer, teller)
+    if weight is None:  # wanted for neither gradient
+        return Gradients(None, None, db)
     dx = kind.dgrad(dy, weight, like) if needs_x else None
     if plan.skip or not needs_weight:
         return Gradients(dx, None, db)
@@ -154,3 +167,82 @@ def _row_grad(kind: Kind, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -
         return RowGrad(rows, kind.rowsparse_wgrad(dy, x, rows, weight))
     every = torch.arange(out, device=dy.device)
     return RowGrad(rows, kind.rowsparse_wgrad(dy, x, every, weight).index_select(0, rows))
+
+
+# ---- the backward alone ---------------------------------------------------------------------------------------------
+
+
+def linear_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    *,
+    needs: Needs = (True, True, True),
+    plan: Plan | None = None,
+    **parts: "Unpack[Parts]",
+) -> Gradients:
+    """Backward of ``y = x @ weight.T + bias`` by a plan; with rows no tensor of the weight's size is formed.
+
+    Args:
+        dy: ``[..., out]``. x: ``[..., in]``. weight: ``[out, in]``. All of one dtype.
+        needs: which gradients, of x, weight and bias.
+        plan, parts: as for :func:`linear`.
+
+    Returns:
+        dx ``[..., in]``; the weight's: with rows (but ``PerExample``) a ``RowGrad`` with values ``[k, in]``, else dense; the
+        bias's ``[out]``.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or the plan do not fit.
+    """
+    plan = Plan.of(plan, parts)
+    _check_alike(dy, x, weight, 2)
+    if dy.ndim < 1 or x.ndim < 1 or dy.shape[:-1] != x.shape[:-1] or (dy.shape[-1], x.shape[-1]) != weight.shape:
+        expected = [*x.shape[:-1], weight.shape[0]], [*x.shape[:-1], weight.shape[1]]
+        raise ValueError(f"dy, x: expected {expected[0]} and {expected[1]}, got {list(dy.shape)} and {list(x.shape)}")
+    plan.check(LINEAR.units(weight))
+    return gradients(LINEAR, plan, dy, x, weight, False, needs)
+
+
+def conv2d_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sides = 1,
+    padding: Sides = 0,
+    dilation: Sides = 1,
+    groups: int = 1,
+    *,
+    needs: Needs = (True, True, True),
+    plan: Plan | None = None,
+    **parts: "Unpack[Parts]",
+) -> Gradients:
+    """Backward of a Conv2d by a plan; with rows no tensor of the weight's size is formed.
+
+    Args:
+        dy: ``[B, out, HO, WO]``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``. All of one dtype.
+        stride, padding, dilation, groups: as for ``F.conv2d``, in numbers.
+        needs: which gradients, of x, weight and bias.
+        plan, parts: as for :func:`conv2d`.
+
+    Returns:
+        dx ``[B, C, H, W]`` in stock's strides; the weight's: with rows a ``RowGrad`` with values ``[k, C / groups, kh, kw]``,
+        else dense; the bias's ``[out]``.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, the geometry or the plan do not fit.
+    """
+    plan = Plan.of(plan, parts)
+    _check_alike(dy, x, weight, 4)
+    kind = Conv2d(pair(stride), pair(padding), pair(dilation), groups)
+    kind.check(dy, x, weight)
+    plan.check(kind.units(weight))
+    return gradients(kind, plan, dy, x, weight, kind.like(x, weight), needs)
+
+
+def _check_alike(dy: Tensor, x: Tensor, weight: Tensor, ndim: int) -> None:
+    if weight.ndim != ndim:
+        raise ValueError(f"weight: expected {ndim} dimensions, got {weight.ndim}")
+    for name, t in (("x", x), ("weight", weight)):
+        if t.dtype != dy.dtype or t.device != dy.device:
+            raise TypeError(f"{name}: expected {dy.dtype} on {dy.device} as dy is, got {t.dtype} on {t.device}")

@@ -17,7 +17,15 @@ from wuskern.choices import Units
 from wuskern.reference import clear_padded_taps
 from wuskern.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, output_padding, output_size
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]  # of two
+Sides = int | tuple[int, ...]  # as torch's functions take a pair
+
+
+def pair(value: Sides) -> Pair:
+    """Height and width of what may be one number for both."""
+    if isinstance(value, int):
+        return value, value
+    return tuple(value) if len(value) == 2 else tuple(value) * 2
 
 
 class Kind(Protocol):

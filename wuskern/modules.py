@@ -1,4 +1,4 @@
-"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a plan of what their backward does about the weight."""
+"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a plan of what backward does about the weight."""
 
 import contextlib
 import sys
@@ -38,7 +38,6 @@ class Skippable(Planned, nn.Module):
     the plan alone in between). It is not training state: ``state_dict`` does not hold it.
     """
 
-    weight: Parameter
     _plan: Plan = DENSE
     _in_use: Plan = DENSE  # without what leaves nothing out, and with what optimizers ask for
     _home: GradHome | None = None
@@ -189,7 +188,7 @@ def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[t
 
 
 def set_plan(model: nn.Module, *, filter_fn: FilterFn | None = None, **parts: Any) -> None:
-    """Sets ``parts`` of the plan (``skip``, ``rows``, ``tokens``) of every converted layer, or of those that ``filter_fn`` names.
+    """Sets ``parts`` of the plan (``skip``, ``rows``, ``tokens``) of every converted layer, or of those ``filter_fn`` takes.
 
     Args:
         filter_fn: ``filter_fn(module, name) -> bool``.

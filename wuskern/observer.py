@@ -69,7 +69,6 @@ class Observer:
             seen = torch.full((), chosen.shape[0], dtype=torch.int64, device=chosen.device)
             self.hits, self.seen = _sum(self.hits, chosen.sum(0)), _sum(self.seen, seen)
 
-
     def tell(self, scores: Tensor | None, chosen: Tensor | None, home: Tensor | None) -> None:
         """:meth:`saw`, of what it wants to know, from code that may be traced; ``home``: the key of the layer's home."""
         scores, chosen = scores if self.score else None, chosen if self.counts else None

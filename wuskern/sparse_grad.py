@@ -78,8 +78,9 @@ def added(weight: Tensor, held: Tensor | None, grad: RowGrad) -> Tensor:
 
 
 def taking_up_held(weight: Tensor, grad: RowGrad) -> Tensor:
-    """A gradient for autograd to accumulate: ``grad``, and with it what ``weight.grad`` holds in rows, which is then None: torch
-    would put the two one behind the other, longer with each backward. Hooks see what is new alone: then torch adds up."""
+    """A gradient for autograd to accumulate: ``grad``, and with it the rows that ``weight.grad`` holds, which is then None.
+    torch would put the two one behind the other, longer with each backward. Hooks see what is new alone: then torch adds up.
+    """
     if has_hooks(weight):
         return to_sparse(weight, grad)
     with _lock:

@@ -12,6 +12,7 @@ from torch import Tensor
 from wuskern import ops
 from wuskern.choices import Tokens
 
+
 @dataclass(frozen=True)
 class Drawn:
     """``index``: ``[k]``, int64. ``scale``: ``[k]``, float32 or float64, of what each adds; None: 1."""

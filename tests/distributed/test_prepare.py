@@ -150,7 +150,9 @@ PLANS = [wk.Plan(rows=wk.Rows(rows, sparse=True)) for rows in ([0, 1], [1, 3])] 
 
 def test_gradients_accumulate_over_synchronised_steps(ranks):
     mean = (draw(0, 5, 3).sum(0) + draw(1, 5, 3).sum(0)) / 2
-    times = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0], [1, 2, 0, 1, 0, 0, 0, 0], [2, 3, 1, 2, 1, 1, 1, 1], [2, 3, 1, 2, 1, 1, 1, 1]])
+    times = torch.tensor(
+        [[1.0, 1, 0, 0, 0, 0, 0, 0], [1, 2, 0, 1, 0, 0, 0, 0], [2, 3, 1, 2, 1, 1, 1, 1], [2, 3, 1, 2, 1, 1, 1, 1]]
+    )
     for found in ranks.run(accumulate_over_steps):
         assert [is_sparse for is_sparse, _ in found] == [True, False, False, False]  # dense past an older gradient
         for (_, grad), count in zip(found, times, strict=True):

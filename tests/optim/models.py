@@ -1,5 +1,9 @@
 """What the tests of the optimizers share: a network with a row-sparse layer, and gradients put where a backward puts them."""
 
+import contextlib
+import gc
+from collections.abc import Iterator
+
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -8,6 +12,11 @@ from torch.nn import Parameter
 import wuskern as wk
 
 ROWS = [0, 3, 4]
+OPTIMIZERS = {
+    "SGD": lambda parameters: wk.optim.SGD(parameters, lr=0.1, momentum=0.9),
+    "Adam": lambda parameters: wk.optim.Adam(parameters, lr=0.1),
+    "AdamW": lambda parameters: wk.optim.AdamW(parameters, lr=0.1),
+}
 
 
 def network() -> nn.Sequential:
@@ -29,11 +38,11 @@ def backward(model: nn.Module, seed: int = 0, scale: float = 1.0) -> Tensor:
 def row_grad(weight: Tensor, rows: list[int], seed: int = 0) -> Tensor:
     """A sparse gradient of those rows, which ascend; also what the weight holds from now on."""
     values = torch.randn(len(rows), *weight.shape[1:], generator=torch.Generator().manual_seed(seed)).to(weight.dtype)
-    weight.grad = sparse(torch.tensor(rows), values, weight.shape)
+    weight.grad = sparse_tensor(torch.tensor(rows), values, weight.shape)
     return weight.grad
 
 
-def sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+def sparse_tensor(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     """As a backward leaves it: rows that ascend, each once."""
     return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
 
@@ -46,3 +55,20 @@ def layouts(model: nn.Module) -> list[str]:
 
 def weight(*shape: int, dtype: torch.dtype = torch.float32) -> Parameter:
     return Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype))
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """Nothing goes but by the count of its references."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def form(model: nn.Module) -> str:
+    """Of the gradient that a backward leaves in the third part's weight."""
+    model.zero_grad()
+    backward(model)
+    return layouts(model)[1]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 
 import wuskern as wk
-from tests.optim.models import ROWS, backward, network, row_grad, sparse, weight
+from tests.optim.models import ROWS, backward, network, row_grad, sparse_tensor, weight
 
 SETTINGS = [
     ("SGD", dict(lr=0.1)),
@@ -109,7 +109,7 @@ def steps_of(optimizer, parameter: Parameter, gradients: list[dict[int, float]])
     for grads in gradients:
         optimizer.zero_grad()
         values = torch.tensor([[g] for g in grads.values()], dtype=torch.float64)
-        parameter.grad = sparse(torch.tensor(list(grads)), values, parameter.shape)
+        parameter.grad = sparse_tensor(torch.tensor(list(grads)), values, parameter.shape)
         optimizer.step()
         seen.append(parameter.detach().flatten().tolist())
     return seen

@@ -225,9 +225,13 @@ def test_float16_rows_are_refused_as_torch_refuses_float16_gradients(unscale):
     optimizer = wk.optim.SGD([parameter], lr=0.1)
     scaler.scale(torch.ones(()))
     row_grad(parameter, [1])
-    with pytest.raises(ValueError, match=r"Attempting to unscale FP16 gradients\."):
+
+    def step() -> None:
         unscale(scaler, optimizer)
         scaler.step(optimizer)
+
+    with pytest.raises(ValueError, match=r"Attempting to unscale FP16 gradients\."):
+        step()
     assert torch.equal(parameter, weight(4, 3, dtype=torch.float16))
 
 

@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 import wuskern as wk
-from tests.optim.models import row_grad, sparse, weight
+from tests.optim.models import row_grad, sparse_tensor, weight
 
 OPTIMIZERS = [
     value
@@ -162,7 +162,7 @@ def test_sparse_adam_moves_as_on_the_masked_dense_gradient():
             backward(model, seed)
             backward(stock, seed)
             rows = model.weight.grad._indices()[0]
-            stock.weight.grad = sparse(rows, stock.weight.grad[rows], (8, 6))
+            stock.weight.grad = sparse_tensor(rows, stock.weight.grad[rows], (8, 6))
             ours.step()
             torchs.step()
         torch.testing.assert_close(model.weight, stock.weight)

@@ -187,15 +187,14 @@ class Run:
         self.model.train()
 
     def state(self) -> dict[str, Any]:
-        named = dict(self.model.named_parameters())
-        row_grads = {name: getattr(p, "row_grad", None) for name, p in named.items()}
+        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "policy": None if self.policy is None else self.policy.state_dict(),
             "sieve": None if self.own is None else self.own.state_dict(),
-            "grads": {name: p.grad for name, p in named.items() if p.grad is not None},
-            "row_grads": {name: (grad.rows, grad.values) for name, grad in row_grads.items() if grad is not None},
+            "grads": {name: grad for name, grad in grads.items() if not grad.is_sparse},
+            "sparse_grads": {name: grad for name, grad in grads.items() if grad.is_sparse},
             "random": self.random,
             "done": self.done,
         }
@@ -209,9 +208,7 @@ class Run:
         if self.own is not None:
             self.own.load_state_dict(state["sieve"])
         for name, p in self.model.named_parameters():
-            p.grad = state["grads"].get(name)
-            if name in state["row_grads"]:
-                p.row_grad = wk.RowGrad(*state["row_grads"][name])
+            p.grad = (state["grads"] | state["sparse_grads"]).get(name)
         self.random, self.done = state["random"], state["done"]
 
 

@@ -77,7 +77,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
     assert any(w.get("frozen") for w in wants) == any(kind in name for kind in ("Freez", "SpFDE"))
     assert any(w.get("rows") is not None for w in wants) == any(kind in name for kind in ("Prop", "Memory", "MeSimp"))
     assert any(w.get("tokens") is not None for w in wants) == ("ColumnRow" in name)
-    assert bool(state["row_grads"]) == any(kind in name for kind in ("compact", "reused", "MeProp + C"))
+    assert bool(state["sparse_grads"]) == any(kind in name for kind in ("compact", "reused", "MeProp + C"))
     assert any(0 < w.get("density", 1) < 1 for w in wants) == any(kind in name for kind in ("MEST", "RigL", "SpFDE"))
 
 
@@ -101,7 +101,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("SievingSampler", ("sieve", "forgotten"), torch.zeros(24, dtype=torch.int64)),
         ("ColumnRowSampling", ("random",), torch.Generator().get_state()),
         ("MeProp, random", ("random",), torch.Generator().get_state()),
-        ("MeProp, compact", ("row_grads",), {}),
+        ("MeProp, compact", ("sparse_grads",), {}),
         ("MeProp", ("grads",), {}),
     ],
     ids=str,

@@ -10,17 +10,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import wuskern as wk
 from wuskern.policies import MEST, WUS, Compose, MeProp, Policy, Saved, Savings, ScoreMemory, SingleShotFreezing, SsProp
-from wuskern.policies.base import Flags
+from wuskern.policies.base import Wants
 
 BATCH = 16
-SKIP: Flags = {"skip": True}
-FROZEN: Flags = {"frozen": True}
+SKIP: Wants = {"skip": True}
+FROZEN: Wants = {"frozen": True}
 
 
 class Fixed(Policy):
     """Wants the same of the layers that it names, always."""
 
-    def __init__(self, model: nn.Sequential, flags: dict[str, Flags]) -> None:
+    def __init__(self, model: nn.Sequential, flags: dict[str, Wants]) -> None:
         super().__init__(model)
         self.flags = flags
         self.apply()
@@ -28,7 +28,7 @@ class Fixed(Policy):
     def step(self, metric: float | None = None) -> bool:
         return False
 
-    def wants(self, name: str) -> Flags:
+    def wants(self, name: str) -> Wants:
         return self.flags.get(name, {})
 
     def frozen_parameters(self) -> list[nn.Parameter]:
@@ -77,10 +77,10 @@ NETWORKS = {
     "conv without biases and norm": (lambda: conv(bias=False, norm=False), IMAGE, ("0", "2", "4")),
     "tied to an embedding": (tied, TOKEN, ("1", "2")),
 }
-TOKENS: Flags = {"tokens": wk.Tokens(ratio=0.5, pick="wta")}
-FEW_TOKENS: Flags = {"tokens": wk.Tokens(k=4)}
+TOKENS: Wants = {"tokens": wk.Tokens(ratio=0.5, pick="wta")}
+FEW_TOKENS: Wants = {"tokens": wk.Tokens(k=4)}
 HALF, HALF_OF_BOTH = ({"rows": wk.TopK(ratio=0.5, scope=scope)} for scope in ("weight", "both"))
-WANTED: dict[str, tuple[Flags, Flags]] = {  # of the first layer, and of the others
+WANTED: dict[str, tuple[Wants, Wants]] = {  # of the first layer, and of the others
     "all skip": (SKIP, SKIP),
     "the first skips": (SKIP, {}),
     "half of the rows": (HALF, HALF),

@@ -47,7 +47,8 @@ class Adam(_RowSparseAdam, torch.optim.Adam):
     So it equals torch's Adam on the dense form, zero in the other rows, only while the rows stay the same.
 
     A dense micro-batch and a row-sparse one, or the uses of a tied weight, add up to a dense gradient; rows of several
-    micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work. An ``lr`` or ``betas`` on a GPU is waited for.
+    micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work.
+    An ``lr`` or ``betas`` on a GPU is waited for.
 
     Raises:
         ValueError, TypeError: as torch's; ``capturable`` or ``differentiable``.

@@ -8,8 +8,9 @@ from torch.optim import Optimizer
 
 @torch.no_grad()
 def unscale_(scaler: GradScaler, optimizer: Optimizer) -> None:
-    """``scaler.unscale_(optimizer)``, for an optimizer that may hold no gradient at all because its weights are skipped: it then
-    counts as one without inf, so that ``scaler.step`` and ``scaler.update`` work, which torch's own raise for.
+    """``scaler.unscale_(optimizer)``, for an optimizer that may hold no gradient at all because its weights are skipped.
+
+    It then counts as one without inf, so that ``scaler.step`` and ``scaler.update`` work, which otherwise raise.
 
     For every optimizer of torch, once between ``backward`` and ``scaler.step``. Does nothing where the scaler is disabled.
 

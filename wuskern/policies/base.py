@@ -33,9 +33,9 @@ class Wants(Parts, total=False):
     density: float
 
 
-def parts_of(wanted: Wants) -> dict[str, Any]:
+def parts_of(wanted: Wants) -> Parts:
     """What of it belongs into a layer's plan."""
-    return {name: value for name, value in wanted.items() if name in DEFAULTS}
+    return {name: value for name, value in wanted.items() if name in DEFAULTS}  # type: ignore[return-value]
 
 
 class Policy(ABC):
@@ -147,8 +147,8 @@ class Policy(ABC):
         for cls in type(optimizer).__mro__:
             if cls.__name__ in FLATTENING:
                 raise ValueError(
-                    f"optimizer: expected one that steps each parameter by itself, got {type(optimizer).__name__}, which flattens "
-                    "them: a skipped weight would move with the others"
+                    f"optimizer: expected one that steps each parameter by itself, got {type(optimizer).__name__}, which "
+                    "flattens them: a skipped weight would move with the others"
                 )
         owners = weight_owners(self.model, self.layers)
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

@@ -13,7 +13,7 @@ from wuskern import ops
 from wuskern.arguments import check_keys, one_of, whole
 from wuskern.choices import BIASES, SCOPES, Rows
 from wuskern.observer import Observer
-from wuskern.policies.base import Wants, Policy
+from wuskern.policies.base import Policy, Wants
 from wuskern.world import world_size
 
 

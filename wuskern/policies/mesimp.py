@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from wuskern.arguments import check_keys, one_of, share, whole
 from wuskern.choices import SCOPES, PerExample, TopK
 from wuskern.observer import Observer
-from wuskern.policies.base import Wants, Policy
+from wuskern.policies.base import Policy, Wants
 from wuskern.policies.meprop import PER
 from wuskern.simplify import norms_of_rows, simplify_
 from wuskern.world import world_size
@@ -117,8 +117,8 @@ class MeSimp(Policy):
         weight = self.layers[name]._parameters.get("weight")
         if weight is None:
             raise ValueError(
-                f"dense: expected {name or 'the model itself'} in it, whose weight is computed from other parameters: that they "
-                "are zero does not make a row of it zero"
+                f"dense: expected {name or 'the model itself'} in it, whose weight is computed from other parameters: that "
+                "they are zero does not make a row of it zero"
             )
         return Observer(alive=torch.ones(self._out(name), dtype=torch.bool, device=weight.device))
 

@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from wuskern.arguments import check_keys, whole
-from wuskern.configs import gathers
 from wuskern.choices import PerExample
+from wuskern.configs import gathers
 from wuskern.modules import weight_owners
-from wuskern.policies.base import Wants, Policy
+from wuskern.policies.base import Policy, Wants
 from wuskern.policies.compose import Compose
 from wuskern.policies.costs import Cost, costs
 from wuskern.policies.freezing import Freezing

@@ -17,7 +17,7 @@ import torch.nn as nn
 from wuskern.arguments import check_keys, one_of, share, whole
 from wuskern.choices import TopK
 from wuskern.modules import SkippableConv2d
-from wuskern.policies.base import Wants, Policy
+from wuskern.policies.base import Policy, Wants
 
 SCHEDULES = ("bar", "constant", "linear", "cosine")
 UNITS = ("epoch", "step")

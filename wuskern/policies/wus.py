@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.arguments import check_keys, finite, one_of, positive, whole
-from wuskern.policies.base import Wants, Policy
+from wuskern.policies.base import Policy, Wants
 
 
 def _mean_change(values: Sequence[float]) -> float:

@@ -51,8 +51,8 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
 def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Optimizer | None = None) -> Report:
     """:func:`simplify` in place, to go on training: modules and Parameters are the same objects, with smaller values.
 
-    Gradients, sparse ones too, and the optimizer's state of each parameter are cut alike; momentum and moments go on. A layer that
-    loses rows and whose ``rows`` are a ``wk.Rows`` has None afterwards: the policy that chose them chooses anew, from
+    Gradients, sparse ones too, and the optimizer's state of each parameter are cut alike; momentum and moments go on. A layer
+    that loses rows and whose ``rows`` are a ``wk.Rows`` has None afterwards: the policy that chose them chooses anew, from
     ``report.kept``. Call it between a step and the next forward, before DDP wraps the model, not behind it; schedulers stay.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from wuskern.arguments import check_keys
-from wuskern.policies.base import Wants, Policy
+from wuskern.policies.base import Policy, Wants
 from wuskern.policies.freezing.prefix import Prefix
 
 

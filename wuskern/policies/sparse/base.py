@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from wuskern.arguments import check_keys, whole
-from wuskern.policies.base import Wants, Policy
+from wuskern.policies.base import Policy, Wants
 from wuskern.policies.sparse.distribution import sparsities
 from wuskern.policies.sparse.patterns import Pattern, largest, remaining
 
