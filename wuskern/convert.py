@@ -16,6 +16,7 @@ VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside it
 
 _log = logging.getLogger("wuskern")
 _SKIPPABLE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear, nn.Conv2d: SkippableConv2d}
+_KINDS: tuple[type[nn.Module], ...] = tuple(_SKIPPABLE)
 _STOCK = {skippable: stock for stock, skippable in _SKIPPABLE.items()}
 _NO_KERNEL = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
 _NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, ParametrizationList)  # parameters of any rank
@@ -34,14 +35,14 @@ def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> list[Finding]
     """Every layer with a weight matrix, in the order of ``named_modules``, and whether ``convert`` takes it."""
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, _KINDS):
             found.append(Finding(name, module, _obstacle(module) or _choice(module, name, filter_fn)))
         elif other := _other(module):
             found.append(Finding(name, module, other))
     return found
 
 
-def _obstacle(module: nn.Linear | nn.Conv2d) -> str | None:
+def _obstacle(module: nn.Module) -> str | None:
     """Why a Linear or Conv2d, or something derived from one, cannot skip, or None."""
     if isinstance(module, Skippable):
         return None

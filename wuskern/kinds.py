@@ -40,7 +40,7 @@ class Kind(Protocol):
         """What choices have to fit."""
 
     def count_tokens(self, x: Tensor) -> int:
-        """How many tokens the weight's gradient sums over."""
+        """How many tokens the weight's gradient sums over; of y as many as of x."""
 
     def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output y."""

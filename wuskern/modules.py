@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from wuskern import functional
 from wuskern.choices import DENSE, Parts, Plan, Planned, RowChoice, Tokens, Units
 from wuskern.grad_home import GradHome, refuse_momentum
+from wuskern.kinds import LINEAR, Conv2d, Kind
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -43,7 +44,7 @@ class Skippable(Planned, nn.Module):
     _home: GradHome | None = None
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
     _planned: bool = False  # whether that is anything but the dense backward
-    __jit_unused_properties__ = ("plan", "units", "is_sparse", *Parts.__annotations__)
+    __jit_unused_properties__ = ("plan", "kind", "units", "is_sparse", *Parts.__annotations__)
     __jit_ignored_attributes__ = (*__jit_unused_properties__, "_plan", "_in_use", "_home", "_asked", "_planned")
 
     @property
@@ -84,6 +85,11 @@ class Skippable(Planned, nn.Module):
         return bool(getattr(self._in_use.rows, "sparse", False))
 
     @property
+    def kind(self) -> Kind:
+        """How its products are called, but for stride, padding and dilation."""
+        raise NotImplementedError
+
+    @property
     def units(self) -> Units:
         """What choices have to fit."""
         raise NotImplementedError
@@ -117,6 +123,10 @@ class SkippableLinear(Skippable, nn.Linear):
     """
 
     @property
+    def kind(self) -> Kind:
+        return LINEAR
+
+    @property
     def units(self) -> Units:
         return Units("Linear", self.out_features)
 
@@ -135,6 +145,10 @@ class SkippableConv2d(Skippable, nn.Conv2d):
 
     x: ``[B, in_channels, H, W]`` or ``[in_channels, H, W]``.
     """
+
+    @property
+    def kind(self) -> Kind:
+        return Conv2d(groups=self.groups)
 
     @property
     def units(self) -> Units:

@@ -24,7 +24,7 @@ def set_norms(layer: nn.Linear, norms: list[float]) -> None:
 def observe(policy, **scores: list[float]) -> None:
     """One optimizer step whose backwards gave these scores, by the layer's name with an underscore in front."""
     for name, values in scores.items():
-        policy.observers[name[1:]].add(torch.tensor(values))
+        policy.observers[name[1:]].saw(torch.tensor(values), None)
     policy.after_step()
 
 
@@ -55,7 +55,7 @@ def test_scores_add_up_over_micro_batches_and_the_steps_of_a_choice():
     net = network(2, 3, 1)
     policy = ScoreMemory(net, k=1, eta=0.0, reuse=2)
     first = rows(net[0])
-    policy.observers["0"].add(torch.tensor([2.0, 0, 0]))
+    policy.observers["0"].saw(torch.tensor([2.0, 0, 0]), None)
     observe(policy, _0=[2.0, 3.0, 0])  # 4, 3, 0
     assert rows(net[0]) == first
     observe(policy, _0=[0.0, 2.0, 0])  # 4, 5, 0

@@ -48,7 +48,7 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
             before = found.get(name, Cost(0, 0, 0, 0))
             dgrad = before.dgrad + fprop * args[0].requires_grad
             leaves = before.leaves | _leaves(args[0])
-            tokens = max(1, _tokens(layer, output) // batch)
+            tokens = max(1, layer.kind.count_tokens(output) // batch)
             found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, layer.units.out, tokens, leaves)
 
         return hook
@@ -58,13 +58,6 @@ def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
     if not found:
         raise ValueError("example: expected an input that runs through a converted layer, got none")
     return found
-
-
-def _tokens(layer: SkippableLayer, output: Tensor) -> int:
-    """Of one run; of a Conv2d, images."""
-    if isinstance(layer, nn.Linear):
-        return output.shape[:-1].numel()
-    return output.shape[0] if output.ndim == 4 else 1
 
 
 def _leaves(x: Tensor) -> frozenset[Tensor]:
