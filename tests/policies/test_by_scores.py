@@ -24,7 +24,7 @@ def set_norms(layer: nn.Linear, norms: list[float]) -> None:
 def observe(policy, **scores: list[float]) -> None:
     """One optimizer step whose backwards gave these scores, by the layer's name with an underscore in front."""
     for name, values in scores.items():
-        policy.observers[name[1:]].saw(torch.tensor(values), None)
+        policy.observers[name[1:]].saw(torch.tensor(values, dtype=torch.float32), None)
     policy.after_step()
 
 

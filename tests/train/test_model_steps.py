@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import wuskern as wk
-from wuskern.modules import skippable_layers, units
+from wuskern.modules import skippable_layers
 from wuskern.policies import MeProp
 from wuskern.train.models import FOR_TEXT, MODELS, build
 
@@ -58,7 +58,7 @@ def test_chosen_rows_of_all_layers_but_the_last_are_those_of_stock(name):
     for layer_name, layer in policy.layers.items():
         grad = grads.pop(f"{layer_name}.weight")
         dense = stock[f"{layer_name}.weight"]
-        out, groups = units(layer)
+        _, out, groups = layer.units
         kept = grad.flatten(1).any(1)
         most = out if layer_name in policy.dense else max(1, int(RATIO * out) // groups) * groups
         assert 0 < kept.sum() <= most, layer_name
@@ -70,7 +70,7 @@ def test_chosen_rows_of_all_layers_but_the_last_are_those_of_stock(name):
 def test_a_depthwise_convolution_has_all_its_rows_or_is_refused_by_name():
     """Each row is a group of its own, and rows are chosen as many in each group."""
     model, stock, gradients = prepared("efficientnet")
-    depthwise = [name for name, layer in skippable_layers(model).items() if units(layer)[1] > 1]
+    depthwise = [name for name, layer in skippable_layers(model).items() if layer.units.groups > 1]
     assert len(depthwise) == 16
     MeProp(model, ratio=RATIO, scope="weight")
     grads = gradients()
