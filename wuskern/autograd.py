@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from wuskern import ops
 from wuskern.choices import Plan
 from wuskern.deliver import from_compiled
 from wuskern.dense_grad import dense_grad
 from wuskern.grad_home import GradHome
 from wuskern.gradients import NOBODY, Teller, gradients
 from wuskern.kinds import Kind
+from wuskern.reference import bias_grad
 from wuskern.shapes import is_batched
 from wuskern.sparse_grad import RowGrad, is_used, taking_up_held
 
@@ -56,15 +58,15 @@ class LayerFunction(torch.autograd.Function):
 
 
 def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor | None, ...]:
-    """With a graph, or a batch of gradients, by torch's own calls."""
+    """With a graph, or of a batch of gradients, by torch's own calls, which can be differentiated and batched."""
     needs_x, _, needs_bias, *_ = ctx.needs_input_grad
     kind: Kind = ctx.kind
-    if torch.is_grad_enabled() or is_batched(dy):
-        dx = kind.dgrad(kind.laid_out(dy, ctx.like), operand.detach(), ctx.like) if needs_x and operand is not None else None
-        others = [d for d in range(dy.ndim) if d != kind.dim % dy.ndim]
-        db = (dy.sum(others) if others else dy.clone()) if needs_bias else None
-    else:
-        dx, _, db = gradients(kind, ctx.plan, dy, None, operand, ctx.like, (needs_x, False, needs_bias))  # type: ignore[arg-type]
+    plain = torch.is_grad_enabled() or is_batched(dy)
+    dy = dy if plain else kind.laid_out(dy, ctx.like)
+    dx = None if operand is None else kind.dgrad(dy, operand.detach() if plain else operand, ctx.like)
+    db = None
+    if needs_bias:
+        db = bias_grad(dy, kind.dim) if plain else ops.bias_grad(dy, kind.dim)
     return dx, None, db, None, None, None, None
 
 
@@ -75,7 +77,9 @@ def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse:
     if needs_weight and not compiling:
         needs_weight, accumulated = is_used(ctx.next_functions[1][0])
     observer, home = ctx.plan.observer, ctx.home
-    teller = Teller(observer, home.key if compiling and home is not None else None) if accumulated else NOBODY
+    teller = NOBODY
+    if observer is not None and accumulated:
+        teller = Teller(observer, home.key if compiling and home is not None else None)
     needs = needs_x, needs_weight, needs_bias
     dx, grad, db = gradients(ctx.kind, ctx.plan, dy, x, operand, ctx.like, needs, teller)
     return dx, _form(ctx, grad, sparse and accumulated), db, None, None, None, None

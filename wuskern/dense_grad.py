@@ -56,6 +56,7 @@ def _zeros(weight: Tensor) -> Tensor:
 def _native_writes(target: Tensor, values: Tensor) -> bool:
     return (
         target.is_cpu
+        and target.numel() > backends.SMALL
         and type(values) is Tensor
         and values.is_contiguous()
         and (target.is_contiguous() or is_channels_last(target))

@@ -45,6 +45,13 @@ class Observer:
             if held is not None:
                 held.zero_()
 
+    def load(self, total: Tensor | None = None, hits: Tensor | None = None, seen: Tensor | None = None) -> None:
+        """Sets sums and counts to copies of these, in the memory that there is; None: to zero."""
+        self.clear()
+        for name, value in (("total", total), ("hits", hits), ("seen", seen)):
+            if value is not None:
+                setattr(self, name, _sum(getattr(self, name), value))
+
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "key"}
 

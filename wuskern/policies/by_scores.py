@@ -138,6 +138,6 @@ class ByScores(Policy):
         self.steps = state["steps"]
         for name, observer in self.observers.items():
             weight, total = self.layers[name].weight, state["scores"][name]
-            observer.total = None if total is None else total.to(weight.device, copy=True)
+            observer.load(None if total is None else total.to(weight.device))
             self.rows[name] = Rows(state["rows"][name].to(weight.device), self.scope, self.bias)
         self.apply()

@@ -258,5 +258,5 @@ class MeSimp(Policy):
             device = self.layers[name].weight.device
             alive, counts, *since = state["records"][name]
             record.alive, self.counts[name] = alive.to(device, copy=True), counts.to(device, copy=True)
-            record.hits, record.seen = (None if t is None else t.to(device, copy=True) for t in since)
+            record.load(None, *(None if t is None else t.to(device) for t in since))
         self._set_choices()
