@@ -6,6 +6,7 @@ computed: no dgrad for an input that needs none, no bias_grad for a bias that do
 asked for.
 """
 
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -23,34 +24,45 @@ from wuskern.shapes import is_batched
 from wuskern.sparse_grad import RowGrad, is_used, taking_up_held
 
 
-class LayerFunction(torch.autograd.Function):
-    """y = kind.fprop(x, weight, bias); dx, dweight and db as the plan restricts them.
+@dataclass(eq=False, slots=True)
+class Call:
+    """What one forward of a layer is about, beside the tensors of the graph.
 
-    ``weight`` may be wider than x, under autocast: the products are in the dtype of x, the gradient in that of the weight.
-    ``sparse``: whether dweight is to be sparse. ``home``: that of the layer, if there is one.
+    Attributes:
+        weight: the layer's, whether it is in the graph or not. It may be wider than x, under autocast: the products are in the
+            dtype of x, the gradient in that of the weight.
+        sparse: whether its gradient is to be sparse. home: that of the layer, if there is one.
     """
 
+    kind: Kind
+    plan: Plan
+    weight: Tensor
+    sparse: bool
+    home: GradHome | None
+
+
+class LayerFunction(torch.autograd.Function):
+    """y = kind.fprop(x, weight, bias); dx, dweight and db as the call's plan restricts them."""
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Plan, sparse: bool, home: GradHome | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
         needs_x, needs_weight, *_ = ctx.needs_input_grad
-        keeps_x = needs_weight and not plan.skip
-        operand = weight if weight.dtype == x.dtype else weight.to(x.dtype)
-        ctx.kind, ctx.plan, ctx.sparse, ctx.home, ctx.weight = kind, plan, sparse, home, weight if keeps_x else None
-        ctx.like = kind.like(x, weight)
+        keeps_x = needs_weight and not call.plan.skip
+        operand = call.weight if call.weight.dtype == x.dtype else call.weight.detach().to(x.dtype)
+        ctx.call, ctx.like = call, call.kind.like(x, operand)
         ctx.save_for_backward(operand if needs_x or keeps_x else None, x if keeps_x else None)
-        return kind.fprop(x, operand, bias)
+        return call.kind.fprop(x, operand, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         operand, x = ctx.saved_tensors
-        if ctx.plan.skip:
+        call: Call = ctx.call
+        if call.plan.skip:
             return _of_constant(ctx, dy, operand)
         if is_batched(dy):
             raise RuntimeError("a layer of wuskern with rows or tokens has no batched backward (vmap, is_grads_batched)")
         if not torch.is_grad_enabled():
-            return _restricted(ctx, dy, operand, x, ctx.sparse)
+            return _restricted(ctx, dy, operand, x, call.sparse)
         with torch.no_grad():
             found = _restricted(ctx, dy, operand, x, False)
         tie = torch.zeros((), device=dy.device, requires_grad=True)  # dy need not have a graph
@@ -60,14 +72,14 @@ class LayerFunction(torch.autograd.Function):
 def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor | None, ...]:
     """With a graph, or of a batch of gradients, by torch's own calls, which can be differentiated and batched."""
     needs_x, _, needs_bias, *_ = ctx.needs_input_grad
-    kind: Kind = ctx.kind
+    kind: Kind = ctx.call.kind
     plain = torch.is_grad_enabled() or is_batched(dy)
     dy = dy if plain else kind.laid_out(dy, ctx.like)
     dx = None if operand is None else kind.dgrad(dy, operand.detach() if plain else operand, ctx.like)
     db = None
     if needs_bias:
         db = bias_grad(dy, kind.dim) if plain else ops.bias_grad(dy, kind.dim)
-    return dx, None, db, None, None, None, None
+    return dx, None, db, None
 
 
 def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse: bool) -> tuple[Tensor | None, ...]:
@@ -76,18 +88,19 @@ def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse:
     accumulated = needs_weight
     if needs_weight and not compiling:
         needs_weight, accumulated = is_used(ctx.next_functions[1][0])
-    observer, home = ctx.plan.observer, ctx.home
+    call: Call = ctx.call
+    observer, home = call.plan.observer, call.home
     teller = NOBODY
     if observer is not None and accumulated:
         teller = Teller(observer, home.key if compiling and home is not None else None)
     needs = needs_x, needs_weight, needs_bias
-    dx, grad, db = gradients(ctx.kind, ctx.plan, dy, x, operand, ctx.like, needs, teller)
-    return dx, _form(ctx, grad, sparse and accumulated), db, None, None, None, None
+    dx, grad, db = gradients(call.kind, call.plan, dy, x, operand, ctx.like, needs, teller)
+    return dx, _form(call, grad, sparse and accumulated), db, None
 
 
-def _form(ctx: Any, grad: RowGrad | Tensor | None, sparse: bool) -> Tensor | None:
+def _form(call: Call, grad: RowGrad | Tensor | None, sparse: bool) -> Tensor | None:
     """The weight's gradient for autograd; None where it has been delivered already."""
-    weight, home = ctx.weight, ctx.home
+    weight, home = call.weight, call.home
     if not isinstance(grad, RowGrad):
         return grad
     if sparse:

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
-from wuskern.autograd import LayerFunction
+from wuskern.autograd import Call, LayerFunction
 from wuskern.choices import DENSE, Parts, PerExample, Plan
 from wuskern.grad_home import GradHome
 from wuskern.gradients import conv2d_backward, linear_backward
@@ -148,7 +148,7 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Pla
     if plan.observer is not None and plan.observer.only_eager and torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="rows by the scores of all processes (exact=True) are chosen outside of compiled code")
     in_graph = weight.detach() if plan.skip and not _is_together() else weight
-    y: Tensor = LayerFunction.apply(x, in_graph, bias, kind, plan, _is_sparse(plan, weight, home), home)
+    y: Tensor = LayerFunction.apply(x, in_graph, bias, Call(kind, plan, weight, _is_sparse(plan, weight, home), home))
     return y
 
 
