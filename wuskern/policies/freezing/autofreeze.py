@@ -9,7 +9,6 @@ stays, and with it all behind it.
 """
 
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from wuskern.arguments import check_keys, whole
 from wuskern.policies.freezing.base import Freezing
+from wuskern.policies.recorded_run import Example
 from wuskern.world import world_size
 
 
@@ -39,7 +39,7 @@ class AutoFreeze(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any], *, interval: int = 100) -> None:
+    def __init__(self, model: nn.Module, example: Example, *, interval: int = 100) -> None:
         super().__init__(model, example)
         whole("interval", interval)
         self.interval, self.frozen, self.steps = interval, 0, 0

@@ -1,16 +1,16 @@
 """What the freezing methods share: a prefix of the model, and a count of epochs."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch.nn as nn
-from torch import Tensor
 from torch.nn import Parameter
 
 from wuskern.arguments import check_keys
 from wuskern.policies.base import Flags, Policy
 from wuskern.policies.freezing.prefix import Prefix
+from wuskern.policies.recorded_run import Example
 
 
 class Freezing(Policy):
@@ -25,7 +25,7 @@ class Freezing(Policy):
         epoch: epochs trained. count: converted layers, those that ran.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, example: Example) -> None:
         super().__init__(model)
         self.prefix = Prefix(model, example)
         self.count = len(self.prefix.order)

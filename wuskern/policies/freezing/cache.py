@@ -134,7 +134,6 @@ class ActivationCache:
 
     def _fill(self, chunk: int, x: Tensor, first: int) -> None:
         """With the output for x, which goes into the child of that number."""
-        self.freezing.prefix.evaluate()
         with torch.no_grad():
             x = self._run(x, first, self._cut)
         if self._values is None:

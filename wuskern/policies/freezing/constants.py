@@ -1,0 +1,65 @@
+"""Frozen parameters are constants for what runs: detached, under their own names, for as long as a forward is inside."""
+
+import threading
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch.nn import Parameter
+
+_LOCK = threading.RLock()
+
+
+class Holder:
+    """A module's frozen parameters. While some call is inside, the module reads each as a constant: ``module.weight`` is then
+    the detached weight. What lists parameters, as ``parameters()`` and ``state_dict()`` do, sees none of it, and another thread
+    may see it: what is frozen is a constant there too. Calls of any threads are inside at once, and leave in any order.
+    """
+
+    def __init__(self, module: nn.Module, names: Collection[str]) -> None:
+        self.module, self.names = module, tuple(names)
+        self._inside: set[object] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which no call is inside of."""
+        return vars(self) | {"_inside": set()}
+
+    def parameters(self) -> list[tuple[str, Parameter]]:
+        found = ((name, self.module._parameters.get(name)) for name in self.names)
+        return [(name, parameter) for name, parameter in found if parameter is not None]
+
+    def enter(self, call: object) -> None:
+        for name, parameter in self.parameters():
+            self.module.__dict__[name] = parameter.detach()
+        self._inside.add(call)
+
+    def leave(self, call: object) -> None:
+        self._inside.discard(call)
+        if not self._inside:
+            self.clear()
+
+    def clear(self) -> None:
+        """Also of what an interrupt in the middle of leaving has left."""
+        for name in self.names:
+            self.module.__dict__.pop(name, None)
+
+
+def enter(holders: Collection[Holder], call: object) -> None:
+    with _LOCK:
+        for holder in holders:
+            holder.enter(call)
+
+
+def leave(holders: Collection[Holder], call: object) -> None:
+    """Right for a call that has not entered all of them, or none."""
+    with _LOCK:
+        for holder in holders:
+            holder.leave(call)
+
+
+def wanted() -> bool:
+    """Whether constants make a difference: gradients are on, and no tracer or exporter is at work, which shall see the stock
+    model."""
+    tracing = torch.jit.is_tracing() or torch.fx._symbolic_trace._is_fx_tracing_flag  # type: ignore[attr-defined, no-untyped-call]
+    return torch.is_grad_enabled() and not tracing and not torch.compiler._is_exporting_flag
