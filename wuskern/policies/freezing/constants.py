@@ -11,6 +11,12 @@ from torch.nn import Parameter
 _LOCK = threading.RLock()
 
 
+class Inside:
+    """A call that is inside of holders, until it is ``over``."""
+
+    over = False
+
+
 class Holder:
     """A module's frozen parameters. While some call is inside, the module reads each as a constant: ``module.weight`` is then
     the detached weight. What lists parameters, as ``parameters()`` and ``state_dict()`` do, sees none of it, and another thread
@@ -19,43 +25,44 @@ class Holder:
 
     def __init__(self, module: nn.Module, names: Collection[str]) -> None:
         self.module, self.names = module, tuple(names)
-        self._inside: set[object] = set()
+        self._calls: list[Inside] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy, which no call is inside of."""
-        return vars(self) | {"_inside": set()}
+        return vars(self) | {"_calls": []}
 
     def parameters(self) -> list[tuple[str, Parameter]]:
         found = ((name, self.module._parameters.get(name)) for name in self.names)
         return [(name, parameter) for name, parameter in found if parameter is not None]
 
-    def enter(self, call: object) -> None:
+    def enter(self, call: Inside) -> None:
         for name, parameter in self.parameters():
             self.module.__dict__[name] = parameter.detach()
-        self._inside.add(call)
+        self._calls.append(call)
 
-    def leave(self, call: object) -> None:
-        self._inside.discard(call)
-        if not self._inside:
+    def leave(self) -> None:
+        """Of all calls that are over, also those that an interrupt has kept from leaving."""
+        self._calls = [call for call in self._calls if not call.over]
+        if not self._calls:
             self.clear()
 
     def clear(self) -> None:
-        """Also of what an interrupt in the middle of leaving has left."""
         for name in self.names:
             self.module.__dict__.pop(name, None)
 
 
-def enter(holders: Collection[Holder], call: object) -> None:
+def enter(holders: Collection[Holder], call: Inside) -> None:
     with _LOCK:
         for holder in holders:
             holder.enter(call)
 
 
-def leave(holders: Collection[Holder], call: object) -> None:
+def leave(holders: Collection[Holder], call: Inside) -> None:
     """Right for a call that has not entered all of them, or none."""
+    call.over = True
     with _LOCK:
         for holder in holders:
-            holder.leave(call)
+            holder.leave()
 
 
 def wanted() -> bool:

@@ -7,18 +7,20 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from types import CodeType
+from typing import Any, NoReturn
 
 import torch
 import torch.nn as nn
+from torch.nn import Parameter
 from torch.utils.checkpoint import CheckpointFunction
 
 from wuskern.modules import SkippableLinear
-from wuskern.policies.freezing.constants import Holder, enter, leave, wanted
+from wuskern.policies.freezing.constants import Holder, Inside, enter, leave, wanted
 
 
 @dataclass(eq=False)
-class Call:
+class Call(Inside):
     """Of a frozen model: whether no layer that trains has begun in it, whether gradients were on as it began, and whether the
     frozen parameters are constants in it."""
 
@@ -87,18 +89,24 @@ class Forward:
         self.active = True
         self.stock = _stock(type(module))
         self.replaced = module.__dict__.get("forward")
-        module.__dict__["forward"] = self
+        module.__dict__ |= {"forward": self, "_replicate_for_data_parallel": self.refuse_replicas}
 
     @property
     def __signature__(self) -> inspect.Signature:
         """Some trainers choose a model's inputs by it."""
         return inspect.signature(self.replaced or type(self.module).forward.__get__(self.module))
 
+    @property
+    def __code__(self) -> CodeType:
+        """``torch.export`` asks for it, to say where something is."""
+        return (self.replaced or type(self.module).forward).__code__  # type: ignore[no-any-return]
+
     def remove(self) -> None:
         """Where something else has been put around it since, it stays inside of that, and does nothing."""
         self.active = False
         for holder in self.holders:
             holder.clear()
+        self.module.__dict__.pop("_replicate_for_data_parallel", None)
         if self.module.__dict__.get("forward") is self:
             del self.module.__dict__["forward"]
             if self.replaced is not None:
@@ -116,7 +124,7 @@ class Forward:
             return self.run(self.constant(), *args, **kwargs)
         if self.calls.stack and self.calls.stack[-1].constants:
             return self.run(self.module, *args, **kwargs)
-        call = object()
+        call = Inside()
         try:
             enter(self.holders, call)
             return self.run(self.module, *args, **kwargs)
@@ -125,6 +133,10 @@ class Forward:
 
     def prepare(self) -> None:
         """Ahead of each call."""
+
+    def refuse_replicas(self) -> NoReturn:
+        """A replica would call this module's forward in place of its own."""
+        raise RuntimeError("model: expected DistributedDataParallel around a model with frozen layers, got DataParallel")
 
     def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.replaced is not None:
@@ -142,10 +154,10 @@ class Forward:
 
     def compiled(self, *args: Any, **kwargs: Any) -> Any:
         """The same in words that a compiler follows: while it looks, no other thread does."""
-        found = [(holder.module._parameters, *named) for holder in self.holders for named in holder.parameters()]
-        if self.shared and self.before():
-            found += [(self.module._parameters, name, self.module._parameters[name]) for name in self.shared]
-        found = [(table, name, parameter) for table, name, parameter in found if parameter.requires_grad]
+        holders = [*self.holders, Holder(self.module, self.shared)] if self.shared and self.before() else self.holders
+        found: list[tuple[dict[str, Any], str, Parameter]] = []
+        for holder in holders:
+            found += [(holder.module._parameters, name, p) for name, p in holder.parameters() if p.requires_grad]
         for table, name, parameter in found:
             table[name] = parameter.detach()
         try:

@@ -1,6 +1,5 @@
 """Norm layers of a frozen prefix: their statistics are fixed, until somebody has them estimated anew."""
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -59,8 +58,8 @@ class NormForward(PrefixForward):
         self._fresh = self._is_fresh()
         return self._fresh and not fresh
 
-    def _statistics(self) -> Collection[Tensor]:
-        return [t for t in (self.module.running_mean, self.module.running_var) if t is not None]
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        return self.module.running_mean, self.module.running_var  # type: ignore[return-value]
 
     def _versions(self) -> list[tuple[int, int]]:
         """Change with every write; asking for them waits for no GPU."""
@@ -68,5 +67,5 @@ class NormForward(PrefixForward):
 
     def _is_fresh(self) -> bool:
         """Whether the statistics are those of a layer that has seen nothing."""
-        mean, var = self.module.running_mean, self.module.running_var
-        return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
+        mean, var = self._statistics()
+        return not mean.any() and bool((var == 1).all())

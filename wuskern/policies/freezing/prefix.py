@@ -133,8 +133,10 @@ class Prefix:
     def _thaw(self) -> list[nn.Module]:
         """Returns the modules that had been switched to evaluation mode."""
         switched = [f.module for f in self._forwards if isinstance(f, PrefixForward) and f.switched]
-        for part in (*self._handles, *self._forwards):
-            part.remove()
+        for handle in self._handles:
+            handle.remove()
+        for forward in self._forwards:
+            forward.remove()
         self._handles, self._forwards = [], []
         return switched
 

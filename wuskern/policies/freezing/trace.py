@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from wuskern.modules import skippable_layers
-from wuskern.policies.freezing.constants import Holder, enter, leave
+from wuskern.policies.freezing.constants import Holder, Inside, enter, leave
 from wuskern.policies.recorded_run import Example, arguments, recorded_run, tensors
 
 NEVER = float("inf")
@@ -58,7 +58,8 @@ def trace(model: nn.Module, example: Example) -> Trace:
     def end(module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         found.ended[module] = _now()
 
-    hooks = [module.register_forward_pre_hook(begin, with_kwargs=True) for module in model.modules()]
+    # A module begins ahead of its hooks, some of which compute its weight.
+    hooks = [module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True) for module in model.modules()]
     hooks += [module.register_forward_hook(end) for module in model.modules()]
     found.used.update(_uses(_recorded_graph(model, example, hooks)))
     found.elsewhere.update(_read_elsewhere(model, example))
@@ -79,7 +80,7 @@ def _recorded_graph(model: nn.Module, example: Example, hooks: Iterable[Any] = (
 def _read_elsewhere(model: nn.Module, example: Example) -> Iterable[Parameter]:
     """Those that still get a gradient where each module's own are constants."""
     holders = [Holder(module, tuple(module._parameters)) for module in model.modules()]
-    call = object()
+    call = Inside()
     try:
         enter(holders, call)
         return _uses(_recorded_graph(model, example))
