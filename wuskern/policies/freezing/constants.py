@@ -32,12 +32,13 @@ class Holder:
         return vars(self) | {"_calls": []}
 
     def parameters(self) -> list[tuple[str, Parameter]]:
-        found = ((name, self.module._parameters.get(name)) for name in self.names)
-        return [(name, parameter) for name, parameter in found if parameter is not None]
+        own = self.module._parameters
+        return [(name, parameter) for name in self.names if (parameter := own.get(name)) is not None]
 
     def enter(self, call: Inside) -> None:
+        attributes = self.module.__dict__
         for name, parameter in self.parameters():
-            self.module.__dict__[name] = parameter.detach()
+            attributes[name] = parameter.detach()
         self._calls.append(call)
 
     def leave(self) -> None:
@@ -47,8 +48,9 @@ class Holder:
             self.clear()
 
     def clear(self) -> None:
+        attributes = self.module.__dict__
         for name in self.names:
-            self.module.__dict__.pop(name, None)
+            attributes.pop(name, None)
 
 
 def enter(holders: Collection[Holder], call: Inside) -> None:

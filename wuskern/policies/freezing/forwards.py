@@ -113,17 +113,21 @@ class Forward:
                 self.module.__dict__["forward"] = self.replaced
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.active:
-            return self.run(self.module, *args, **kwargs)
-        self.prepare()
+        if self.active:
+            self.prepare()
+            if torch.compiler.is_compiling():
+                return self.compiled(*args, **kwargs)
+            stack = self.calls.stack
+            if self.shared or not stack or not stack[-1].constants:
+                return self.entered(*args, **kwargs)
+        return self.run(self.module, *args, **kwargs)
+
+    def entered(self, *args: Any, **kwargs: Any) -> Any:
+        """Where no call of the model has made constants of everything, or of what this module shares."""
         if not wanted():
             return self.run(self.module, *args, **kwargs)
-        if torch.compiler.is_compiling():
-            return self.compiled(*args, **kwargs)
         if self.shared and self.before():
             return self.run(self.constant(), *args, **kwargs)
-        if self.calls.stack and self.calls.stack[-1].constants:
-            return self.run(self.module, *args, **kwargs)
         call = Inside()
         try:
             enter(self.holders, call)
@@ -154,6 +158,8 @@ class Forward:
 
     def compiled(self, *args: Any, **kwargs: Any) -> Any:
         """The same in words that a compiler follows: while it looks, no other thread does."""
+        if not wanted():
+            return self.run(self.module, *args, **kwargs)
         holders = [*self.holders, Holder(self.module, self.shared)] if self.shared and self.before() else self.holders
         found: list[tuple[dict[str, Any], str, Parameter]] = []
         for holder in holders:
@@ -224,11 +230,9 @@ class RootForward(Forward):
             leave(self.holders, call)
 
     def compiled(self, *args: Any, **kwargs: Any) -> Any:
-        if not wanted():
-            return self.run(self.module, *args, **kwargs)
         if not self.tells:
             return super().compiled(*args, **kwargs)
-        self.calls.stack.append(Call(True, True, True))
+        self.calls.stack.append(Call(True, True, wanted()))
         try:
             return super().compiled(*args, **kwargs)
         finally:
