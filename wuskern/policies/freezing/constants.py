@@ -59,9 +59,8 @@ def enter(holders: Collection[Holder], call: Inside) -> None:
             holder.enter(call)
 
 
-def leave(holders: Collection[Holder], call: Inside) -> None:
-    """Right for a call that has not entered all of them, or none."""
-    call.over = True
+def leave(holders: Collection[Holder]) -> None:
+    """For a call that is over; it need not have entered all of them, or any."""
     with _LOCK:
         for holder in holders:
             holder.leave()

@@ -118,7 +118,7 @@ class Forward:
             if torch.compiler.is_compiling():
                 return self.compiled(*args, **kwargs)
             stack = self.calls.stack
-            if self.shared or not stack or not stack[-1].constants:
+            if self.shared or not stack or stack[-1].over or not stack[-1].constants:
                 return self.entered(*args, **kwargs)
         return self.run(self.module, *args, **kwargs)
 
@@ -133,7 +133,8 @@ class Forward:
             enter(self.holders, call)
             return self.run(self.module, *args, **kwargs)
         finally:
-            leave(self.holders, call)
+            call.over = True  # first: an interrupt may come in between
+            leave(self.holders)
 
     def prepare(self) -> None:
         """Ahead of each call."""
@@ -212,22 +213,34 @@ class RootForward(Forward):
             return self.run(self.module, *args, **kwargs)
         if torch.compiler.is_compiling():
             return self.compiled(*args, **kwargs)
-        with self.inside():
+        call = Call(True, torch.is_grad_enabled(), wanted())
+        try:
+            self.begin(call)
             return self.run(self.module, *args, **kwargs)
+        finally:
+            call.over = True  # first: an interrupt may come in between
+            self.end()
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        stack = self.calls.stack
+        """A call in which something else runs than the model's forward."""
         call = Call(True, torch.is_grad_enabled(), wanted())
         try:
-            stack.append(call)
-            if call.constants:
-                enter(self.holders, call)
+            self.begin(call)
             yield
         finally:
-            if call in stack:
-                stack.remove(call)
-            leave(self.holders, call)
+            call.over = True
+            self.end()
+
+    def begin(self, call: Call) -> None:
+        self.calls.stack.append(call)
+        if call.constants:
+            enter(self.holders, call)
+
+    def end(self) -> None:
+        """Of all calls that are over, also those that an interrupt has kept from ending."""
+        self.calls.stack = [call for call in self.calls.stack if not call.over]
+        leave(self.holders)
 
     def compiled(self, *args: Any, **kwargs: Any) -> Any:
         if not self.tells:

@@ -85,7 +85,8 @@ def _read_elsewhere(model: nn.Module, example: Example) -> Iterable[Parameter]:
         enter(holders, call)
         return _uses(_recorded_graph(model, example))
     finally:
-        leave(holders, call)
+        call.over = True
+        leave(holders)
 
 
 def _now() -> int:
