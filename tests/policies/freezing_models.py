@@ -65,6 +65,19 @@ class Twice(nn.Module):
         return self.d(self.b(self.c(self.b(self.a(x)).tanh()).tanh()))
 
 
+class TwoTexts(nn.Module):
+    """One embedding and one norm layer for both of them, of which the first goes through the prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, index: Tensor) -> Tensor:
+        encoded = self.b(self.a(self.norm(self.embedding(index))))
+        return self.c(encoded + self.norm(self.embedding(index + 1)))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 
