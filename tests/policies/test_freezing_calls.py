@@ -216,6 +216,23 @@ def test_the_state_is_that_of_a_stock_model_and_what_changes_it_is_followed():
     assert_frozen(net.double(), x.double())
 
 
+def test_parameters_that_have_been_replaced_since_are_frozen_where_they_stand():
+    """As ``load_state_dict(assign=True)`` does it: before the model is frozen, while it is, and after."""
+    torch.manual_seed(0)
+    net, x = wk.convert(Transformer()).eval(), torch.randn(3, 4, 6)
+    prefix = Prefix(net, x)
+    for depth in (1, 2, 1):
+        net.load_state_dict({name: nn.Parameter(p.detach() + 0.1) for name, p in net.state_dict().items()}, assign=True)
+        prefix.set(depth)
+    assert_frozen(net, x)
+    assert {id(p) for p in prefix.parameters} == {id(p) for name, p in net.named_parameters() if name.startswith(FROZEN)}
+    net.load_state_dict({name: nn.Parameter(p.detach() + 0.1) for name, p in net.state_dict().items()}, assign=True)
+    assert_frozen(net, x)
+    stock = Transformer().eval()
+    stock.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net(x), stock(x))
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_a_forward_that_somebody_replaced_stays_so(first):
     """As accelerate does, before it is frozen or after."""

@@ -120,6 +120,16 @@ def test_a_thawed_model_is_a_stock_model():
     assert all(p.grad is not None for p in net.parameters())
 
 
+def test_modes_are_given_back_whatever_the_depths_in_between():
+    net, prefix, x = frozen("vgg to the last layer")
+    for depth in (1, 3, 2, 0):
+        prefix.set(depth)
+        net.train()(x)
+        assert [net[1].training, net[4].training, net[8].training] == [depth < 1, depth < 2, depth < 3]
+    assert all(module.training for module in net.modules())
+    assert not any("forward" in vars(module) for module in net.modules())
+
+
 def test_a_norm_layer_that_its_user_fixed_stays_fixed():
     net, prefix, x = frozen("vgg")
     prefix.set(0)

@@ -19,7 +19,8 @@ class Freezing(Policy):
     momentum and weight decay do not move what is frozen. ``policy.prefix.set(0)`` thaws all, and leaves a stock model.
 
     Args:
-        model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
+        model: a model with converted layers. example: its input, of one sample or more, a sequence of its positional inputs, or
+            a mapping of its keyword inputs.
 
     Attributes:
         epoch: epochs trained. count: converted layers, those that ran.

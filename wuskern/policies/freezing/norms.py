@@ -11,10 +11,10 @@ from wuskern.policies.freezing.forwards import Calls, PrefixForward
 
 class NormForward(PrefixForward):
     """Stands for the forward of a norm layer with running statistics. These stay as they are, but for who resets them to
-    estimate them anew, as ``torch.optim.swa_utils.update_bn`` does: by ``reset_running_stats()``, in place or by other tensors,
-    or who sets ``momentum = None``. The layer then has the mode that its user gives it, until it is evaluated, or a training
-    step follows forwards without gradients or with ``momentum = None``. A compiled model sees neither resets in place nor other
-    tensors; nobody sees writes through ``.data``.
+    estimate them anew, as ``torch.optim.swa_utils.update_bn`` does: by ``reset_running_stats()``, by other tensors, on a CPU in
+    place, or who sets ``momentum = None``. The layer then has the mode that its user gives it, until it is evaluated, or a
+    training step follows forwards without gradients or with ``momentum = None``. Not seen as a reset: writes through ``.data``,
+    those in place on a GPU, which would have to be waited for, and in a compiled model other tensors and writes in place.
     """
 
     def __init__(self, module: _NormBase, calls: Calls, **arguments: Any) -> None:
@@ -62,8 +62,8 @@ class NormForward(PrefixForward):
         return self.module.running_mean, self.module.running_var  # type: ignore[return-value]
 
     def _versions(self) -> list[tuple[int, int]]:
-        """Change with every write; asking for them waits for no GPU."""
-        return [(id(t), 0 if t.is_inference() else t._version) for t in self._statistics()]
+        """Change with other tensors, and with every write on a CPU. (DDP writes before each forward.)"""
+        return [(id(t), t._version if t.is_cpu and not t.is_inference() else 0) for t in self._statistics()]
 
     def _is_fresh(self) -> bool:
         """Whether the statistics are those of a layer that has seen nothing."""

@@ -1,6 +1,6 @@
 """The mechanism of all freezing methods: what runs before the first layer that trains has no backward at all."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from wuskern.policies.costs import costs
 from wuskern.policies.freezing.constants import Holder
 from wuskern.policies.freezing.forwards import Boundary, Calls, Forward, PrefixForward, RootForward
 from wuskern.policies.freezing.norms import NormForward
-from wuskern.policies.freezing.trace import trace
+from wuskern.policies.freezing.trace import Use, trace
 from wuskern.policies.recorded_run import Example
 
 
@@ -61,12 +61,21 @@ class Prefix:
         self.order = tuple(self.costs)
         self._layers = [skippable_layers(model)[name] for name in self.order]
         self._trace = trace(model, example)
+        self._places = [
+            (module, name, self._trace.used[parameter])  # where it stands: it may be replaced by another
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter in self._trace.used
+        ]
         self.depth = 0
         self.modules: tuple[nn.Module, ...] = ()
-        self.parameters: tuple[Parameter, ...] = ()
-        self._frozen: frozenset[Parameter] = frozenset()
+        self._holders: list[Holder] = []
         self._forwards: list[Forward] = []
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(dict.fromkeys(parameter for holder in self._holders for _, parameter in holder.parameters()))
 
     def reachable(self, depth: int) -> int:
         """The largest depth up to this one at which something trains and all that is frozen can be."""
@@ -101,28 +110,30 @@ class Prefix:
         if depth == self.depth:
             return
         _check(self.model, self._forwards)
-        switched = self._thaw()
-        self.depth, self.modules, self.parameters, self._frozen = depth, (), (), frozenset()
+        self._thaw()
+        self.depth, self.modules, self._holders = depth, (), []
         if depth:
             begin = self._begin_of_rest(depth)
             self.modules = tuple(module for module, end in self._trace.ended.items() if end < begin)
-            self.parameters = tuple(p for p, use in self._trace.used.items() if use.last < begin)
-            self._frozen = frozenset(self.parameters)
-            self._freeze(frozenset(p for p, use in self._trace.used.items() if use.first < begin <= use.last))
-        for module in switched:
-            if module not in self.modules:
-                module.training = self.model.training
+            self._holders = [Holder(*its) for its in self._names(lambda use: use.last < begin).items()]
+            self._freeze(self._names(lambda use: use.first < begin <= use.last))
 
-    def _freeze(self, shared: frozenset[Parameter]) -> None:
-        """``shared``: parameters that are used on both sides of the prefix's end."""
+    def _names(self, chosen: Callable[[Use], bool]) -> dict[nn.Module, list[str]]:
+        """Of the parameters whose use is of that kind, by the modules that hold them."""
+        found: dict[nn.Module, list[str]] = {}
+        for module, name, use in self._places:
+            if chosen(use):
+                found.setdefault(module, []).append(name)
+        return found
+
+    def _freeze(self, shared: dict[nn.Module, list[str]]) -> None:
+        """``shared``: names of the parameters that are used on both sides of the prefix's end."""
         calls, prefix = Calls(), set(self.modules)
-        found = ((module, _names(module, self._frozen)) for module in self.model.modules())
-        holders = [Holder(module, names) for module, names in found if names]
-        self._forwards = [RootForward(self.model, calls, holders, tells=bool(shared))]
+        self._forwards = [RootForward(self.model, calls, self._holders, tells=bool(shared))]
         for module in self._trace.ended:
             inside = set(module.modules())
-            its = [holder for holder in holders if holder.module in inside]
-            tied = _names(module, shared) if len(inside) == 1 else ()
+            its = [holder for holder in self._holders if holder.module in inside]
+            tied = shared.get(module, []) if len(inside) == 1 else []
             if module is not self.model and (its or tied or module in prefix):
                 self._forwards.append(_forward(module, module in prefix, calls=calls, holders=its, shared=tied))
         boundary, frozen = Boundary(calls, bool(shared)), set(self._layers[: self.depth])
@@ -130,29 +141,20 @@ class Prefix:
             if layer not in frozen:
                 self._handles.append(layer.register_forward_pre_hook(boundary, prepend=True))
 
-    def _thaw(self) -> list[nn.Module]:
-        """Returns the modules that had been switched to evaluation mode."""
-        switched = [f.module for f in self._forwards if isinstance(f, PrefixForward) and f.switched]
+    def _thaw(self) -> None:
+        """Modules that had been switched to evaluation mode have the model's again."""
         for handle in self._handles:
             handle.remove()
         for forward in self._forwards:
             forward.remove()
+            if isinstance(forward, PrefixForward) and forward.switched:
+                forward.module.training = self.model.training
         self._handles, self._forwards = [], []
-        return switched
-
-    def trains(self, parameter: Parameter) -> bool:
-        """Whether the model's forward uses it behind the prefix."""
-        return parameter in self._trace.used and parameter not in self._frozen
 
     def running(self) -> AbstractContextManager[None]:
         """For whoever runs parts of the model alone: what a call of the model does around them."""
         root = self._forwards[0] if self._forwards else None
         return root.inside() if isinstance(root, RootForward) else nullcontext()
-
-
-def _names(module: nn.Module, parameters: frozenset[Parameter]) -> tuple[str, ...]:
-    """Of the module's own that are among the parameters."""
-    return tuple(name for name, parameter in module._parameters.items() if parameter in parameters)
 
 
 def _forward(module: nn.Module, in_prefix: bool, **arguments: Any) -> Forward:
