@@ -5,6 +5,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+import wuskern as wk
+from wuskern.policies.freezing import Prefix
 from wuskern.train.models.resnet import Basic
 
 
@@ -118,3 +120,29 @@ CASES = {
         ("embed.", "token", "position", "blocks.0.norm1", "blocks.0.qkv", "blocks.0.out", "blocks.0.norm2", "blocks.0.up"),
     ),
 }
+
+
+# ---- a frozen one ---------------------------------------------------------------------------------------------------
+
+FROZEN = ("embed.", "token", "position", "blocks.0.norm1")  # of the Transformer, at depth 1
+
+
+def frozen_transformer() -> tuple[nn.Module, Prefix, Tensor]:
+    torch.manual_seed(0)
+    net, x = wk.convert(Transformer()).eval(), torch.randn(3, 4, 6)
+    prefix = Prefix(net, x)
+    prefix.set(1)
+    return net, prefix, x
+
+
+def trained(net: nn.Module) -> set[str]:
+    return {name for name, p in net.named_parameters() if p.grad is not None}
+
+
+def assert_frozen(net: nn.Module, x: Tensor) -> None:
+    """And clean: outside of its calls a model holds no constants."""
+    net.zero_grad()
+    net(x).square().sum().backward()
+    assert trained(net) == {name for name, _ in net.named_parameters() if not name.startswith(FROZEN)}
+    assert not any(isinstance(value, Tensor) for module in net.modules() for value in vars(module).values())
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in net.parameters())

@@ -65,6 +65,24 @@ def test_the_backward_has_the_flops_of_the_rest_alone(name):
 
 
 @NAMES
+def test_what_is_kept_for_backward_is_what_a_stock_model_keeps(name):
+    """Of the prefix nothing: its outputs need no gradient."""
+    kept: list[list[tuple[int, ...]]] = []
+    (net, prefix, x), (expected, _) = frozen(name), stock(name)
+    for model in (expected, net):
+        kept.append([])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept[-1].append(tuple(t.shape)) or t, lambda t: t):
+            model(x)
+    assert kept[0] == kept[1] != []
+    needed: list[bool] = []
+    for module in prefix.modules:
+        module.register_forward_hook(lambda _m, _x, y: needed.append(y.requires_grad))
+    net(x)
+    assert len(needed) >= len(prefix.modules)
+    assert not any(needed)
+
+
+@NAMES
 def test_the_flops_that_it_saves_are_those_that_it_says(name):
     """Convolutions and matrix products of layers: attention's own products, in batches, are not counted."""
     net, prefix, x = frozen(name)

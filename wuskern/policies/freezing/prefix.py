@@ -31,14 +31,14 @@ class Prefix:
     not. A module that runs on behind the prefix too does not, either.
 
     Each call decides for itself: threads, calls of the model inside of a call, copies and interrupted calls do not disturb one
-    another. Call modules, the model or parts of it, and not their ``forward``: a function of the model that reads parameters
-    itself, called by itself, trains them as always. Tracers and exporters see the stock model. Of checkpointing, the reentrant
-    kind works where an input needs a gradient. Plain DDP needs ``find_unused_parameters=True``; DataParallel is refused.
+    another. Parts of the model that are called alone are frozen, too; a parameter that another method than a ``forward`` reads
+    is not. Tracers and exporters see the stock model. Activation checkpointing works around modules; the reentrant kind only
+    where an input needs a gradient. Plain DDP needs ``find_unused_parameters=True``; DataParallel is refused.
 
     A layer that runs again behind the next one cannot be frozen without it, and one cannot be frozen whose parameters something
     reads in other ways than as ``module.name``: the depth then stays below (:meth:`reachable`). A parameter that is also used
-    behind the prefix, such as a tied embedding, goes on training by what that use gives it. (By both, where a module that
-    contains others holds it itself.)
+    behind the prefix, such as a tied embedding, goes on training by what that use gives it; by both, where a module that
+    contains others holds it itself.
 
     Args:
         model: with converted layers.
