@@ -137,9 +137,9 @@ class Prefix:
             if module is not self.model and (its or tied or module in prefix):
                 self._forwards.append(_forward(module, module in prefix, calls=calls, holders=its, shared=tied))
         boundary, frozen = Boundary(calls, bool(shared)), set(self._layers[: self.depth])
-        for layer in skippable_layers(self.model).values():  # ahead of hooks that compute a weight
+        for layer in skippable_layers(self.model).values():
             if layer not in frozen:
-                self._handles.append(layer.register_forward_pre_hook(boundary, prepend=True))
+                self._handles.append(layer.register_forward_pre_hook(boundary))
 
     def _thaw(self) -> None:
         """Modules that had been switched to evaluation mode have the model's again."""
