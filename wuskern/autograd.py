@@ -71,7 +71,7 @@ class LayerFunction(torch.autograd.Function):
 
 def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor | None, ...]:
     """With a graph, or of a batch of gradients, by torch's own calls, which can be differentiated and batched."""
-    needs_x, _, needs_bias, *_ = ctx.needs_input_grad
+    needs_bias = ctx.needs_input_grad[2]
     kind: Kind = ctx.call.kind
     plain = torch.is_grad_enabled() or is_batched(dy)
     dy = dy if plain else kind.laid_out(dy, ctx.like)
@@ -106,6 +106,7 @@ def _form(call: Call, grad: RowGrad | Tensor | None, sparse: bool) -> Tensor | N
     if sparse:
         if not torch.compiler.is_compiling():
             return taking_up_held(weight, grad)
+        assert home is not None  # compiled code has no other way to find the weight
         from_compiled(home.key, None, grad.rows, grad.values.to(weight.dtype))
         return None
     return dense_grad(weight, grad, None if home is None else home.recycled)

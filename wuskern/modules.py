@@ -17,6 +17,7 @@ from wuskern.choices import DENSE, Parts, Plan, Planned, RowChoice, Tokens, Unit
 from wuskern.grad_home import GradHome, refuse_momentum
 from wuskern.kinds import LINEAR, Conv2d, Kind
 
+PLAN_ATTRIBUTES = ("_plan", "_in_use", "_home", "_asked", "_planned")  # of a layer's own, beside its stock twin's
 FilterFn = Callable[[nn.Module, str], bool]
 
 
@@ -45,7 +46,7 @@ class Skippable(Planned, nn.Module):
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
     _planned: bool = False  # whether that is anything but the dense backward
     __jit_unused_properties__ = ("plan", "kind", "units", "is_sparse", *Parts.__annotations__)
-    __jit_ignored_attributes__ = (*__jit_unused_properties__, "_plan", "_in_use", "_home", "_asked", "_planned")
+    __jit_ignored_attributes__ = (*__jit_unused_properties__, *PLAN_ATTRIBUTES)
 
     @property
     def plan(self) -> Plan:
@@ -108,7 +109,7 @@ class Skippable(Planned, nn.Module):
 
     def forget_plan(self) -> None:
         """Leaves nothing of a plan on the layer."""
-        for name in ("_plan", "_in_use", "_home", "_asked", "_planned"):
+        for name in PLAN_ATTRIBUTES:
             self.__dict__.pop(name, None)
 
     def extra_repr(self) -> str:

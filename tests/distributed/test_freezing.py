@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 import wuskern as wk
 from tests.distributed.ranks import WORLD
 from wuskern.policies import AutoFreeze, PeriodicFreezing
+from wuskern.policies.freezing import Prefix
 
 METHODS = {
     "periodic": lambda net, x: PeriodicFreezing(net, x, start=2, freeze=2, train=2, share=0.7),
@@ -58,3 +59,52 @@ def test_two_ranks_equal_one_process_on_the_joint_batch(ranks, method, prepared)
     for a, b, value in zip(first, second, expected, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, value)
+
+
+class Redirected(nn.Module):
+    """Its forward is another of its methods for one call, which calls the model again: how Lightning goes through DDP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def training_step(self, x: torch.Tensor) -> torch.Tensor:
+        return self(x).square().mean()
+
+    def through(self, wrapper: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        original = self.forward
+
+        def once(*args: torch.Tensor) -> torch.Tensor:
+            self.forward = original
+            return self.training_step(*args)
+
+        self.forward = once
+        return wrapper(x)
+
+
+def test_a_forward_that_is_redirected_under_ddp():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        torch.manual_seed(0)
+        net, x = wk.convert(Redirected().double()), torch.randn(6, 4, dtype=torch.float64)
+        prefix = Prefix(net, x)
+        prefix.set(1)
+        wrapped = DistributedDataParallel(net, find_unused_parameters=True)
+        for _ in range(2):
+            net.zero_grad()
+            net.through(wrapped, x).backward()
+            found = [p.grad for p in net.parameters()]
+            net.zero_grad()
+            net.training_step(x).backward()
+            for p, q in zip(net.parameters(), found, strict=True):
+                assert p.grad is None or torch.allclose(p.grad, q)
+            assert [p.grad is None for p in net.parameters()] == [True] * 4 + [False] * 4
+        assert not net.net[1].training
+        prefix.set(0)
+        net.through(wrapped, x).backward()
+        assert all(p.grad is not None for p in net.parameters())
+    finally:
+        torch.distributed.destroy_process_group()

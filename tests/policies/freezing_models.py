@@ -5,6 +5,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+import wuskern as wk
+from wuskern.policies.freezing import Prefix
 from wuskern.train.models.resnet import Basic
 
 
@@ -65,6 +67,19 @@ class Twice(nn.Module):
         return self.d(self.b(self.c(self.b(self.a(x)).tanh()).tanh()))
 
 
+class TwoTexts(nn.Module):
+    """One embedding and one norm layer for both of them, of which the first goes through the prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, index: Tensor) -> Tensor:
+        encoded = self.b(self.a(self.norm(self.embedding(index))))
+        return self.c(encoded + self.norm(self.embedding(index + 1)))
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 
@@ -105,3 +120,29 @@ CASES = {
         ("embed.", "token", "position", "blocks.0.norm1", "blocks.0.qkv", "blocks.0.out", "blocks.0.norm2", "blocks.0.up"),
     ),
 }
+
+
+# ---- a frozen one ---------------------------------------------------------------------------------------------------
+
+FROZEN = ("embed.", "token", "position", "blocks.0.norm1")  # of the Transformer, at depth 1
+
+
+def frozen_transformer() -> tuple[nn.Module, Prefix, Tensor]:
+    torch.manual_seed(0)
+    net, x = wk.convert(Transformer()).eval(), torch.randn(3, 4, 6)
+    prefix = Prefix(net, x)
+    prefix.set(1)
+    return net, prefix, x
+
+
+def trained(net: nn.Module) -> set[str]:
+    return {name for name, p in net.named_parameters() if p.grad is not None}
+
+
+def assert_frozen(net: nn.Module, x: Tensor) -> None:
+    """And clean: outside of its calls a model holds no constants."""
+    net.zero_grad()
+    net(x).square().sum().backward()
+    assert trained(net) == {name for name, _ in net.named_parameters() if not name.startswith(FROZEN)}
+    assert not any(isinstance(value, Tensor) for module in net.modules() for value in vars(module).values())
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in net.parameters())

@@ -65,6 +65,24 @@ def test_the_backward_has_the_flops_of_the_rest_alone(name):
 
 
 @NAMES
+def test_what_is_kept_for_backward_is_what_a_stock_model_keeps(name):
+    """Of the prefix nothing: its outputs need no gradient."""
+    kept: list[list[tuple[int, ...]]] = []
+    (net, prefix, x), (expected, _) = frozen(name), stock(name)
+    for model in (expected, net):
+        kept.append([])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept[-1].append(tuple(t.shape)) or t, lambda t: t):
+            model(x)
+    assert kept[0] == kept[1] != []
+    needed: list[bool] = []
+    for module in prefix.modules:
+        module.register_forward_hook(lambda _m, _x, y: needed.append(y.requires_grad))
+    net(x)
+    assert len(needed) >= len(prefix.modules)
+    assert not any(needed)
+
+
+@NAMES
 def test_the_flops_that_it_saves_are_those_that_it_says(name):
     """Convolutions and matrix products of layers: attention's own products, in batches, are not counted."""
     net, prefix, x = frozen(name)
@@ -118,6 +136,16 @@ def test_a_thawed_model_is_a_stock_model():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     net(x).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_modes_are_given_back_whatever_the_depths_in_between():
+    net, prefix, x = frozen("vgg to the last layer")
+    for depth in (1, 3, 2, 0):
+        prefix.set(depth)
+        net.train()(x)
+        assert [net[1].training, net[4].training, net[8].training] == [depth < 1, depth < 2, depth < 3]
+    assert all(module.training for module in net.modules())
+    assert not any("forward" in vars(module) for module in net.modules())
 
 
 def test_a_norm_layer_that_its_user_fixed_stays_fixed():

@@ -1,6 +1,5 @@
 """What each layer's part of a training step costs, by one forward of an example."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.modules import SkippableLayer, skippable_layers
-from wuskern.policies.recorded_run import recorded_run
+from wuskern.policies.recorded_run import Example, arguments, recorded_run, tensors
 
 
 @dataclass(frozen=True)
@@ -24,37 +23,40 @@ class Cost:
     leaves: frozenset[Tensor] = field(default=frozenset(), compare=False, repr=False)
 
 
-def costs(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, Cost]:
+def costs(model: nn.Module, example: Example) -> dict[str, Cost]:
     """The cost of each converted layer by name, in the order of execution. A layer that runs several times adds up, and stands
     where it ran first; one that did not run is missing.
 
     The model runs once, in evaluation mode, and is left as it was; no random state moves.
 
     Args:
-        example: the model's input, or a sequence of its positional inputs. The first tensor's first dimension is the batch.
+        example: the model's input, a sequence of its positional inputs, or a mapping of its keyword inputs. The first tensor's
+            first dimension is the batch; numbers, which have none, do not count.
 
     Raises:
-        ValueError: the model has no converted layer, or none of them ran. Whatever the model itself raises.
+        ValueError: the model has no converted layer, or none of them ran. TypeError: the example is nothing of that. Whatever
+            the model itself raises.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    batch = next((len(x) for x in inputs if isinstance(x, Tensor)), 0)
+    batch = next((len(x) for x in tensors(arguments(example)) if x.ndim), 0)
     if batch == 0:
         raise ValueError("example: expected a batch of at least one sample, got none")
     found: dict[str, Cost] = {}
 
     def count(name: str) -> Any:
-        def hook(layer: SkippableLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(layer: SkippableLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
+            x = next(tensors((args, kwargs)))
             fprop = 2 * output.numel() * layer.weight[0].numel() // batch
             before = found.get(name, Cost(0, 0, 0, 0))
-            dgrad = before.dgrad + fprop * args[0].requires_grad
-            leaves = before.leaves | _leaves(args[0])
+            dgrad = before.dgrad + fprop * x.requires_grad
+            leaves = before.leaves | _leaves(x)
             tokens = max(1, layer.kind.count_tokens(output) // batch)
             found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, layer.units.out, tokens, leaves)
 
         return hook
 
     layers = skippable_layers(model)
-    recorded_run(model, inputs, [layer.register_forward_hook(count(name)) for name, layer in layers.items()])
+    hooks = [layer.register_forward_hook(count(name), with_kwargs=True) for name, layer in layers.items()]
+    recorded_run(model, example, hooks)
     if not found:
         raise ValueError("example: expected an input that runs through a converted layer, got none")
     return found

@@ -1,6 +1,6 @@
 """One forward of an example, for hooks that record it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,15 +11,43 @@ from torch.utils.hooks import RemovableHandle
 from wuskern.choices import DENSE
 from wuskern.modules import skippable_layers
 
+# A model's input, a sequence of its positional inputs, or a mapping of its keyword inputs.
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
-def recorded_run(model: nn.Module, example: Tensor | Sequence[Any], hooks: Iterable[RemovableHandle]) -> None:
+
+def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with, by position and by keyword. A model that takes a dict itself has a sequence of one."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, Sequence) and not isinstance(example, str):
+        return tuple(example), {}
+    raise TypeError(
+        "example: expected a tensor, a sequence of positional inputs or a mapping of keyword inputs, got "
+        f"{type(example).__name__}"
+    )
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Those of nested sequences and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+
+
+def recorded_run(model: nn.Module, example: Example, hooks: Iterable[RemovableHandle]) -> None:
     """Runs the model once, in evaluation mode, with gradients and with all layers dense; then removes the hooks and leaves it
     as it was. No random state moves.
 
     Args:
-        example: the model's input, or a sequence of its positional inputs.
+        example: the model's input, a sequence of its positional inputs, or a mapping of its keyword inputs.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    args, kwargs = arguments(example)
     layers = skippable_layers(model).values()
     plans = [(layer, layer.plan) for layer in layers]
     modes = {module: module.training for module in model.modules()}
@@ -29,7 +57,7 @@ def recorded_run(model: nn.Module, example: Tensor | Sequence[Any], hooks: Itera
             model.eval()
             for layer in layers:
                 layer.plan = DENSE
-            model(*inputs)
+            model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,10 +1,7 @@
 """What a policy saved of the arithmetic of training: per epoch, as shares of what dense training computes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-from torch import Tensor
 
 from wuskern.arguments import check_keys, whole
 from wuskern.choices import PerExample
@@ -14,6 +11,7 @@ from wuskern.policies.base import Policy, Wants
 from wuskern.policies.compose import Compose
 from wuskern.policies.costs import Cost, costs
 from wuskern.policies.freezing import Freezing
+from wuskern.policies.recorded_run import Example
 
 KINDS = ("fprop", "dgrad", "wgrad")
 COUNTED = (*KINDS, "rows", "masked")
@@ -62,7 +60,7 @@ class Savings:
         ValueError, TypeError: ``samples`` is no number from 1; what ``costs`` raises.
     """
 
-    def __init__(self, policy: Policy, example: Tensor | Sequence[Any], *, samples: int | None = None) -> None:
+    def __init__(self, policy: Policy, example: Example, *, samples: int | None = None) -> None:
         if not isinstance(policy, Policy):
             raise TypeError(f"policy: expected a policy, got {type(policy).__name__}")
         if samples is not None:

@@ -5,15 +5,15 @@ part of the data, which circular sieving renews. At last layers freeze from the 
 values stay, and their backward disappears, while sieving goes on. Unknown: epochs, intervals and shares; the defaults are ours.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch.nn as nn
-from torch import Tensor
 
 from wuskern.arguments import check_keys
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import ProgressiveFreezing
+from wuskern.policies.recorded_run import Example
 from wuskern.policies.sieving import SievingSampler
 from wuskern.policies.sparse import MEST
 
@@ -40,7 +40,7 @@ class SpFDE(Compose):
     def __init__(
         self,
         model: nn.Module,
-        example: Tensor | Sequence[Any],
+        example: Example,
         *,
         epochs: int,
         samples: int,

@@ -9,7 +9,6 @@ stays, and with it all behind it.
 """
 
 import statistics
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from wuskern.arguments import check_keys, whole
 from wuskern.policies.freezing.base import Freezing
+from wuskern.policies.recorded_run import Example
 from wuskern.sparse_grad import to_rows
 from wuskern.world import world_size
 
@@ -40,7 +40,7 @@ class AutoFreeze(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any], *, interval: int = 100) -> None:
+    def __init__(self, model: nn.Module, example: Example, *, interval: int = 100) -> None:
         super().__init__(model, example)
         whole("interval", interval)
         self.interval, self.frozen, self.steps = interval, 0, 0
@@ -92,7 +92,7 @@ class AutoFreeze(Freezing):
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and a tensor: safe for ``torch.load(weights_only=True)``. Of several processes each has its own."""
-        own = {"frozen": self.frozen, "steps": self.steps, "norms": dict(self.norms), "sums": self.sums.cpu()}
+        own = {"frozen": self.frozen, "steps": self.steps, "norms": dict(self.norms), "sums": self.sums.cpu().clone()}
         return super().state_dict() | own
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ class AutoFreeze(Freezing):
         check_keys(state, self.state_dict())
         if state["sums"].shape != self.sums.shape:
             raise ValueError(f"state: expected that of {self.count} layers, got {state['sums'].shape[-1]}")
-        super().load_state_dict(state | {"norms": dict(state["norms"]), "sums": state["sums"].to(self.sums)})
+        super().load_state_dict(state | {"norms": dict(state["norms"]), "sums": state["sums"].to(self.sums, copy=True)})
 
 
 def _norm(weight: Tensor) -> Tensor | None:

@@ -1,16 +1,16 @@
 """What the freezing methods share: a prefix of the model, and a count of epochs."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import torch.nn as nn
-from torch import Tensor
 from torch.nn import Parameter
 
 from wuskern.arguments import check_keys
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.freezing.prefix import Prefix
+from wuskern.policies.recorded_run import Example
 
 
 class Freezing(Policy):
@@ -19,13 +19,14 @@ class Freezing(Policy):
     momentum and weight decay do not move what is frozen. ``policy.prefix.set(0)`` thaws all, and leaves a stock model.
 
     Args:
-        model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
+        model: a model with converted layers. example: its input, of one sample or more, a sequence of its positional inputs, or
+            a mapping of its keyword inputs.
 
     Attributes:
         epoch: epochs trained. count: converted layers, those that ran.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, example: Example) -> None:
         super().__init__(model)
         self.prefix = Prefix(model, example)
         self.count = len(self.prefix.order)

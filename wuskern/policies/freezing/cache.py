@@ -8,6 +8,8 @@ from torch import Tensor
 
 from wuskern.arguments import whole
 from wuskern.policies.freezing.base import Freezing
+from wuskern.policies.freezing.unchanged import Unchanged
+from wuskern.policies.recorded_run import arguments
 from wuskern.world import world_size
 
 
@@ -17,16 +19,21 @@ class ActivationCache:
     What is kept is the output of the leading children of an ``nn.Sequential`` that are frozen altogether; the other children
     run as always. It is computed for aligned chunks of samples, whatever the batches are, so that it depends on weights and
     data alone: a run that resumes without it goes on bit for bit. When more layers freeze, the values are computed from those
-    kept. When a parameter or buffer of the prefix changes, or autocast does, or the prefix thaws, they are dropped; under
-    autocast they have the dtype that the prefix gives. Where nothing is kept (``reason``), and in evaluation, the whole model
-    runs.
+    kept. Where nothing is kept (``reason``), and in evaluation, the whole model runs.
 
-    Not for samples that are augmented: each has to be the same in every epoch. Not for several processes. The model's own
-    forward hooks do not run where values are kept.
+    The values are dropped when the prefix thaws, when autocast changes, and when the frozen children do: each call compares the
+    values of their parameters and buffers with those that the cache was filled by, bit for bit, and so finds writes of all
+    kinds, also through ``.data`` and numpy; it compares settings such as ``eps``, and which hooks there are
+    (:class:`wuskern.policies.freezing.unchanged.Unchanged` has the list). That takes a copy of these parameters, and to read
+    both: for a million weights a millisecond on a CPU, far less than running them. Where values are kept the children's hooks
+    do not run, nor do the model's own.
+
+    Not for samples that are augmented: each has to be the same in every epoch. Not for several processes.
 
     Args:
         freezing: the policy that freezes the model.
-        samples: ``[N, ...]``, or what gives a batch for a LongTensor of indices and has a length.
+        samples: ``[N, ...]``, or what gives a batch for a LongTensor of indices and has a length. A batch that is no tensor is
+            a sequence of the model's positional inputs or a mapping of its keyword inputs; nothing is kept of it.
         limit: bytes that the values may take; both the old and the new ones are there while the prefix grows.
         chunk: samples that are computed together.
 
@@ -48,15 +55,19 @@ class ActivationCache:
     def __call__(self, index: Tensor) -> Tensor:
         """Of samples ``index``, ``[batch]``, int64. The model's output."""
         if not (self.model.training and self._prepare()):
-            return self.model(self.samples[index])
+            return self._whole(index)
         missing = [chunk for chunk in (index.cpu() // self.chunk).unique().tolist() if not self._filled[chunk]]
         for chunk in missing:
             self._fill(chunk, self.samples[self._indices(chunk)], 0)
-            if self._values is None:  # too large
-                return self.model(self.samples[index])
+            if self._values is None:
+                return self._whole(index)
         assert self._values is not None
         with self.freezing.prefix.running():
             return self._run(self._values[index.to(self._values.device)], self._cut, None)
+
+    def _whole(self, index: Tensor) -> Tensor:
+        args, kwargs = arguments(self.samples[index])
+        return self.model(*args, **kwargs)  # type: ignore[no-any-return]
 
     @property
     def reason(self) -> str | None:
@@ -68,9 +79,7 @@ class ActivationCache:
         cut = self._frozen_children()
         if cut == 0:
             return "no child of the model is frozen altogether"
-        if cut == self._cut and self._too_large:
-            return f"limit: {self._too_large} bytes of activations are more than {self.limit}"
-        return None
+        return self._refused if cut == self._cut else None
 
     @property
     def layers(self) -> int:
@@ -85,9 +94,11 @@ class ActivationCache:
     # ---- which values -----------------------------------------------------------------------------------------------
 
     def _start(self, cut: int) -> None:
-        self._cut, self._key, self._too_large = cut, self._versions(cut), 0
+        self._cut, self._cast = cut, self._autocast()
+        self._unchanged = Unchanged(self._children()[:cut])
+        self._refused: str | None = None
         self._values: Tensor | None = None
-        inside = {module for child in list(self.model.children())[:cut] for module in child.modules()}
+        inside = {module for child in self._children()[:cut] for module in child.modules()}
         self._layers = sum(layer in inside for layer in self.freezing.layers.values())
         self._filled = [False] * -(-len(self.samples) // self.chunk)
 
@@ -96,27 +107,29 @@ class ActivationCache:
         if type(self.model).forward is not nn.Sequential.forward:
             return False
         cut = self._frozen_children() if self.freezing.depth else 0
-        if cut < self._cut or self._versions(self._cut) != self._key:
+        if cut < self._cut or self._autocast() != self._cast or not self._unchanged(self._children()[: self._cut]):
             self._start(0)
         if cut > self._cut:
             self._grow(cut)
-        return cut > 0 and not self._too_large
+        return cut > 0 and self._refused is None
+
+    def _children(self) -> list[nn.Module]:
+        """In the order in which they run, each as often as it does."""
+        return list(self.model) if isinstance(self.model, nn.Sequential) else []
 
     def _frozen_children(self) -> int:
         prefix, count = self.freezing.prefix, 0
-        for child in self.model.children():
-            if child not in prefix.modules or any(map(prefix.trains, child.parameters())):
+        frozen = set(prefix.parameters)
+        for child in self._children():
+            if child not in prefix.modules or any(p.requires_grad and p not in frozen for p in child.parameters()):
                 break
             count += 1
         return count
 
-    def _versions(self, cut: int) -> tuple[Any, ...]:
-        """Changes when a value could."""
+    def _autocast(self) -> torch.dtype | None:
+        """What it casts to."""
         device = next(self.model.parameters()).device.type
-        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        children = list(self.model.children())[:cut]
-        tensors = (t for child in children for t in (*child.parameters(), *child.buffers()))
-        return autocast, *((t.data_ptr(), t._version) for t in tensors)
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def _grow(self, cut: int) -> None:
         values, filled, before = self._values, self._filled, self._cut
@@ -124,7 +137,7 @@ class ActivationCache:
         if values is None:
             return
         for chunk, there in enumerate(filled):
-            if there and not self._too_large:
+            if there and self._refused is None:
                 self._fill(chunk, values[self._indices(chunk).to(values.device)], before)
 
     # ---- computing them ---------------------------------------------------------------------------------------------
@@ -132,24 +145,36 @@ class ActivationCache:
     def _indices(self, chunk: int) -> Tensor:
         return torch.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.samples)))
 
-    def _fill(self, chunk: int, x: Tensor, first: int) -> None:
-        """With the output for x, which goes into the child of that number."""
-        self.freezing.prefix.evaluate()
-        with torch.no_grad():
+    def _fill(self, chunk: int, x: Any, first: int) -> None:
+        """With the output for x, which goes into the child of that number. As in a training step, but for the graph, which
+        constants have none of."""
+        if not isinstance(x, Tensor) or x.requires_grad:
+            self._refused = "the samples need a gradient" if isinstance(x, Tensor) else "the samples are no single tensors"
+            return
+        with self.freezing.prefix.running():
             x = self._run(x, first, self._cut)
-        if self._values is None:
-            size = x.nbytes // len(x) * len(self.samples)
-            if size > self.limit:
-                self._too_large = size
-                return
-            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            layout = torch.channels_last if last else torch.contiguous_format
-            self._values = torch.empty((len(self.samples), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        if self._values is None and not self._make_room(x):
+            return
+        assert self._values is not None
         begin = chunk * self.chunk
         self._values[begin : begin + len(x)] = x
         self._filled[chunk] = True
 
+    def _make_room(self, x: Any) -> bool:
+        """For values like these of all samples."""
+        if not isinstance(x, Tensor):
+            self._refused = f"the frozen part gives a {type(x).__name__}, and no tensor"
+            return False
+        size = x.nbytes // len(x) * len(self.samples)
+        if size > self.limit:
+            self._refused = f"limit: {size} bytes of activations are more than {self.limit}"
+            return False
+        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        self._values = torch.empty((len(self.samples), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        return True
+
     def _run(self, x: Tensor, first: int, end: int | None) -> Tensor:
-        for child in list(self.model.children())[first:end]:
+        for child in self._children()[first:end]:
             x = child(x)
         return x

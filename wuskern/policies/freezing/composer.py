@@ -6,15 +6,12 @@ that a checkpoint does not resume; norm layers go on updating. Ours counts conve
 BatchNorm is fixed, and a run resumes exactly.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch.nn as nn
-from torch import Tensor
 
 from wuskern.arguments import number, whole
 from wuskern.arguments import share as check_share
 from wuskern.policies.freezing.base import Freezing
+from wuskern.policies.recorded_run import Example
 
 
 class ComposerFreezing(Freezing):
@@ -31,7 +28,7 @@ class ComposerFreezing(Freezing):
     def __init__(
         self,
         model: nn.Module,
-        example: Tensor | Sequence[Any],
+        example: Example,
         *,
         epochs: int,
         start: float = 0.5,

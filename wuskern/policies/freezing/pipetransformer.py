@@ -5,14 +5,11 @@ time a share a of those that still train; layers then move between GPUs. Ours is
 nothing moves. That a freezing step is taken every ``interval`` epochs, and that the number is rounded down, is ours.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch.nn as nn
-from torch import Tensor
 
 from wuskern.arguments import number, whole
 from wuskern.policies.freezing.base import Freezing
+from wuskern.policies.recorded_run import Example
 
 
 class PipeTransformerFreezing(Freezing):
@@ -26,7 +23,7 @@ class PipeTransformerFreezing(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any], *, alpha: float = 1 / 3, interval: int = 1) -> None:
+    def __init__(self, model: nn.Module, example: Example, *, alpha: float = 1 / 3, interval: int = 1) -> None:
         super().__init__(model, example)
         number("alpha", alpha)
         if not 0 < alpha < 1:

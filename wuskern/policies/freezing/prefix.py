@@ -1,42 +1,49 @@
 """The mechanism of all freezing methods: what runs before the first layer that trains has no backward at all."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 import torch.nn as nn
-from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from wuskern.modules import skippable_layers
 from wuskern.policies.costs import costs
-from wuskern.policies.freezing.trace import trace
+from wuskern.policies.freezing.constants import Holder
+from wuskern.policies.freezing.forwards import Boundary, Calls, Forward, PrefixForward, RootForward
+from wuskern.policies.freezing.norms import NormForward
+from wuskern.policies.freezing.trace import Use, trace
+from wuskern.policies.recorded_run import Example
 
 
 class Prefix:
     """The first ``depth`` converted layers of a model, in the order of execution, and all else that runs before the next one.
 
-    While the depth is over 0, each forward of the model begins with gradients off, and the first converted layer behind the
-    prefix turns them on again. So nothing before that layer has a backward or keeps anything for one, whatever it is: norm
-    layers, embeddings, the part of a residual block, parameters that a parent module holds, operations between modules; and
-    the layer itself computes no input gradient. ``requires_grad`` is never touched. Modules of the prefix (BatchNorm, Dropout)
-    run in evaluation mode, which each forward sets again; a module that runs on behind the prefix too does not.
+    While the depth is over 0, the prefix's parameters are constants: for its modules, and for whoever reads them between those,
+    as a parent module does that holds some itself. ``requires_grad`` is never touched. So nothing before the first layer that
+    trains has a backward or keeps anything for one, and that layer computes no input gradient, as long as no input needs one.
+    An input that needs one gets it: a generator in front of the model trains, and so does what an example never showed, such as
+    a head that runs in training only. A frozen layer is dense, whatever it was told to skip. Modules of the prefix (BatchNorm,
+    Dropout) run in evaluation mode, which each of their forwards sets again; :class:`NormForward` says when a norm layer does
+    not. A module that runs on behind the prefix too does not, either.
 
-    Call the model itself: a part of it called alone (``model.features(x)``) trains as always. Where gradients are off in
-    the surroundings, they stay off. Non-reentrant activation checkpointing works, reentrant does not. Plain DDP needs
-    ``find_unused_parameters=True``.
+    Each call decides for itself: threads, calls of the model inside of a call, copies and interrupted calls do not disturb one
+    another. Parts of the model that are called alone are frozen, too; a parameter that another method than a ``forward`` reads
+    is not. Tracers and exporters see the stock model. Activation checkpointing works around modules; the reentrant kind only
+    where an input needs a gradient. Plain DDP needs ``find_unused_parameters=True``; DataParallel is refused.
 
-    A layer that runs again behind the next one cannot be frozen without it: the depth then stays below
-    (:meth:`reachable`). A parameter that is also used behind the prefix, such as a tied embedding, goes on training by what
-    that use gives it.
+    A layer that runs again behind the next one cannot be frozen without it, and one cannot be frozen whose parameters something
+    reads in other ways than as ``module.name``: the depth then stays below (:meth:`reachable`). A parameter that is also used
+    behind the prefix, such as a tied embedding, goes on training by what that use gives it; by both, where a module that
+    contains others holds it itself.
 
     Args:
         model: with converted layers.
-        example: the model's input, or a sequence of its positional inputs. It runs twice, in evaluation mode; the model is
-            left as it was, and no random state moves.
+        example: the model's input, a sequence of its positional inputs, or a mapping of its keyword inputs. It runs three
+            times, in evaluation mode; the model is left as it was, and no random state moves.
 
     Attributes:
         order: names of the layers, by their first run. costs: of each, by name. depth: layers frozen now.
@@ -44,31 +51,40 @@ class Prefix:
 
     Raises:
         ValueError: no converted layer runs, one runs where gradients are off, another prefix of the model is frozen, or it is
-            what DDP or ``torch.compile`` made of a model: give the model inside.
+            what DDP or ``torch.compile`` made of a model: give the model inside. TypeError: an example of another kind.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, example: Example) -> None:
         _check(model)
         self.model = model
         self.costs = costs(model, example)
         self.order = tuple(self.costs)
         self._layers = [skippable_layers(model)[name] for name in self.order]
         self._trace = trace(model, example)
+        self._places = [
+            (module, name, self._trace.used[parameter])  # where it stands: it may be replaced by another
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter in self._trace.used
+        ]
         self.depth = 0
         self.modules: tuple[nn.Module, ...] = ()
-        self.parameters: tuple[Parameter, ...] = ()
-        self._frozen: frozenset[Parameter] = frozenset()
-        self._switched: list[nn.Module] = []  # from training to evaluation mode, by this
+        self._holders: list[Holder] = []
+        self._forwards: list[Forward] = []
         self._handles: list[RemovableHandle] = []
-        self._outside = False  # whether gradients were on when the forward began
-        self._before = False  # the first layer that trains
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return tuple(dict.fromkeys(parameter for holder in self._holders for _, parameter in holder.parameters()))
 
     def reachable(self, depth: int) -> int:
-        """The largest depth up to this one at which something trains and no frozen layer runs again behind the prefix."""
-        for d in range(min(depth, len(self.order) - 1), 0, -1):
-            if all(self._trace.ended[layer] < self._begin_of_rest(d) for layer in self._layers[:d]):
-                return d
-        return 0
+        """The largest depth up to this one at which something trains and all that is frozen can be."""
+        return next((d for d in range(min(depth, len(self.order) - 1), 0, -1) if self._can_be_frozen(d)), 0)
+
+    def _can_be_frozen(self, depth: int) -> bool:
+        begin = self._begin_of_rest(depth)
+        ends = all(self._trace.ended[layer] < begin for layer in self._layers[:depth])
+        return ends and not any(self._trace.used[p].last < begin for p in self._trace.elsewhere if p in self._trace.used)
 
     def _begin_of_rest(self, depth: int) -> float:
         return self._trace.began[self._layers[depth]]
@@ -85,83 +101,73 @@ class Prefix:
         return saved
 
     def set(self, depth: int) -> None:
-        """Freezes the first ``depth`` layers, or as many as are reachable, and no others; 0 leaves the model without a hook.
-        Idempotent."""
+        """Freezes the first ``depth`` layers, or as many as are reachable, and no others; 0 leaves a stock model. Idempotent.
+
+        Raises:
+            ValueError: another prefix of the model, or of a part of it, is frozen by now.
+        """
         depth = self.reachable(depth)
         if depth == self.depth:
             return
-        self._remove_hooks()
-        self.depth, self.modules, self.parameters, self._frozen = depth, (), (), frozenset()
+        _check(self.model, self._forwards)
+        self._thaw()
+        self.depth, self.modules, self._holders = depth, (), []
         if depth:
             begin = self._begin_of_rest(depth)
             self.modules = tuple(module for module, end in self._trace.ended.items() if end < begin)
-            self.parameters = tuple(p for p, use in self._trace.used.items() if use < begin)
-            self._frozen = frozenset(self.parameters)
-            self._hook(self._layers[depth:])
-            self.evaluate()
-        self._give_back_modes()
+            self._holders = [Holder(*its) for its in self._names(lambda use: use.last < begin).items()]
+            self._freeze(self._names(lambda use: use.first < begin <= use.last))
 
-    def _hook(self, training: Sequence[nn.Module]) -> None:
-        """All layers that train, as one of them may not run in some forward. Ahead of hooks that compute a weight."""
-        self._handles = [self.model.register_forward_pre_hook(self._begin, prepend=True)]
-        self._handles += [layer.register_forward_pre_hook(self._resume, prepend=True) for layer in training]
-        self._handles.append(self.model.register_forward_hook(self._end, always_call=True))
+    def _names(self, chosen: Callable[[Use], bool]) -> dict[nn.Module, list[str]]:
+        """Of the parameters whose use is of that kind, by the modules that hold them."""
+        found: dict[nn.Module, list[str]] = {}
+        for module, name, use in self._places:
+            if chosen(use):
+                found.setdefault(module, []).append(name)
+        return found
 
-    def _remove_hooks(self) -> None:
+    def _freeze(self, shared: dict[nn.Module, list[str]]) -> None:
+        """``shared``: names of the parameters that are used on both sides of the prefix's end."""
+        calls, prefix = Calls(), set(self.modules)
+        self._forwards = [RootForward(self.model, calls, self._holders, tells=bool(shared))]
+        for module in self._trace.ended:
+            inside = set(module.modules())
+            its = [holder for holder in self._holders if holder.module in inside]
+            tied = shared.get(module, []) if len(inside) == 1 else []
+            if module is not self.model and (its or tied or module in prefix):
+                self._forwards.append(_forward(module, module in prefix, calls=calls, holders=its, shared=tied))
+        boundary, frozen = Boundary(calls, bool(shared)), set(self._layers[: self.depth])
+        for layer in skippable_layers(self.model).values():
+            if layer not in frozen:
+                self._handles.append(layer.register_forward_pre_hook(boundary))
+
+    def _thaw(self) -> None:
+        """Modules that had been switched to evaluation mode have the model's again."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for forward in self._forwards:
+            forward.remove()
+            if isinstance(forward, PrefixForward) and forward.switched:
+                forward.module.training = self.model.training
+        self._handles, self._forwards = [], []
 
-    def trains(self, parameter: Parameter) -> bool:
-        """Whether the model's forward uses it behind the prefix."""
-        return parameter in self._trace.used and parameter not in self._frozen
-
-    def evaluate(self) -> None:
-        """Sets the modules of the prefix to evaluation mode, as each forward of the model does."""
-        for module in self.modules:
-            if module.training:
-                module.training = False
-                self._switched.append(module)
-
-    def _give_back_modes(self) -> None:
-        """To what is frozen no more, that of the model."""
-        for module in set(self._switched) - set(self.modules):
-            module.training = self.model.training
-        self._switched = [module for module in self._switched if module in self.modules]
-
-    # ---- in a forward -----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """For whoever runs parts of the model alone: what a call of the model does around them."""
-        self._begin()
-        try:
-            yield
-        finally:
-            self._end()
-
-    def _begin(self, *_: Any) -> None:
-        self.evaluate()
-        self._outside, self._before = torch.is_grad_enabled(), True
-        torch.set_grad_enabled(False)
-
-    def _resume(self, *_: Any) -> None:
-        if self._before:
-            self._before = False
-            torch.set_grad_enabled(self._outside)
-
-    def _end(self, *_: Any) -> None:
-        lost = not self._before and self._outside and not torch.is_grad_enabled()
-        torch.set_grad_enabled(self._outside)
-        if lost:
-            raise RuntimeError(
-                "model: expected gradients to stay on behind the frozen layers, but the first one that trains ran inside "
-                "torch.no_grad() or reentrant checkpointing (use_reentrant=False works)"
-            )
+        root = self._forwards[0] if self._forwards else None
+        return root.inside() if isinstance(root, RootForward) else nullcontext()
 
 
-def _check(model: nn.Module) -> None:
+def _forward(module: nn.Module, in_prefix: bool, **arguments: Any) -> Forward:
+    if not in_prefix:
+        return Forward(module, **arguments)
+    if isinstance(module, _NormBase) and module.running_mean is not None:
+        return NormForward(module, always=True, **arguments)
+    return PrefixForward(module, always=True, **arguments)
+
+
+def _check(model: nn.Module, own: Collection[Forward] = ()) -> None:
     if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model: expected the one inside, got {type(model).__name__} around it")
-    if any(isinstance(getattr(hook, "__self__", None), Prefix) for hook in model._forward_pre_hooks.values()):
+    forwards = [module.__dict__.get("forward") for module in model.modules()]
+    if any(isinstance(forward, Forward) and forward.active and forward not in own for forward in forwards):
         raise ValueError("model: expected one without frozen layers, got one that another policy freezes")

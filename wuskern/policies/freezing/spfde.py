@@ -7,15 +7,14 @@ ours, and so are the defaults, that a prefix counts converted layers, and that i
 Of ``epoch`` epochs trained, L is the number of converted layers.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch.nn as nn
-from torch import Tensor
 
 from wuskern.arguments import number, positive, whole
 from wuskern.arguments import share as check_share
 from wuskern.policies.freezing.base import Freezing
+from wuskern.policies.recorded_run import Example
 
 
 class SingleShotFreezing(Freezing):
@@ -32,7 +31,7 @@ class SingleShotFreezing(Freezing):
     def __init__(
         self,
         model: nn.Module,
-        example: Tensor | Sequence[Any],
+        example: Example,
         *,
         at: int,
         share: float = 0.5,
@@ -64,7 +63,7 @@ class PeriodicFreezing(Freezing):
     def __init__(
         self,
         model: nn.Module,
-        example: Tensor | Sequence[Any],
+        example: Example,
         *,
         start: int,
         freeze: int = 1,
@@ -100,7 +99,7 @@ class DelayedFreezing(PeriodicFreezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor | Sequence[Any], *, turns: int = 3, **periodic: Any) -> None:
+    def __init__(self, model: nn.Module, example: Example, *, turns: int = 3, **periodic: Any) -> None:
         super().__init__(model, example, **periodic)
         whole("turns", turns)
         self.turns = turns
@@ -129,7 +128,7 @@ class ProgressiveFreezing(Freezing):
     def __init__(
         self,
         model: nn.Module,
-        example: Tensor | Sequence[Any],
+        example: Example,
         *,
         start: int,
         end: int,

@@ -1,6 +1,6 @@
 """When modules run and parameters are used in a forward, on one clock."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,12 +8,18 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._pytree import tree_leaves
 
 from wuskern.modules import skippable_layers
-from wuskern.policies.recorded_run import recorded_run
+from wuskern.policies.freezing.constants import Holder, Inside, enter, leave
+from wuskern.policies.recorded_run import Example, arguments, recorded_run, tensors
 
 NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class Use:
+    first: float
+    last: float
 
 
 @dataclass(frozen=True)
@@ -21,42 +27,66 @@ class Trace:
     """Times are numbers of autograd's nodes, which count up.
 
     Attributes:
-        began: first begin of each module that ran. ended: last end. used: last use of each parameter that has a gradient.
+        began: first begin of each module that ran. ended: last end. used: of each parameter that has a gradient.
         fed: of each converted layer, when the latest of its inputs was computed; -1 where none has a gradient.
+        elsewhere: parameters that are read in other ways than as attributes of their modules, from a list or in C++, say.
     """
 
     began: dict[nn.Module, float] = field(default_factory=dict)
     ended: dict[nn.Module, float] = field(default_factory=dict)
-    used: dict[Parameter, float] = field(default_factory=dict)
+    used: dict[Parameter, Use] = field(default_factory=dict)
     fed: dict[nn.Module, float] = field(default_factory=dict)
+    elsewhere: set[Parameter] = field(default_factory=set)
 
 
-def trace(model: nn.Module, example: Tensor | Sequence[Any]) -> Trace:
-    """Runs the model once, in evaluation mode, with all layers dense, and leaves it as it was; no random state moves.
+def trace(model: nn.Module, example: Example) -> Trace:
+    """Runs the model twice, in evaluation mode, with all layers dense, and leaves it as it was; no random state moves.
 
     Raises:
-        ValueError: a converted layer that runs where gradients are off.
+        ValueError: a converted layer that runs where gradients are off. TypeError: an example of another kind.
     """
+    arguments(example)
     found, names = Trace(), {layer: name for name, layer in skippable_layers(model).items()}
-    graph: list[Any] = []
 
-    def begin(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module in names:
             if not torch.is_grad_enabled():
                 raise ValueError(f"model: expected layers to run with gradients, got {names[module]!r} that runs without")
-            tensors = (x for x in tree_leaves(args) if isinstance(x, Tensor))
-            found.fed[module] = max([found.fed.get(module, -1), *map(_made, tensors)])
+            found.fed[module] = max([found.fed.get(module, -1), *map(_made, tensors((args, kwargs)))])
         found.began.setdefault(module, _now())
 
-    def end(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def end(module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
         found.ended[module] = _now()
-        graph.extend(x.grad_fn for x in tree_leaves(output) if isinstance(x, Tensor) and x.grad_fn is not None)
 
-    handles = [module.register_forward_pre_hook(begin) for module in model.modules()]
-    handles += [module.register_forward_hook(end) for module in model.modules()]
-    recorded_run(model, example, handles)
-    found.used.update(_last_uses(graph))
+    # A module begins ahead of its hooks, some of which compute its weight.
+    hooks = [module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True) for module in model.modules()]
+    hooks += [module.register_forward_hook(end) for module in model.modules()]
+    found.used.update(_uses(_recorded_graph(model, example, hooks)))
+    found.elsewhere.update(_read_elsewhere(model, example))
     return found
+
+
+def _recorded_graph(model: nn.Module, example: Example, hooks: Iterable[Any] = ()) -> list[Any]:
+    """The nodes that made the outputs of all modules."""
+    graph: list[Any] = []
+
+    def collect(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        graph.extend(x.grad_fn for x in tensors(output) if x.grad_fn is not None)
+
+    recorded_run(model, example, [*hooks, *(module.register_forward_hook(collect) for module in model.modules())])
+    return graph
+
+
+def _read_elsewhere(model: nn.Module, example: Example) -> Iterable[Parameter]:
+    """Those that still get a gradient where each module's own are constants."""
+    holders = [Holder(module, tuple(module._parameters)) for module in model.modules()]
+    call = Inside()
+    try:
+        enter(holders, call)
+        return _uses(_recorded_graph(model, example))
+    finally:
+        call.over = True
+        leave(holders)
 
 
 def _now() -> int:
@@ -70,9 +100,9 @@ def _made(x: Tensor) -> float:
     return NEVER if x.grad_fn is None else x.grad_fn._sequence_nr()
 
 
-def _last_uses(graph: Iterable[Any]) -> dict[Parameter, float]:
+def _uses(graph: Iterable[Any]) -> dict[Parameter, Use]:
     """Of the parameters that the nodes lead back to."""
-    uses: dict[Parameter, float] = {}
+    times: dict[Parameter, list[float]] = {}
     todo, seen = list(graph), set()
     while todo:
         node = todo.pop()
@@ -81,7 +111,7 @@ def _last_uses(graph: Iterable[Any]) -> dict[Parameter, float]:
         seen.add(node)
         for before, _ in node.next_functions:
             if type(before).__name__ == "AccumulateGrad":
-                uses[before.variable] = max(uses.get(before.variable, -1), node._sequence_nr())
+                times.setdefault(before.variable, []).append(node._sequence_nr())
             elif before is not None:
                 todo.append(before)
-    return uses
+    return {parameter: Use(min(at), max(at)) for parameter, at in times.items()}
