@@ -172,10 +172,13 @@ def test_a_constant_rate_makes_the_control_the_start_of_the_dense_run(tmp_path, 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+CONTENT = {"experiment": "0", "arguments": {"lr": 0.1}, "data": 7, "finished": [], "runs": []}
+
+
 @pytest.fixture
 def good(tmp_path):
     path = tmp_path / "good.pt"
-    checkpoint.save(path, arguments={"lr": 0.1}, data=7, finished=[], runs=[{"weight": torch.arange(500.0)}])
+    checkpoint.save(path, **CONTENT | {"runs": [{"weight": torch.arange(500.0)}]})
     return path
 
 
@@ -189,7 +192,7 @@ def test_a_write_that_fails_leaves_the_file_before_it(good, monkeypatch):
     before = good.read_bytes()
     monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save(good, arguments={}, data=0, finished=[], runs=[])
+        checkpoint.save(good, **CONTENT)
     assert good.read_bytes() == before
     assert os.listdir(good.parent) == [good.name]
 
@@ -200,7 +203,7 @@ def test_it_is_on_disk_before_it_takes_the_name(good, monkeypatch):
     fsync, move = os.fsync, os.replace
     monkeypatch.setattr(files.os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
     monkeypatch.setattr(files.os, "replace", lambda *names: (calls.append("replace"), move(*names)))
-    checkpoint.save(good, arguments={}, data=0, finished=[], runs=[])
+    checkpoint.save(good, **CONTENT)
     assert calls == ["fsync", "replace"]
 
 
@@ -229,9 +232,9 @@ class Sly:
         ({"weight": torch.zeros(2)}, "expected a checkpoint of wuskern train, got .*something else"),
         ([1, 2], "expected a checkpoint of wuskern train"),
         (Sly(), "expected a checkpoint that can be read"),
-        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 2, got 1"),
-        ({"format": "wuskern train", "layout": 2, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
-        ({"format": "wuskern train", "layout": 2, "torch": "2.13.0", "runs": []}, "expected a checkpoint with arguments, data"),
+        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 3, got 1"),
+        ({"format": "wuskern train", "layout": 3, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
+        ({"format": "wuskern train", "layout": 3, "torch": "2.13.0", "runs": []}, "expected a checkpoint with experiment, arguments, data"),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, monkeypatch, content, message):

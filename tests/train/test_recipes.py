@@ -29,7 +29,7 @@ def test_values_become_arguments():
     [
         (None, "--recipe: expected a file that can be read, got "),
         ("title = ", "--recipe: expected TOML in 'a', got "),
-        ('title = "a"\n[train]\n', "--recipe: expected title and source, and tables train and cifar, in 'a', got no source"),
+        ('title = "a"\nsource = "b"\n', "--recipe: expected a table train, .* in 'a', got no train"),
         ('title = "a"\nsource = "b"\ntrain = 3\n', "got something else as train"),
         ('title = "a"\nsource = "b"\nmodel = "mlp"\n[train]\n', "got something else as model"),
     ],
@@ -45,6 +45,5 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
 def test_an_argument_that_there_is_not_is_named(tmp_path, capsys):
     path = tmp_path / "a.toml"
     path.write_text('title = "a"\nsource = "b"\n[train]\nspeed = 3\n')
-    with pytest.raises(SystemExit):
-        cli.main(["train", "--recipe", str(path)])
+    assert cli.main(["train", "--recipe", str(path)]) == 2
     assert "unrecognized arguments: --speed=3" in capsys.readouterr().err

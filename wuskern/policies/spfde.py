@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.arguments import check_keys
+from wuskern.arguments import check_keys, whole
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import ProgressiveFreezing
 from wuskern.policies.sieving import SievingSampler
@@ -63,6 +63,7 @@ class SpFDE(Compose):
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        whole("epochs", epochs)
         self.sampler = SievingSampler(samples, keep=keep, rate=rate, interval=sieve_interval, seed=seed, rank=rank, world=world)
         self.freezing = ProgressiveFreezing(
             model,

@@ -76,7 +76,7 @@ class WUS(Policy):
         whole("cooldown", cooldown, 1)
         whole("warmup", warmup, 0)
         positive("threshold", threshold)
-        positive("guard", guard)
+        positive("guard", guard, infinite=True)
         self.mode, self.threshold, self.window, self.patience = mode, threshold, window, patience
         self.cooldown, self.warmup, self.guard, self.statistic = cooldown, warmup, guard, statistic
 

@@ -4,14 +4,25 @@ import argparse
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from wuskern.arguments import one_of
 
 if TYPE_CHECKING:
     from wuskern.train.experiment import Experiment
+    from wuskern.train.output import Output
 
 NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "recipe", "state", "dist_timeout"}  # not about the training
+
+
+class Parser(argparse.ArgumentParser):
+    """One that takes names in full, and raises ``ValueError``, with one line, for what is wrong."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{' '.join(message.split())} (see {self.prog} --help)")
 
 
 def add_arguments(train: argparse.ArgumentParser) -> None:
@@ -114,11 +125,7 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     for name in ("momentum", "weight_decay"):
         if not 0 <= getattr(a, name) < math.inf:
             raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0, got {getattr(a, name)}")
-    for name in (experiment.RESULTS, experiment.PICTURE, experiment.FRONT):
-        if (a.out / name).exists() and not a.overwrite and a.resume is None:
-            raise ValueError(f"--out: expected a directory without {name} (or --overwrite), got {a.out}")
-    if a.checkpoint is not None and a.checkpoint != a.resume and a.checkpoint.exists() and not a.overwrite:
-        raise ValueError(f"--checkpoint: expected a new file (or --overwrite, or --resume to continue), got {a.checkpoint}")
+    processes.by_first(output_of(a).check)
 
     own = {field.name: getattr(a, field.name) for field in fields(settings.Settings) if field.name != "device"}
     made = settings.Settings(**own, device=device)
@@ -131,6 +138,37 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     if world > 1:
         recorded["processes"] = world
     return experiment.Experiment(made, chosen, a.seeds, samples, a.out, recorded, a.checkpoint, measure_memory=a.memory)
+
+
+def output_of(a: argparse.Namespace) -> "Output":
+    """Where the experiment of these arguments writes."""
+    from wuskern.train.output import Output
+
+    read = [Path(name) for name in (a.data, a.recipe) if name is not None and Path(name).suffix]
+    experiment = a.state["experiment"] if a.resume is not None else None
+    return Output(a.out, a.checkpoint, a.overwrite, a.resume, experiment, tuple(read))
+
+
+def command_line(recorded: dict[str, Any]) -> list[str]:
+    """The arguments that ``prepare`` recorded, but the number of processes, as a user writes them.
+
+    Raises:
+        ValueError: what it recorded of no experiment.
+    """
+    train = Parser()
+    add_arguments(train)
+    names = vars(train.parse_args([])).keys() - NOT_RECORDED
+    if recorded.keys() != names:
+        raise ValueError(f"expected the arguments {', '.join(sorted(names))}, got others")
+    words = []
+    for name, value in recorded.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is not None and value is not False:
+            words.append(flag if value is True else f"{flag}={value}")
+    for name, here in vars(train.parse_args(words)).items():
+        if name in names and (type(plain(here)), plain(here)) != (type(recorded[name]), recorded[name]):
+            raise ValueError(f"expected {name} as a command line gives it, got {recorded[name]!r}")
+    return words
 
 
 def plain(value: Any) -> Any:

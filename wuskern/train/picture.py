@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from wuskern.train.controls import seconds_per_epoch
+from wuskern.train.files import replacing
 from wuskern.train.methods import DENSE
 from wuskern.train.records import Record
 from wuskern.train.summary import Row, control, control_name, policy_records
@@ -87,7 +88,8 @@ def _pyplot() -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as handle:
+        figure.savefig(handle, dpi=110, format="png")
     _pyplot().close(figure)
 
 
