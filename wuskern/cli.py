@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -115,10 +116,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     with _input():
         device = processes.usable_device(arguments.device)
-        if not 0 < arguments.dist_timeout <= LONGEST:
-            raise ValueError(
-                f"--dist-timeout: expected a positive number of seconds up to {LONGEST}, got {arguments.dist_timeout}"
-            )
+        if not 0 < arguments.dist_timeout < math.inf:
+            raise ValueError(f"--dist-timeout: expected a positive number, got {arguments.dist_timeout}")
+        if arguments.dist_timeout > LONGEST:
+            raise ValueError(f"--dist-timeout: expected at most {LONGEST}, got {arguments.dist_timeout}")
     try:
         with processes.group(device, arguments.dist_timeout):
             return _train_on(device, arguments)

@@ -10,6 +10,7 @@ from tests.train.test_loop import WINDOWS, WUS, Run, settings
 from wuskern.train import checkpoint, data, files, loop
 from wuskern.train.experiment import Experiment
 from wuskern.train.methods import parse
+from wuskern.train.phases import PHASES
 
 RANDOM = "meprop:ratio=.3:score=random"  # draws in each backward
 WUSLR = f"wus+lr{WINDOWS}"
@@ -149,7 +150,7 @@ def test_a_control_continues_too(tmp_path, digits, monkeypatch):
 def timed(train):
     def by_mode(self):
         *found, _ = train(self)
-        return *found, {"fprop": 0.5 if self.mode == "skip" else 1.0}
+        return *found, dict.fromkeys(PHASES, 0.0) | {"fprop": 0.5 if self.mode == "skip" else 1.0}
 
     return by_mode
 
@@ -234,7 +235,10 @@ class Sly:
         (Sly(), "expected a checkpoint that can be read"),
         ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 3, got 1"),
         ({"format": "wuskern train", "layout": 3, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
-        ({"format": "wuskern train", "layout": 3, "torch": "2.13.0", "runs": []}, "expected a checkpoint with experiment, arguments, data"),
+        (
+            {"format": "wuskern train", "layout": 3, "torch": "2.13.0", "runs": []},
+            "expected a checkpoint with experiment, arguments, data",
+        ),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, monkeypatch, content, message):

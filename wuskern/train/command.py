@@ -155,7 +155,7 @@ def command_line(recorded: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: what it recorded of no experiment.
     """
-    train = Parser()
+    train = Parser(prog="wuskern train")
     add_arguments(train)
     names = vars(train.parse_args([])).keys() - NOT_RECORDED
     if recorded.keys() != names:
@@ -163,6 +163,8 @@ def command_line(recorded: dict[str, Any]) -> list[str]:
     words = []
     for name, value in recorded.items():
         flag = f"--{name.replace('_', '-')}"
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{flag}: expected a number or text, got {type(value).__name__}")
         if value is not None and value is not False:
             words.append(flag if value is True else f"{flag}={value}")
     for name, here in vars(train.parse_args(words)).items():

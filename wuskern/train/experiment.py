@@ -191,20 +191,29 @@ class Experiment:
     def resume(self, state: dict[str, Any]) -> None:
         """Continues where a checkpoint of the same arguments was written.
 
-        Whatever the file holds, it either trains on or is refused here: a copy is first tried for a few steps.
+        Whatever the file holds, it either trains on or is refused here: a copy is tried first.
 
         Raises:
-            Exception: the data have changed since, or the state is that of no such experiment.
+            ValueError: the data have changed since, or the state is that of no such experiment.
         """
         if state["data"] != self.data_checksum:
             raise ValueError(f"expected the data of the interrupted run, got others from {self.data.name}")
-        trial = replace(self, finished=[], runs=[])
-        trial._take(copy.deepcopy(state))
-        _try(trial.runs)
-        rows = summary.summarise(trial.records, self.data.y_test.numel())
+        try:
+            replace(self, finished=[], runs=[])._rehearse(copy.deepcopy(state))
+        except ValueError:
+            raise
+        except Exception as error:  # what is made up can raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"expected a state that training can continue from, got another ({reason})") from error
+        self._take(state)
+
+    def _rehearse(self, state: dict[str, Any]) -> None:
+        """A few steps and a report."""
+        self._take(state)
+        _try(self.runs)
+        rows = summary.summarise(self.records, self.data.y_test.numel())
         summary.table(rows)
         summary.verdict(rows, self.data.y_test.numel())
-        self._take(state)
 
     def _take(self, state: dict[str, Any]) -> None:
         self.identity = state["experiment"]

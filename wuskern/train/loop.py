@@ -26,7 +26,7 @@ from wuskern.train.models import build
 from wuskern.train.phases import Phases
 from wuskern.train.random_state import RandomState
 from wuskern.train.records import Epoch, Record
-from wuskern.train.settings import AMP, SCHEDULES, Settings, check_groups
+from wuskern.train.settings import AMP, SCHEDULES, Settings, check_states
 
 
 class Run:
@@ -288,7 +288,7 @@ class Run:
         self.record = record
         fit_(self.model, state["model"])  # a method may have made it smaller
         self.model.load_state_dict(state["model"])
-        check_groups(self.optimizer, state["optimizer"])
+        check_states(self.optimizer, state["optimizer"], state["schedule"], len(record.epochs))
         for name in ("optimizer", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])
         for own, name in ((self.policy, "policy"), (self.built.separate_sampler, "sampler"), (self.prepared, "rows")):

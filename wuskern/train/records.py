@@ -4,6 +4,10 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from wuskern.policies import Saved
+from wuskern.train.phases import PHASES
+
+SHARES = {f.name for f in fields(Saved)}
 MODES = ("full", "skip", "frozen", "rows", "tokens")
 
 
@@ -87,13 +91,22 @@ def _of_epoch(name: str, value: Any) -> bool:
         return value in MODES
     if name in ("number", "steps"):
         return _whole(value, least=1)
-    if name in ("phase_seconds", "saved"):
-        return (name == "saved" and value is None) or (isinstance(value, dict) and all(map(_finite, value.values())))
+    if name == "phase_seconds":
+        return isinstance(value, dict) and value.keys() == set(PHASES) and all(_finite(v) and v >= 0 for v in value.values())
+    if name == "saved":
+        return value is None or (
+            isinstance(value, dict) and value.keys() == SHARES and all(_of_saved(*pair) for pair in value.items())
+        )
     if name in ("loss", "test_loss"):
         return isinstance(value, float)  # of a run that diverged it is not finite
     if name.endswith("accuracy"):
         return _finite(value) and 0 <= value <= 1
     return _finite(value) and (value > 0 if "seconds" in name else value >= 0)
+
+
+def _of_saved(name: str, value: Any) -> bool:
+    """Shares are under 0 where samples came twice."""
+    return _whole(value, least=0) if name == "depth" else _finite(value) and -1 <= value <= 1
 
 
 def _whole(value: Any, least: int) -> bool:

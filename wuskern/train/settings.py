@@ -55,13 +55,16 @@ class Settings:
         return kinds[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay, **own)  # type: ignore
 
 
-def check_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Raises ``ValueError`` for the state of an optimizer with other arguments. Its rate may differ, which training changes."""
-    own, groups = optimizer.param_groups, state["param_groups"]
+def check_states(optimizer: torch.optim.Optimizer, state: dict[str, Any], schedule: dict[str, Any], epochs: int) -> None:
+    """Raises ``ValueError`` for the state of an optimizer with other arguments, but for the rate, which training changes, or of
+    a schedule after another number of epochs."""
+    if schedule["last_epoch"] != epochs:
+        raise ValueError(f"state: expected a schedule after {epochs} epochs, got one after {schedule['last_epoch']}")
+    own, groups = optimizer.state_dict()["param_groups"], state["param_groups"]
     if len(own) != len(groups):
         raise ValueError(f"state: expected an optimizer of {len(own)} groups, got {len(groups)}")
     for ours, theirs in zip(own, groups, strict=True):
-        for name in (ours.keys() & theirs.keys()) - {"params", "lr"}:
+        for name in (ours.keys() & theirs.keys()) - {"lr"}:
             if ours[name] != theirs[name]:
                 raise ValueError(f"state: expected an optimizer with {name} {ours[name]}, got {theirs[name]}")
         if not (isinstance(theirs["lr"], float) and 0 <= theirs["lr"] < math.inf):
