@@ -152,7 +152,8 @@ def _recipes(_: argparse.Namespace) -> int:
     from wuskern.train import recipes
 
     with _input():
-        print("\n\n".join(recipe.describe() for recipe in recipes.shipped()))
+        text = "\n\n".join(recipe.describe() for recipe in recipes.shipped())
+    print(text)
     return 0
 
 

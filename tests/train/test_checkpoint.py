@@ -1,6 +1,7 @@
 """An interrupted experiment that continues is the uninterrupted one, bit for bit; other files are refused."""
 
 import os
+import zipfile
 from dataclasses import fields, replace
 
 import pytest
@@ -232,7 +233,10 @@ class Sly:
     [
         ({"weight": torch.zeros(2)}, "expected a checkpoint of wuskern train, got .*something else"),
         ([1, 2], "expected a checkpoint of wuskern train"),
-        (Sly(), "expected a checkpoint that can be read"),
+        (
+            Sly(),
+            r"expected a checkpoint that can be read, got '.*a.pt' \(it holds more than tensors and plain data: loading that",
+        ),
         ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 3, got 1"),
         ({"format": "wuskern train", "layout": 3, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
         (
@@ -247,6 +251,20 @@ def test_foreign_files_are_refused(tmp_path, monkeypatch, content, message):
     with pytest.raises(ValueError, match=f"--resume: {message}"):
         checkpoint.load(tmp_path / "a.pt")
     assert not os.path.exists("sly")
+
+
+def test_what_says_that_it_holds_more_than_it_does_is_not_unpacked(good):
+    """64 MiB of zeros in some KiB."""
+    with zipfile.ZipFile(good, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2**26))
+    assert good.stat().st_size < 2**17
+    with pytest.raises(ValueError, match="damaged: it says that it holds more than it does"):
+        checkpoint.load(good)
+
+
+def test_its_size_is_known_before_it_is_written(good):
+    content = CONTENT | {"runs": [{"weight": torch.arange(500.0)}]}
+    assert 500 * 4 < checkpoint.size(**content) == pytest.approx(good.stat().st_size, abs=500)
 
 
 def test_other_data_are_refused(tmp_path, digits, monkeypatch):

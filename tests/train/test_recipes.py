@@ -31,6 +31,7 @@ def test_values_become_arguments():
         ("title = ", "--recipe: expected TOML in 'a', got "),
         ('title = "a"\nsource = "b"\n', "--recipe: expected a table train, .* in 'a', got no train"),
         ('title = "a"\nsource = "b"\ntrain = 3\n', "got something else as train"),
+        (f"train = {10**4 * '['}", "--recipe: expected TOML in 'a', got maximum recursion depth"),
         ('title = "a"\nsource = "b"\nmodel = "mlp"\n[train]\n', "got something else as model"),
     ],
 )
@@ -40,6 +41,12 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(ValueError, match=message):
         recipes.load(str(path))
+
+
+def test_one_of_ones_own_needs_a_table_alone(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('[train]\nmodel = "mlp"\n')
+    assert recipes.load(str(path)).arguments(True) == ["--model=mlp"]
 
 
 def test_an_argument_that_there_is_not_is_named(tmp_path, capsys):

@@ -41,13 +41,14 @@ class _Counted(io.BytesIO):
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` was given. Runs no code of the file.
+    """What ``save`` was given, and as ``written`` when that was, in nanoseconds. Runs no code of the file.
 
     Raises:
         ValueError: no such file, a damaged one, one of another program or layout, or of another major version of torch.
     """
     try:
         with opened(path) as handle:
+            written = os.fstat(handle.fileno()).st_mtime_ns
             _check_archive(handle)
             content = torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
@@ -61,7 +62,7 @@ def load(path: Path) -> dict[str, Any]:
             )
     if not all(isinstance(content.get(name), kind) for name, kind in CONTENT.items()):
         raise ValueError(f"--resume: expected a checkpoint with {', '.join(CONTENT)}, got {str(path)!r} with less")
-    return {name: content[name] for name in CONTENT}
+    return {name: content[name] for name in CONTENT} | {"written": written}
 
 
 def _check_archive(handle: BinaryIO) -> None:

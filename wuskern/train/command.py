@@ -79,15 +79,21 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
         "--dist-timeout", type=float, default=600, metavar="SECONDS", help="under torchrun: how long to wait for a process"
     )
     output = train.add_argument_group("output")
-    output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
+    output.add_argument("--out", type=_path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
     output.add_argument("--memory", action="store_true", help="measure the peak memory of a step, by PyTorch's profiler")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
     output.add_argument(
-        "--checkpoint", type=Path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
+        "--checkpoint", type=_path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
     )
     output.add_argument(
-        "--resume", type=Path, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
+        "--resume", type=_path, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
     )
+
+
+def _path(text: str) -> Path:
+    if not text:  # of a shell's variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
 
 
 def methods_help() -> str:
@@ -122,9 +128,10 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     for name in ("width", "lr"):
         if not 0 < getattr(a, name) < math.inf:
             raise ValueError(f"--{name}: expected a positive number, got {getattr(a, name)}")
-    for name in ("momentum", "weight_decay"):
-        if not 0 <= getattr(a, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0, got {getattr(a, name)}")
+    if not 0 <= a.momentum < 1:
+        raise ValueError(f"--momentum: expected a number from 0 and under 1, got {a.momentum}")
+    if not 0 <= a.weight_decay < math.inf:
+        raise ValueError(f"--weight-decay: expected a number from 0, got {a.weight_decay}")
     processes.by_first(output_of(a).check)
 
     own = {field.name: getattr(a, field.name) for field in fields(settings.Settings) if field.name != "device"}
@@ -145,8 +152,9 @@ def output_of(a: argparse.Namespace) -> "Output":
     from wuskern.train.output import Output
 
     read = [Path(name) for name in (a.data, a.recipe) if name is not None and Path(name).suffix]
-    experiment = a.state["experiment"] if a.resume is not None else None
-    return Output(a.out, a.checkpoint, a.overwrite, a.resume, experiment, tuple(read))
+    if a.resume is None:
+        return Output(a.out, a.checkpoint, a.overwrite, read=tuple(read))
+    return Output(a.out, a.checkpoint, a.overwrite, a.resume, a.state["written"], a.state["experiment"], tuple(read))
 
 
 def command_line(recorded: dict[str, Any]) -> list[str]:

@@ -77,8 +77,9 @@ class Experiment:
 
     @property
     def epochs_at_most(self) -> int:
-        """Of all runs, each with a control."""
-        return 2 * self.seeds * len(self.methods) * self.settings.epochs
+        """Of all runs, those of controls with them."""
+        controls = len(self.methods) - 1 if self.methods[0].label == DENSE else 0
+        return self.seeds * (len(self.methods) + controls) * self.settings.epochs
 
     def run(self) -> bool:
         """Trains what is left and reports. Returns False when Ctrl-C ended it early; what was done is then reported.

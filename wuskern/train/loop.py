@@ -288,7 +288,7 @@ class Run:
         self.record = record
         fit_(self.model, state["model"])  # a method may have made it smaller
         self.model.load_state_dict(state["model"])
-        check_states(self.optimizer, state["optimizer"], state["schedule"], len(record.epochs))
+        check_states(self.optimizer, self.schedule, state, len(record.epochs))
         for name in ("optimizer", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])
         for own, name in ((self.policy, "policy"), (self.built.separate_sampler, "sampler"), (self.prepared, "rows")):

@@ -10,8 +10,8 @@ from pathlib import Path
 from wuskern.train import files, results
 
 RESULTS, PICTURE, FRONT = "results.json", "accuracy.png", "front.png"
-EPOCH_BYTES = 2**11  # of results.json and of a checkpoint, for an epoch of a run and its control: more than it takes
-PICTURE_BYTES = 2**20  # of both: more than they take
+# More than it takes: an epoch of a run in results.json, and in a checkpoint; both pictures.
+RESULT_BYTES, RECORD_BYTES, PICTURE_BYTES = 2**10, 2**9, 2**20
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Output:
     Attributes:
         out: the folder of results and pictures. checkpoint: a file, or None.
         overwrite: whether what is there may be replaced.
-        continued: the checkpoint that the experiment goes on from, if any. experiment: which one that is, whose own results may
-            be replaced.
+        continued: the checkpoint that the experiment goes on from, if any, and written: when that was, as it was read.
+        experiment: which one that is, whose own results may be replaced.
         read: what the experiment reads, and must not write over.
     """
 
@@ -30,6 +30,7 @@ class Output:
     checkpoint: Path | None = None
     overwrite: bool = False
     continued: Path | None = None
+    written: int = 0
     experiment: str | None = None
     read: tuple[Path, ...] = ()
 
@@ -60,6 +61,8 @@ class Output:
             if _same(path, taken):
                 raise ValueError(f"expected a file of its own, got {path}, which is {taken} too")
         continues = self.continued is not None and _same(path, self.continued)
+        if continues and path.stat().st_mtime_ns != self.written:
+            raise ValueError(f"expected {path} as it was read, got one that another process has written since")
         if os.path.lexists(path) and not (self.overwrite or continues):
             raise ValueError(f"expected a new file (or --overwrite, or --resume to continue), got {path}")
         _check_file(path)
@@ -83,21 +86,21 @@ class Output:
                 with _named("--checkpoint"):
                     held.enter_context(files.claimed(self.checkpoint))
             self.check()  # a process that has ended since may have left something
-            self._check_room(epochs * EPOCH_BYTES, state_bytes)
+            self._check_room(epochs * RESULT_BYTES, epochs * RECORD_BYTES + state_bytes)
             yield
 
-    def _check_room(self, records: int, state_bytes: int) -> None:
+    def _check_room(self, results: int, checkpoint: int) -> None:
         """A file is whole before the one that it replaces is gone."""
-        together = 2 * records + PICTURE_BYTES
+        together = 2 * results + PICTURE_BYTES
         if self.checkpoint is not None:
             with _named("--checkpoint"):
-                size, old = state_bytes + records, self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
+                size, old = checkpoint, self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
                 both = max(size, 2 * size - old)
                 files.check_room(self.checkpoint.parent, size, both)
                 if self.checkpoint.parent.stat().st_dev == self.out.stat().st_dev:
                     together += both
         with _named("--out"):
-            files.check_room(self.out, max(records, PICTURE_BYTES // 2), together)
+            files.check_room(self.out, max(results, PICTURE_BYTES // 2), together)
 
 
 @contextlib.contextmanager

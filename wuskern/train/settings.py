@@ -55,12 +55,14 @@ class Settings:
         return kinds[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay, **own)  # type: ignore
 
 
-def check_states(optimizer: torch.optim.Optimizer, state: dict[str, Any], schedule: dict[str, Any], epochs: int) -> None:
-    """Raises ``ValueError`` for the state of an optimizer with other arguments, but for the rate, which training changes, or of
-    a schedule after another number of epochs."""
-    if schedule["last_epoch"] != epochs:
-        raise ValueError(f"state: expected a schedule after {epochs} epochs, got one after {schedule['last_epoch']}")
-    own, groups = optimizer.state_dict()["param_groups"], state["param_groups"]
+def check_states(optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: dict[str, Any], epochs: int) -> None:
+    """Raises ``ValueError`` for the states of an optimizer or a schedule with other arguments, but for the rate, which training
+    changes, or of another number of epochs."""
+    wanted = {name: value for name, value in schedule.state_dict().items() if not name.startswith("_")} | {"last_epoch": epochs}
+    for name, value in wanted.items():
+        if state["schedule"].get(name, value) != value:
+            raise ValueError(f"state: expected a schedule with {name} {value}, got {state['schedule'][name]}")
+    own, groups = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
     if len(own) != len(groups):
         raise ValueError(f"state: expected an optimizer of {len(own)} groups, got {len(groups)}")
     for ours, theirs in zip(own, groups, strict=True):
