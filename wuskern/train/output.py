@@ -56,8 +56,8 @@ class Output:
                 raise ValueError(f"expected a directory without {name}{other} (or --overwrite), got {self.out}")
 
     def _check_checkpoint(self, path: Path) -> None:
-        results = [self.out / name for name in (RESULTS, PICTURE, FRONT)]
-        for taken in (self.out, *results, files.lock_of(results[0]), *self.read):
+        written = [self.out / name for name in (RESULTS, PICTURE, FRONT)]
+        for taken in (self.out, *written, files.lock_of(self.out / RESULTS), *self.read):
             if _same(path, taken):
                 raise ValueError(f"expected a file of its own, got {path}, which is {taken} too")
         continues = self.continued is not None and _same(path, self.continued)
