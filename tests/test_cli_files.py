@@ -189,7 +189,7 @@ def test_a_disk_that_becomes_full_is_one_line_and_loses_nothing(train, tmp_path,
         "c.pt": len(checkpoint.load(tmp_path / "c.pt")["runs"][0]["record"]["epochs"]),
         "results.json": len(json.loads((tmp_path / "out" / "results.json").read_text())["runs"][0]["epochs"]),
     }
-    assert rounds == {"c.pt": 3, "results.json": 3} if "png" in full else {"c.pt": 2, "results.json": 2} | {full: 1}
+    assert rounds == ({"c.pt": 3, "results.json": 3} if "png" in full else {"c.pt": 2, "results.json": 2} | {full: 1})
     assert not [name for name in [*names(tmp_path), *names(tmp_path / "out")] if name.startswith(".")]
     monkeypatch.setattr(files.os, "replace", replace)
     assert train("--resume", "c.pt", resumed=True) == (0, "")

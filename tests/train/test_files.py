@@ -50,6 +50,16 @@ def test_what_lies_beside_it_is_nobodys_temporary_file(path):
     assert sorted(path.parent.iterdir()) == sorted([path, victim, *links])
 
 
+def test_even_a_name_that_was_guessed_is_not_written_through(path, monkeypatch):
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "0")
+    victim, link = path.with_name("victim"), path.with_name(f".c.pt.{files.OWN}-0.tmp")
+    victim.write_text("precious")
+    link.symlink_to(victim)
+    with pytest.raises(files.NotWritten, match=r"c.pt cannot be written: File exists"):
+        written(path)
+    assert (path.read_text(), victim.read_text(), link.is_symlink()) == ("before", "precious", True)
+
+
 def test_a_link_is_replaced_and_not_what_it_leads_to(path):
     link = path.with_name("link")
     link.symlink_to(path)
@@ -73,7 +83,7 @@ def test_anybody_may_read_it_whom_the_umask_lets(path):
     assert path.with_name("new").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("save", [lambda p: written(p, bytes(2**13)), lambda p: checkpoint.save(p, weight=torch.zeros(2**11))])
+@pytest.mark.parametrize("save", [lambda p: written(p, bytes(2**13)), lambda p: checkpoint.save(p, weight=torch.zeros(2**15))])
 def test_a_full_disk_is_named_and_nothing_is_lost(path, small_files, save):
     """torch.save raises an error of its own, which says nothing of the disk."""
     with pytest.raises(files.NotWritten, match=rf"c.pt cannot be written: {os.strerror(errno.EFBIG)}"):
