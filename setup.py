@@ -15,6 +15,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # older ones fail later, over pyproject.toml, and do not say why
+    sys.exit(f"wuskern: expected setuptools 77 or later, got {setuptools.__version__} (pip install 'setuptools>=77')")
+
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext

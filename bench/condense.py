@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wuskern.train.results import replace
+
 
 def condensed(content: dict[str, Any]) -> dict[str, Any]:
     def run(record: dict[str, Any]) -> dict[str, Any]:
@@ -20,7 +22,7 @@ def condensed(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(source: Path, out: Path) -> None:
-    out.write_text(json.dumps(condensed(json.loads(source.read_text()))) + "\n")
+    replace(out, json.dumps(condensed(json.loads(source.read_text()))))
 
 
 if __name__ == "__main__":

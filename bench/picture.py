@@ -6,6 +6,7 @@ from typing import Any
 
 from bench.render_rows import cost_by_problem, crossing, ideal_of_dense, ours_of_dense
 from bench.results import Row
+from wuskern.train.files import replacing
 
 COLUMNS = 4
 
@@ -29,7 +30,8 @@ def draw_cost(path: Path, content: dict[str, Any]) -> None:
     figure.supxlabel("rows trained, %")
     figure.supylabel("backward, dense = 1")
     figure.tight_layout()
-    figure.savefig(path, dpi=90, metadata={"Software": None})
+    with replacing(path) as handle:
+        figure.savefig(handle, dpi=90, format="png", metadata={"Software": None})
     plt.close(figure)
 
 

@@ -18,7 +18,7 @@ from bench.clocks import settle_allocator
 from wuskern.train import data
 from wuskern.train.loop import Run
 from wuskern.train.methods import DENSE, parse
-from wuskern.train.results import environment
+from wuskern.train.results import environment, replace
 from wuskern.train.settings import Settings
 
 EPOCHS = 20
@@ -89,7 +89,7 @@ def main() -> None:
         methods = better_third(rounds[-1], given.times)
         print(flush=True)
     content = {"environment": environment(), "epochs": EPOCHS, "times": given.times, "rounds": rounds, "best": methods[0]}
-    given.out.write_text(json.dumps(content, indent=1) + "\n")
+    replace(given.out, json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

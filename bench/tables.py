@@ -14,6 +14,7 @@ from bench import accelerating, ddp, masks, render, render_methods, render_rows,
 from bench.picture import draw_cost
 from bench.results import FOLDER, ROOT, read
 from wuskern.train import pairs
+from wuskern.train.files import replacing
 
 README = ROOT / "README.md"
 COST = "rowsparse cost"
@@ -104,7 +105,8 @@ def main(arguments: list[str], readme: Path = README, complete: Path = FULL, fol
             raise SystemExit(f"{', '.join(p.name for p in stale)}: not what bench/results say: run python -m bench.tables")
         return
     for path in stale:
-        path.write_text(new[path])
+        with replacing(path) as handle:
+            handle.write(new[path].encode())
     if COST in groups(races := read(folder / "cpu.json")):
         draw_cost(folder / "rowsparse-cost.png", races)
 

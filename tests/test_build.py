@@ -60,6 +60,17 @@ def test_a_wish_that_cannot_be_met_ends_the_build(plan):
         plan("gpu", FREE)
 
 
+def test_an_older_setuptools_is_named(monkeypatch):
+    """It would fail over pyproject.toml; the README's line asks for a newer one."""
+    setuptools = pytest.importorskip("setuptools")
+    monkeypatch.setattr(setuptools, "__version__", "65.5.0")
+    with pytest.raises(SystemExit, match=r"expected setuptools 77 or later, got 65.5.0 \(pip install 'setuptools>=77'\)"):
+        program("setup.py")
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if "pip install" in line and "setuptools" in line]
+    assert lines
+    assert all('"setuptools>=77"' in line for line in lines)
+
+
 @pytest.mark.parametrize("name", backends.LIBRARIES.values())
 def test_a_library_depends_on_the_stable_abi_alone(wheel, name):
     """No C++ symbol of torch, c10 or at, and no Python."""

@@ -53,6 +53,7 @@ def test_it_survives_sigkill_at_any_moment(tmp_path):
     assert kills == 3
     assert cli.main(["train", "--resume", str(path)]) == 0
     assert numbers(out) == numbers(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "cut", "cut.pt"}, "half a file, or a lock"
     assert json.loads((out / "results.json").read_text())["complete"] is True
 
 

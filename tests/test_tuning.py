@@ -86,7 +86,7 @@ def test_processes_add_to_one_file(runs, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 0, "kept": {}}', '{"format": 1}', '{"format": 1, "kept": []}', "\x00"]
+    "text", ["", "{", "[]", '{"format": 0, "kept": {}}', '{"format": 1}', '{"format": 1, "kept": []}', "\x00", 10**5 * "["]
 )
 def test_a_file_that_is_not_ours_is_ignored_and_named(runs, folder, text):
     folder.mkdir(parents=True)
@@ -95,6 +95,13 @@ def test_a_file_that_is_not_ours_is_ignored_and_named(runs, folder, text):
     with wk.autotune(), pytest.warns(UserWarning, match=r"cpu-sm_80.json: ignored, expected what autotuning keeps"):
         assert pick(runs) == (LARGE, 128)
     assert tuning.read(path) == {"p": [64, 16, 16, 4, 2, 128]}
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(runs, folder):
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "cpu-sm_80.json")
+    with wk.autotune(), pytest.warns(UserWarning, match=r"cpu-sm_80.json: ignored, .* got no regular file"):
+        assert pick(runs) == (LARGE, 128)
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda some: st.lists(some) | st.dictionaries(st.text(), some)))

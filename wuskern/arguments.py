@@ -22,10 +22,16 @@ def number(name: str, value: Any) -> None:
         raise TypeError(f"{name}: expected a number, got {value!r}")
 
 
-def positive(name: str, value: Any) -> None:
+def positive(name: str, value: Any, infinite: bool = False) -> None:
+    """``infinite``: whether infinity is one, too."""
     number(name, value)
-    if not value > 0:
+    if not value > 0 or (value == math.inf and not infinite):
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
+def flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def share(name: str, value: Any) -> None:

@@ -3,35 +3,51 @@
 import argparse
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wuskern import explain
-from wuskern.train.command import add_arguments, methods_help, plain, prepare
+from wuskern.train.command import Parser, add_arguments, command_line, methods_help, output_of, plain, prepare
 
 if TYPE_CHECKING:
     from wuskern.doctor import Report
 
 BROKEN, INTERRUPTED = 1, 130  # the latter is the shell's exit code of a program ended by Ctrl-C
+LONGEST = 10**8  # seconds that one process waits for another: three years
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parsed(argv)
         if getattr(arguments, "recipe", None) is not None:
             argv = _with_recipe(arguments, argv)
-            arguments = _parser().parse_args(argv)
+            arguments = _parsed(argv)
         if getattr(arguments, "resume", None) is not None:
             arguments = _resumed(arguments, argv)
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()  # what cannot be written is said here, and not as Python ends
+        return code
     except KeyboardInterrupt:
         print("wuskern: interrupted", file=sys.stderr)
         return INTERRUPTED
     except WrongInput as error:
         print(f"wuskern: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, and the like: files are as they were before
+        _give_up_output()
+        print(f"wuskern: {error}", file=sys.stderr)
+        return BROKEN
+
+
+def _give_up_output() -> None:
+    """Python would try once more to write what standard output did not take, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class WrongInput(Exception):
@@ -48,8 +64,13 @@ def _input(what: str = "") -> Iterator[None]:
         raise WrongInput(what + reason[0]) from error
 
 
-def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="wuskern", description="Training without the weight gradients nobody will use.")
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    with _input():
+        return _parser().parse_args(argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="wuskern", description="Training without the weight gradients nobody will use.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     doctor = commands.add_parser("doctor", help="print what runs here, and why")
@@ -64,7 +85,6 @@ def _parser(**train_defaults: Any) -> argparse.ArgumentParser:
     )
     train.set_defaults(command=_train)
     add_arguments(train)
-    train.set_defaults(**train_defaults)
 
     recipes = commands.add_parser("recipes", help="list the experiments that come with wuskern, one per paper")
     recipes.set_defaults(command=_recipes)
@@ -98,6 +118,8 @@ def _train(arguments: argparse.Namespace) -> int:
         device = processes.usable_device(arguments.device)
         if not 0 < arguments.dist_timeout < math.inf:
             raise ValueError(f"--dist-timeout: expected a positive number, got {arguments.dist_timeout}")
+        if arguments.dist_timeout > LONGEST:
+            raise ValueError(f"--dist-timeout: expected at most {LONGEST}, got {arguments.dist_timeout}")
     try:
         with processes.group(device, arguments.dist_timeout):
             return _train_on(device, arguments)
@@ -107,25 +129,31 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_on(device: str, arguments: argparse.Namespace) -> int:
+    from wuskern.train import processes
+
     with _input():
         prepared = prepare(arguments, device)
         if arguments.resume is not None:
             with _input("--resume: "):
                 prepared.resume(arguments.state)
-            del arguments.state
         prepared.warm_up()
-    with _input("--out: "):
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    with _input("--checkpoint: "):
-        prepared.save_checkpoint()
-    return 0 if prepared.run() else INTERRUPTED
+    output = output_of(arguments)
+    arguments.state = None
+    with contextlib.ExitStack() as held:
+        with _input():
+            claimed = output.claimed(prepared.epochs_at_most, prepared.state_bytes)
+            processes.by_first(lambda: held.enter_context(claimed))
+        with _input("--checkpoint: "):
+            prepared.save_checkpoint()
+        return 0 if prepared.run() else INTERRUPTED
 
 
 def _recipes(_: argparse.Namespace) -> int:
     from wuskern.train import recipes
 
     with _input():
-        print("\n\n".join(recipe.describe() for recipe in recipes.shipped()))
+        text = "\n\n".join(recipe.describe() for recipe in recipes.shipped())
+    print(text)
     return 0
 
 
@@ -135,7 +163,12 @@ def _with_recipe(given: argparse.Namespace, argv: Sequence[str] | None) -> list[
 
     command, *own = sys.argv[1:] if argv is None else argv
     with _input():
-        return [command, *recipes.load(given.recipe).arguments(on_cifar=given.data_dir is not None), *own]
+        recipe = recipes.load(given.recipe)
+        words = recipe.arguments(on_cifar=given.data_dir is not None)
+        out = next((word for word in words if word.startswith("--out=")), None)
+        if out and not recipe.shipped and given.overwrite and not any(word.split("=")[0] == "--out" for word in own):
+            raise ValueError(f"--overwrite: expected --out with it, since {given.recipe} says {out}")
+        return [command, *words, *own]
 
 
 def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,12 +178,15 @@ def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.
 
     with _input():
         state = checkpoint.load(given.resume)
-        recorded = state["arguments"]
-        if (there := recorded.get("processes", 1)) != planned():
+        recorded = dict(state["arguments"])
+        if (there := recorded.pop("processes", 1)) != planned():
             raise ValueError(f"--resume: expected {there} processes as in {given.resume}, got {planned()}")
-        arguments = _parser(**recorded).parse_args(argv)
+        command, *own = sys.argv[1:] if argv is None else argv
+        with _input(f"--resume: {given.resume}: "):
+            words = command_line(recorded)
+        arguments = _parsed([command, *words, *own])
         for name, there in recorded.items():
-            if (here := plain(getattr(arguments, name, None))) != there:
+            if (here := plain(getattr(arguments, name))) != there:
                 raise ValueError(f"--{name.replace('_', '-')}: expected {there} as in {given.resume}, got {here}")
     arguments.checkpoint = given.checkpoint or given.resume
     arguments.state = state

@@ -38,7 +38,7 @@ def read(path: Path) -> tuple[Point, ...]:
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']}")
         return tuple(Point(Product(**row["product"]), tuple(row["seconds"].items())) for row in found["points"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected a table of format {FORMAT}, got {error}") from error
 
 

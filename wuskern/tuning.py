@@ -121,12 +121,14 @@ def file_of(device: torch.device) -> Path:
 def read(path: Path) -> dict[str, list[int]]:
     """What was kept; nothing, and a warning that names the file, where it is not one of ours."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("no regular file")
         found = json.loads(path.read_text())
         if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("kept"), dict):
             raise ValueError(f"no mapping of format {FORMAT}")
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         warnings.warn(f"{path}: ignored, expected what autotuning keeps, got {error}", stacklevel=2)
         return {}
     return dict(found["kept"])

@@ -240,6 +240,7 @@ def test_the_hook_can_be_taken_away():
         (dict(warmup=-1), ValueError, "warmup: expected at least 0, got -1"),
         (dict(threshold=math.nan), ValueError, "threshold: expected a positive number, got nan"),
         (dict(threshold="high"), TypeError, "threshold: expected a number, got 'high'"),
+        (dict(threshold=math.inf), ValueError, "threshold: expected a positive number, got inf"),
         (dict(guard=0), ValueError, "guard: expected a positive number, got 0"),
     ],
 )
@@ -263,6 +264,26 @@ def test_a_bad_metric_changes_nothing(metric, error, message):
     before = policy.state_dict()
     with pytest.raises(error, match=message):
         policy.step(metric)
+    assert str(policy.state_dict()) == str(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"history": "x"}, "history: expected a number, got 'x'"),
+        ({"history": [math.nan]}, "history: expected a finite number, got nan"),
+        ({"left": -1}, "left: expected at least 0, got -1"),
+        ({"left": None}, "left: expected a whole number, got None"),
+        ({"skipping": 1}, "skipping: expected True or False, got 1"),
+        ({"entry": "x"}, "entry: expected a number, got 'x'"),
+    ],
+)
+def test_the_state_of_something_else_changes_nothing(change, message):
+    policy = WUS(model(), warmup=0, window=1)
+    policy.step(0.5)
+    before = policy.state_dict()
+    with pytest.raises((ValueError, TypeError), match=message):
+        policy.load_state_dict(before | {"history": [0.1], "skipping": True} | change)
     assert str(policy.state_dict()) == str(before)
 
 

@@ -1,6 +1,7 @@
 """An interrupted experiment that continues is the uninterrupted one, bit for bit; other files are refused."""
 
 import os
+import zipfile
 from dataclasses import fields, replace
 
 import pytest
@@ -10,6 +11,7 @@ from tests.train.test_loop import WINDOWS, WUS, Run, settings
 from wuskern.train import checkpoint, data, files, loop
 from wuskern.train.experiment import Experiment
 from wuskern.train.methods import parse
+from wuskern.train.phases import PHASES
 
 RANDOM = "meprop:ratio=.3:score=random"  # draws in each backward
 WUSLR = f"wus+lr{WINDOWS}"
@@ -149,7 +151,7 @@ def test_a_control_continues_too(tmp_path, digits, monkeypatch):
 def timed(train):
     def by_mode(self):
         *found, _ = train(self)
-        return *found, {"fprop": 0.5 if self.mode == "skip" else 1.0}
+        return *found, dict.fromkeys(PHASES, 0.0) | {"fprop": 0.5 if self.mode == "skip" else 1.0}
 
     return by_mode
 
@@ -172,10 +174,13 @@ def test_a_constant_rate_makes_the_control_the_start_of_the_dense_run(tmp_path, 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+CONTENT = {"experiment": "0", "arguments": {"lr": 0.1}, "data": 7, "finished": [], "runs": []}
+
+
 @pytest.fixture
 def good(tmp_path):
     path = tmp_path / "good.pt"
-    checkpoint.save(path, arguments={"lr": 0.1}, data=7, finished=[], runs=[{"weight": torch.arange(500.0)}])
+    checkpoint.save(path, **CONTENT | {"runs": [{"weight": torch.arange(500.0)}]})
     return path
 
 
@@ -189,7 +194,7 @@ def test_a_write_that_fails_leaves_the_file_before_it(good, monkeypatch):
     before = good.read_bytes()
     monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError, match="no space"):
-        checkpoint.save(good, arguments={}, data=0, finished=[], runs=[])
+        checkpoint.save(good, **CONTENT)
     assert good.read_bytes() == before
     assert os.listdir(good.parent) == [good.name]
 
@@ -200,7 +205,7 @@ def test_it_is_on_disk_before_it_takes_the_name(good, monkeypatch):
     fsync, move = os.fsync, os.replace
     monkeypatch.setattr(files.os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
     monkeypatch.setattr(files.os, "replace", lambda *names: (calls.append("replace"), move(*names)))
-    checkpoint.save(good, arguments={}, data=0, finished=[], runs=[])
+    checkpoint.save(good, **CONTENT)
     assert calls == ["fsync", "replace"]
 
 
@@ -228,10 +233,16 @@ class Sly:
     [
         ({"weight": torch.zeros(2)}, "expected a checkpoint of wuskern train, got .*something else"),
         ([1, 2], "expected a checkpoint of wuskern train"),
-        (Sly(), "expected a checkpoint that can be read"),
-        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 2, got 1"),
-        ({"format": "wuskern train", "layout": 2, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
-        ({"format": "wuskern train", "layout": 2, "torch": "2.13.0", "runs": []}, "expected a checkpoint with arguments, data"),
+        (
+            Sly(),
+            r"expected a checkpoint that can be read, got '.*a.pt' \(it holds more than tensors and plain data: loading that",
+        ),
+        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 3, got 1"),
+        ({"format": "wuskern train", "layout": 3, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
+        (
+            {"format": "wuskern train", "layout": 3, "torch": "2.13.0", "runs": []},
+            "expected a checkpoint with experiment, arguments, data",
+        ),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, monkeypatch, content, message):
@@ -240,6 +251,20 @@ def test_foreign_files_are_refused(tmp_path, monkeypatch, content, message):
     with pytest.raises(ValueError, match=f"--resume: {message}"):
         checkpoint.load(tmp_path / "a.pt")
     assert not os.path.exists("sly")
+
+
+def test_what_says_that_it_holds_more_than_it_does_is_not_unpacked(good):
+    """64 MiB of zeros in some KiB."""
+    with zipfile.ZipFile(good, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2**26))
+    assert good.stat().st_size < 2**17
+    with pytest.raises(ValueError, match="damaged: it says that it holds more than it does"):
+        checkpoint.load(good)
+
+
+def test_its_size_is_known_before_it_is_written(good):
+    content = CONTENT | {"runs": [{"weight": torch.arange(500.0)}]}
+    assert 500 * 4 < checkpoint.size(**content) == pytest.approx(good.stat().st_size, abs=500)
 
 
 def test_other_data_are_refused(tmp_path, digits, monkeypatch):

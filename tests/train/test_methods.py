@@ -92,11 +92,40 @@ def test_frozen_follows_its_leader():
         ("meprop:k", "--policy: expected meprop with .*, got 'k'"),
         ("sieve:seed=1", "--policy: expected sieve with keep=, rate=, interval=, once=, got 'seed=1'"),
         ("wus:optimizer=1", "--policy: expected wus with mode=, .*, got 'optimizer=1'"),
+        ("wus:window=2:window=3", "--policy: expected window= once, got 'wus:window=2:window=3'"),
+        ("wus:window=", "--policy: expected wus with mode=, .*, got 'window='"),
+        ("sieve:once=1", "--policy: expected sieve:once=true or false, got 'once=1'"),
+        ("ssprop:linear=none", "--policy: expected ssprop:linear=true or false, got 'linear=none'"),
     ],
 )
 def test_what_cannot_be_read_is_named(text, message):
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wus:threshold=inf", "threshold: expected a positive number, got inf"),
+        ("wus:threshold=1e400", "threshold: expected a positive number, got inf"),
+        ("wus+lr:threshold=nan", "threshold: expected a positive number, got nan"),
+        ("sieve:keep=1e-9", "keep: expected to leave at least 2 of 50 samples, got 1e-09"),
+        ("sieve:keep=.03:once=true", "keep: expected to leave at least 2 of 50 samples, got 0.03"),
+        ("spfde:keep=1e-9", "keep: expected to leave at least 2 of 50 samples, got 1e-09"),
+        ("spfde:epochs=none", "epochs: expected a whole number, got None"),
+        ("spfde:power=inf", "power: expected a positive number, got inf"),
+        ("mest:switches=none", "switches: expected a list of numbers, got None"),
+        ("mest:switches=inf", "switches: expected a positive number, got inf"),
+        ("mest:switches=nan/1", "switches: expected a positive number, got nan"),
+    ],
+)
+def test_nonsense_is_named(text, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        built(text)
+
+
+def test_a_guard_may_be_without_end():
+    assert built("wus:guard=inf").policy.guard == float("inf")
 
 
 def test_every_part_is_described_with_its_defaults():

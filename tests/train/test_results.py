@@ -10,7 +10,7 @@ from wuskern.train import files, results
 
 
 def save(path, records, complete=False):
-    results.save(path, {"epochs": 4}, "cpu", 100, records, {"wus": 7}, complete)
+    results.save(path, "of this", {"epochs": 4}, "cpu", 100, records, {"wus": 7}, complete)
     return json.loads(path.read_text())
 
 
@@ -45,6 +45,6 @@ def test_file_is_whole_or_absent(tmp_path, monkeypatch):
     before = path.read_text()
     monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        results.save(path, {}, "cpu", 100, [], {}, complete=True)
+        results.save(path, "of this", {}, "cpu", 100, [], {}, complete=True)
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]

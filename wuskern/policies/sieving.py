@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from wuskern.arguments import check_keys, number, share, whole
+from wuskern.arguments import check_keys, flag, number, share, whole
 
 UNSEEN, WRONG, RIGHT = range(3)
 
@@ -31,7 +31,7 @@ class SievingSampler(Sampler[int]):
 
     Args:
         size: of the data set.
-        keep: the share that is trained on, over 0 and up to 1.
+        keep: the share that is trained on, up to 1; at least one sample is.
         rate: the share of those that is exchanged, from 0 to 1; no more than are left out.
         interval: epochs between two exchanges. once: exchange nothing, but train on everything for ``interval`` epochs, then
             remove ``1 - keep`` of the samples for good (MEST).
@@ -60,6 +60,7 @@ class SievingSampler(Sampler[int]):
     ) -> None:
         whole("size", size)
         share("keep", keep)
+        flag("once", once)
         number("rate", rate)
         if not 0 <= rate <= 1:
             raise ValueError(f"rate: expected a number from 0 to 1, got {rate!r}")

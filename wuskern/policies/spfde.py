@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import check_keys
+from wuskern.arguments import check_keys, whole
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import ProgressiveFreezing
 from wuskern.policies.recorded_run import Example
@@ -63,6 +63,7 @@ class SpFDE(Compose):
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        whole("epochs", epochs)
         self.sampler = SievingSampler(samples, keep=keep, rate=rate, interval=sieve_interval, seed=seed, rank=rank, world=world)
         self.freezing = ProgressiveFreezing(
             model,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import check_keys, one_of, share, whole
+from wuskern.arguments import check_keys, flag, one_of, share, whole
 from wuskern.choices import TopK
 from wuskern.modules import SkippableConv2d
 from wuskern.policies.base import Policy, Wants
@@ -64,6 +64,7 @@ class SsProp(Policy):
     ) -> None:
         super().__init__(model)
         share("ratio", ratio)
+        flag("linear", linear)
         one_of("schedule", schedule, SCHEDULES)
         one_of("unit", unit, UNITS)
         descends = schedule in ("linear", "cosine")

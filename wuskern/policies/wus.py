@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import check_keys, finite, one_of, positive, whole
+from wuskern.arguments import check_keys, finite, flag, number, one_of, positive, whole
 from wuskern.policies.base import Policy, Wants
 
 
@@ -76,7 +76,7 @@ class WUS(Policy):
         whole("cooldown", cooldown, 1)
         whole("warmup", warmup, 0)
         positive("threshold", threshold)
-        positive("guard", guard)
+        positive("guard", guard, infinite=True)
         self.mode, self.threshold, self.window, self.patience = mode, threshold, window, patience
         self.cooldown, self.warmup, self.guard, self.statistic = cooldown, warmup, guard, statistic
 
@@ -119,8 +119,12 @@ class WUS(Policy):
         return {"skipping": self.skipping, "left": self.left, "entry": self.entry, "history": list(self.history)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken, and sets the layers' flags. Raises ``ValueError`` for other keys."""
+        """Continues where the state was taken, and sets the layers' flags. Raises ``ValueError``, ``TypeError`` for what is no
+        such state; the policy is then unchanged."""
         check_keys(state, self.state_dict())
-        self.skipping, self.left, self.entry = state["skipping"], state["left"], state["entry"]
-        self.history = list(state["history"])
+        flag("skipping", state["skipping"])
+        whole("left", state["left"], 0)
+        number("entry", state["entry"])
+        history = [finite("history", metric) for metric in state["history"]]
+        self.skipping, self.left, self.entry, self.history = state["skipping"], state["left"], state["entry"], history
         self.apply()

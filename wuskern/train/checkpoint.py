@@ -1,16 +1,19 @@
 """The file that an interrupted experiment continues from."""
 
+import io
+import os
+import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from wuskern.doctor import package_version
-from wuskern.train.files import replacing
+from wuskern.train.files import opened, replacing
 
-FORMAT, LAYOUT = "wuskern train", 2  # a change of what the file holds is another layout
-CONTENT = {"arguments": dict, "data": int, "finished": list, "runs": list}
+FORMAT, LAYOUT = "wuskern train", 3  # a change of what the file holds is another layout
+CONTENT = {"experiment": str, "arguments": dict, "data": int, "finished": list, "runs": list}
 
 
 def save(path: Path, **content: Any) -> None:
@@ -20,21 +23,36 @@ def save(path: Path, **content: Any) -> None:
         torch.save(versions | content, handle)
 
 
+def size(**content: Any) -> int:
+    """The bytes of a file with that content, nearly."""
+    counted = _Counted()
+    torch.save(content, counted)
+    return counted.bytes
+
+
+class _Counted(io.BytesIO):
+    """Takes everything and keeps nothing."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.bytes += len(data)
+        return len(data)
+
+
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` was given. Runs no code of the file.
+    """What ``save`` was given, and as ``written`` when that was, in nanoseconds. Runs no code of the file.
 
     Raises:
         ValueError: no such file, a damaged one, one of another program or layout, or of another major version of torch.
     """
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()  # torch.load does not compare checksums
-        if damaged:
-            raise ValueError(f"damaged: {damaged}")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path) as handle:
+            written = os.fstat(handle.fileno()).st_mtime_ns
+            _check_archive(handle)
+            content = torch.load(handle, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"--resume: expected a checkpoint that can be read, got {str(path)!r} ({reason})") from error
+        raise ValueError(f"--resume: expected a checkpoint that can be read, got {str(path)!r} ({_reason(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"--resume: expected a checkpoint of {FORMAT}, got {str(path)!r}, which is something else")
     for name, here in (("layout", LAYOUT), ("torch", torch.__version__)):
@@ -44,7 +62,26 @@ def load(path: Path) -> dict[str, Any]:
             )
     if not all(isinstance(content.get(name), kind) for name, kind in CONTENT.items()):
         raise ValueError(f"--resume: expected a checkpoint with {', '.join(CONTENT)}, got {str(path)!r} with less")
-    return {name: content[name] for name in CONTENT}
+    return {name: content[name] for name in CONTENT} | {"written": written}
+
+
+def _check_archive(handle: BinaryIO) -> None:
+    """Checksums, which torch.load does not compare, and that nothing in it is packed: it could be packed without end."""
+    with zipfile.ZipFile(handle) as archive:
+        if sum(each.file_size for each in archive.infolist()) > os.fstat(handle.fileno()).st_size:
+            raise ValueError("damaged: it says that it holds more than it does")
+        if damaged := archive.testzip():
+            raise ValueError(f"damaged: {damaged}")
+    handle.seek(0)
+
+
+def _reason(error: Exception) -> str:
+    """Torch's own words on a refused pickle advise to load it all the same."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors and plain data: loading that could run code, and no checkpoint of wuskern has it"
+    if isinstance(error, zipfile.BadZipFile):
+        return "it is no file of torch.save, or only the beginning of one"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _major(version: Any) -> str:

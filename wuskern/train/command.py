@@ -4,14 +4,25 @@ import argparse
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from wuskern.arguments import one_of
 
 if TYPE_CHECKING:
     from wuskern.train.experiment import Experiment
+    from wuskern.train.output import Output
 
 NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "recipe", "state", "dist_timeout"}  # not about the training
+
+
+class Parser(argparse.ArgumentParser):
+    """One that takes names in full, and raises ``ValueError``, with one line, for what is wrong."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{' '.join(message.split())} (see {self.prog} --help)")
 
 
 def add_arguments(train: argparse.ArgumentParser) -> None:
@@ -68,15 +79,21 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
         "--dist-timeout", type=float, default=600, metavar="SECONDS", help="under torchrun: how long to wait for a process"
     )
     output = train.add_argument_group("output")
-    output.add_argument("--out", type=Path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
+    output.add_argument("--out", type=_path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
     output.add_argument("--memory", action="store_true", help="measure the peak memory of a step, by PyTorch's profiler")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
     output.add_argument(
-        "--checkpoint", type=Path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
+        "--checkpoint", type=_path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
     )
     output.add_argument(
-        "--resume", type=Path, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
+        "--resume", type=_path, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
     )
+
+
+def _path(text: str) -> Path:
+    if not text:  # of a shell's variable that is not set; it would be the current folder
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
 
 
 def methods_help() -> str:
@@ -111,14 +128,11 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     for name in ("width", "lr"):
         if not 0 < getattr(a, name) < math.inf:
             raise ValueError(f"--{name}: expected a positive number, got {getattr(a, name)}")
-    for name in ("momentum", "weight_decay"):
-        if not 0 <= getattr(a, name) < math.inf:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0, got {getattr(a, name)}")
-    for name in (experiment.RESULTS, experiment.PICTURE, experiment.FRONT):
-        if (a.out / name).exists() and not a.overwrite and a.resume is None:
-            raise ValueError(f"--out: expected a directory without {name} (or --overwrite), got {a.out}")
-    if a.checkpoint is not None and a.checkpoint != a.resume and a.checkpoint.exists() and not a.overwrite:
-        raise ValueError(f"--checkpoint: expected a new file (or --overwrite, or --resume to continue), got {a.checkpoint}")
+    if not 0 <= a.momentum < 1:
+        raise ValueError(f"--momentum: expected a number from 0 and under 1, got {a.momentum}")
+    if not 0 <= a.weight_decay < math.inf:
+        raise ValueError(f"--weight-decay: expected a number from 0, got {a.weight_decay}")
+    processes.by_first(output_of(a).check)
 
     own = {field.name: getattr(a, field.name) for field in fields(settings.Settings) if field.name != "device"}
     made = settings.Settings(**own, device=device)
@@ -131,6 +145,40 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     if world > 1:
         recorded["processes"] = world
     return experiment.Experiment(made, chosen, a.seeds, samples, a.out, recorded, a.checkpoint, measure_memory=a.memory)
+
+
+def output_of(a: argparse.Namespace) -> "Output":
+    """Where the experiment of these arguments writes."""
+    from wuskern.train.output import Output
+
+    read = [Path(name) for name in (a.data, a.recipe) if name is not None and Path(name).suffix]
+    if a.resume is None:
+        return Output(a.out, a.checkpoint, a.overwrite, read=tuple(read))
+    return Output(a.out, a.checkpoint, a.overwrite, a.resume, a.state["written"], a.state["experiment"], tuple(read))
+
+
+def command_line(recorded: dict[str, Any]) -> list[str]:
+    """The arguments that ``prepare`` recorded, but the number of processes, as a user writes them.
+
+    Raises:
+        ValueError: what it recorded of no experiment.
+    """
+    train = Parser(prog="wuskern train")
+    add_arguments(train)
+    names = vars(train.parse_args([])).keys() - NOT_RECORDED
+    if recorded.keys() != names:
+        raise ValueError(f"expected the arguments {', '.join(sorted(names))}, got others")
+    words = []
+    for name, value in recorded.items():
+        flag = f"--{name.replace('_', '-')}"
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(f"{flag}: expected a number or text, got {type(value).__name__}")
+        if value is not None and value is not False:
+            words.append(flag if value is True else f"{flag}={value}")
+    for name, here in vars(train.parse_args(words)).items():
+        if name in names and (type(plain(here)), plain(here)) != (type(recorded[name]), recorded[name]):
+            raise ValueError(f"expected {name} as a command line gives it, got {recorded[name]!r}")
+    return words
 
 
 def plain(value: Any) -> Any:

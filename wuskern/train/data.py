@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wuskern.arguments import whole
 from wuskern.train import text
+from wuskern.train.files import opened
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_IMAGES = 360
@@ -97,7 +98,7 @@ def load(source: str, folder: str | None = None, *, context: int = 64, limit: in
 
 def _npz(source: str, path: Path) -> Data:
     try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+        with opened(path) as handle, np.load(handle, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file.files]
             if missing:
                 raise ValueError(f"--data: expected the arrays {', '.join(ARRAYS)} in {source}, got no {', '.join(missing)}")
@@ -105,7 +106,9 @@ def _npz(source: str, path: Path) -> Data:
     except Exception as error:  # a damaged archive can raise nearly anything
         if str(error).startswith("--data"):
             raise
-        raise ValueError(f"--data: expected a readable .npz file of plain arrays, got {source!r}: {error}") from error
+        # NumPy's own words on a refused pickle advise to load it all the same.
+        reason = "it holds Python objects: loading those could run code" if "pickle" in str(error) else str(error)
+        raise ValueError(f"--data: expected a readable .npz file of plain arrays, got {source!r}: {reason}") from error
 
     x_train, x_test = (_images(name, arrays[name]) for name in ("x_train", "x_test"))
     y_train, y_test = (_labels(name, arrays[name]) for name in ("y_train", "y_test"))

@@ -4,7 +4,9 @@ Then each method's control: dense training over as many epochs as take the metho
 """
 
 import contextlib
+import copy
 import functools
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +19,11 @@ from wuskern.train.controls import epochs_in_the_time_of
 from wuskern.train.data import Data
 from wuskern.train.loop import Run
 from wuskern.train.methods import DENSE, Method
+from wuskern.train.output import FRONT, PICTURE, RESULTS
 from wuskern.train.picture import draw, draw_front
 from wuskern.train.records import Epoch, Record
 from wuskern.train.settings import Settings
 
-RESULTS, PICTURE, FRONT = "results.json", "accuracy.png", "front.png"
 WARM_UP_STEPS = 12
 
 
@@ -39,8 +41,8 @@ class Group:
 class Experiment:
     """``warm_up``, then ``run``, which trains everything and keeps ``out/results.json`` valid after every round of epochs.
 
-    ``checkpoint``: a file that ``resume`` can continue from, replaced after every round as well. Of several processes the first
-    one writes and speaks.
+    ``checkpoint``: a file that ``resume`` can continue from, replaced after every round as well. ``identity`` tells an
+    experiment from all others, of the same arguments too. Of several processes the first one writes and speaks.
     """
 
     settings: Settings
@@ -55,6 +57,8 @@ class Experiment:
     runs: list[Run] = field(default_factory=list)  # of the group that is not
     measure_memory: bool = False
     peaks: dict[str, int] = field(default_factory=dict)  # bytes of a step at the start, by method
+    identity: str = field(default_factory=lambda: secrets.token_hex(16))
+    state_bytes: int = 0  # of a checkpoint with all methods' runs; after ``warm_up``, where one is asked for
 
     def __post_init__(self) -> None:
         self.first = processes.rank() == 0
@@ -71,8 +75,18 @@ class Experiment:
     def records(self) -> list[Record]:
         return self.finished + [run.record for run in self.runs]
 
+    @property
+    def epochs_at_most(self) -> int:
+        """Of all runs, those of controls with them."""
+        controls = len(self.methods) - 1 if self.methods[0].label == DENSE else 0
+        return self.seeds * (len(self.methods) + controls) * self.settings.epochs
+
     def run(self) -> bool:
-        """Trains what is left and reports. Returns False when Ctrl-C ended it early; what was done is then reported."""
+        """Trains what is left and reports. Returns False when Ctrl-C ended it early; what was done is then reported.
+
+        Raises:
+            NotWritten: a file could not be written. It is as it was a round before, and the others are up to date.
+        """
         done = sum(len(record.epochs) for record in self.records)
         controls = sum(record.planned for record in self.finished if record.planned < self.settings.epochs)
         total = self.seeds * len(self.methods) * self.settings.epochs + controls
@@ -91,19 +105,12 @@ class Experiment:
         """Two thrown-away short epochs of all methods at once, in both modes, with nothing written: no run then pays for
         the libraries' first calls, or for memory that the process did not have yet. Wrong arguments show here. With
         ``measure_memory`` each then takes a step that its peak memory is read from."""
-        few = WARM_UP_STEPS * self.settings.batch
-        data = replace(self.data, x_train=self.data.x_train[:few], y_train=self.data.y_train[:few])
-        runs = [Run(method, self.settings, data, seed=0) for method in self.methods]
-        for skip in (False, True):
-            for run in runs:
-                if run.built.wus is not None:
-                    run.built.wus.skipping = skip
-                    run.built.wus.apply()
-                run.epoch()
-        for run in runs:
-            run.close()
+        runs = [Run(method, self.settings, self.data, seed=0) for method in self.methods]
+        _try(runs)
+        if self.checkpoint is not None:
+            self.state_bytes = checkpoint.size(runs=[run.state_dict() for run in runs])
         for method in self.methods if self.measure_memory else ():
-            with contextlib.closing(Run(method, self.settings, data, seed=0)) as run:
+            with contextlib.closing(Run(method, self.settings, self.data, seed=0)) as run:
                 self.peaks[method.label] = run.peak_bytes()
 
     # ---- what is left to train --------------------------------------------------------------------------------------
@@ -149,8 +156,10 @@ class Experiment:
                 epoch = run.epoch()
                 bar.update()
                 self.say(_line(run, epoch))
-            self._save(complete=False)
-            self.save_checkpoint()
+            try:
+                self._save(complete=False)
+            finally:  # what one file cannot take, the other one has
+                self.save_checkpoint()
         for run in self.runs:
             run.close()
         self.finished, self.runs = self.records, []
@@ -173,6 +182,7 @@ class Experiment:
         if self.first:
             checkpoint.save(
                 self.checkpoint,
+                experiment=self.identity,
                 arguments=self.arguments,
                 data=self.data_checksum,
                 finished=[record.state_dict() for record in self.finished],
@@ -182,16 +192,54 @@ class Experiment:
     def resume(self, state: dict[str, Any]) -> None:
         """Continues where a checkpoint of the same arguments was written.
 
+        Whatever the file holds, it either trains on or is refused here: a copy is tried first.
+
         Raises:
-            ValueError: the data have changed since.
+            ValueError: the data have changed since, or the state is that of no such experiment.
         """
         if state["data"] != self.data_checksum:
             raise ValueError(f"expected the data of the interrupted run, got others from {self.data.name}")
+        try:
+            replace(self, finished=[], runs=[])._rehearse(copy.deepcopy(state))
+        except ValueError:
+            raise
+        except Exception as error:  # what is made up can raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"expected a state that training can continue from, got another ({reason})") from error
+        self._take(state)
+
+    def _rehearse(self, state: dict[str, Any]) -> None:
+        """A few steps and a report."""
+        self._take(state)
+        _try(self.runs)
+        rows = summary.summarise(self.records, self.data.y_test.numel())
+        summary.table(rows)
+        summary.verdict(rows, self.data.y_test.numel())
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.identity = state["experiment"]
         self.finished = [Record.from_state(record) for record in state["finished"]]
-        if state["runs"]:
-            self.runs = self._start(next(self._groups()))
-            for run, run_state in zip(self.runs, state["runs"], strict=True):
-                run.load_state_dict(run_state)
+        self._check_finished()
+        if not state["runs"]:
+            return
+        group = next(self._groups(), None)
+        if group is None or len(state["runs"]) != len(group.methods):
+            raise ValueError(f"expected the runs of {len(group.methods) if group else 0} methods, got {len(state['runs'])}")
+        self.runs = self._start(group)
+        for run, run_state in zip(self.runs, state["runs"], strict=True):
+            run.load_state_dict(run_state)
+        if len({len(run.epochs) for run in self.runs}) > 1:
+            raise ValueError("expected runs that have taken turns, got some with more epochs than others")
+
+    def _check_finished(self) -> None:
+        """All methods of a seed, or none, and controls."""
+        epochs, found = self.settings.epochs, {record.key for record in self.finished}
+        begun = {seed for _, seed, _ in found}
+        wanted = {(method.label, seed, epochs) for method in self.methods for seed in begun}
+        controls = {key for key in found - wanted if key[0] == DENSE and key[2] < epochs}
+        complete = all(record.complete for record in self.finished)
+        if found != wanted | controls or not begun <= set(range(self.seeds)) or not complete:
+            raise ValueError(f"expected whole runs of {len(self.methods)} methods by seed, got {sorted(found)}")
 
     # ---- reports ----------------------------------------------------------------------------------------------------
 
@@ -200,22 +248,45 @@ class Experiment:
         rows = summary.summarise(self.records, test_labels)
         if not rows:
             return
-        self._save(complete)
-        picture = self.out / PICTURE
-        if self.first:
-            title = f"{self.settings.model} on {self.data.name}"
-            draw(picture, title, self.records)
-            draw_front(self.out / FRONT, title, rows)
-        self.say("\n" + summary.table(rows))
-        self.say(summary.LEGEND)
-        if verdict := summary.verdict(rows, test_labels):
-            self.say(verdict)
-        self.say(f"results: {self.out / RESULTS}\npicture: {picture}")
+        try:
+            self._save(complete)
+            if self.first:
+                title = f"{self.settings.model} on {self.data.name}"
+                draw(self.out / PICTURE, title, self.records)
+                draw_front(self.out / FRONT, title, rows)
+        finally:  # is said, whether it can be written or not
+            self.say("\n" + summary.table(rows))
+            self.say(summary.legend(rows))
+            if verdict := summary.verdict(rows, test_labels):
+                self.say(verdict)
+        self.say(f"results: {self.out / RESULTS}\npicture: {self.out / PICTURE}")
 
     def _save(self, complete: bool) -> None:
-        path, device = self.out / RESULTS, self.settings.device
         if self.first:
-            results.save(path, self.arguments, device, self.data.y_test.numel(), self.records, self.peaks, complete)
+            results.save(
+                self.out / RESULTS,
+                self.identity,
+                self.arguments,
+                self.settings.device,
+                self.data.y_test.numel(),
+                self.records,
+                self.peaks,
+                complete,
+            )
+
+
+def _try(runs: list[Run]) -> None:
+    """Two short epochs of all, in both modes. What cannot train shows here. The runs are for nothing else afterwards."""
+    with contextlib.ExitStack() as closing:
+        for run in runs:
+            closing.callback(run.close)
+            run.limit = WARM_UP_STEPS
+        for skip in (False, True):
+            for run in runs:
+                if run.built.wus is not None:
+                    run.built.wus.skipping = skip
+                    run.built.wus.apply()
+                run.epoch()
 
 
 def _line(run: Run, epoch: Epoch) -> str:

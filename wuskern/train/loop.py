@@ -26,7 +26,7 @@ from wuskern.train.models import build
 from wuskern.train.phases import Phases
 from wuskern.train.random_state import RandomState
 from wuskern.train.records import Epoch, Record
-from wuskern.train.settings import AMP, SCHEDULES, Settings
+from wuskern.train.settings import AMP, SCHEDULES, Settings, check_states
 
 
 class Run:
@@ -42,6 +42,8 @@ class Run:
     Args:
         leader: for ``frozen``, a run of the same seed with WUS in it, whose windows it repeats.
     """
+
+    limit: int | None = None  # steps of an epoch, of a run that is thrown away
 
     def __init__(self, method: Method, settings: Settings, data: Data, seed: int, leader: "Run | None" = None) -> None:
         self.method, self.settings, self.data = method, settings, data
@@ -181,8 +183,8 @@ class Run:
     def _steps(self) -> order.Steps:
         s = self.settings
         if self.sampler is not None:
-            return order.of_sampler(self.sampler, s.batch, s.accumulate)
-        return order.shuffled(len(self.data.x_train), self.order, s.batch, s.accumulate)
+            return order.of_sampler(self.sampler, s.batch, s.accumulate)[: self.limit]
+        return order.shuffled(len(self.data.x_train), self.order, s.batch, s.accumulate)[: self.limit]
 
     def _train(self) -> tuple[float, float, int, int, dict[str, float]]:
         """Loss and accuracy over the epoch's samples, steps, samples, seconds by phase."""
@@ -286,9 +288,9 @@ class Run:
         self.record = record
         fit_(self.model, state["model"])  # a method may have made it smaller
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
+        check_states(self.optimizer, self.schedule, state, len(record.epochs))
+        for name in ("optimizer", "schedule", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
         for own, name in ((self.policy, "policy"), (self.built.separate_sampler, "sampler"), (self.prepared, "rows")):
             if own is not None:
                 own.load_state_dict(state[name])

@@ -36,6 +36,7 @@ from wuskern.policies import (
     TinyProp,
 )
 from wuskern.train.controls import Frozen
+from wuskern.train.order import LEAST
 
 DENSE = "dense"
 PARTS: dict[str, type] = {
@@ -133,7 +134,12 @@ def _part(text: str) -> Part:
     name, *arguments = text.split(":")
     if name not in PARTS:
         raise ValueError(f"--policy: expected one of {', '.join((DENSE, *PARTS))}, got {name!r}")
-    given = dict(_argument(name, argument) for argument in arguments)
+    given: dict[str, Value] = {}
+    for argument in arguments:
+        key, value = _argument(name, argument)
+        if key in given:
+            raise ValueError(f"--policy: expected {key}= once, got {text!r}")
+        given[key] = value
     for key, default in defaults(name).items():
         if default is REQUIRED and key not in given and key != "epochs":
             raise ValueError(f"--policy: expected {name}:{key}=, which has no default, got {text!r}")
@@ -143,8 +149,10 @@ def _part(text: str) -> Part:
 def _argument(name: str, text: str) -> tuple[str, Value]:
     key, equals, value = text.partition("=")
     known = defaults(name)
-    if key not in known or not equals:
+    if key not in known or not equals or not value:
         raise ValueError(f"--policy: expected {name} with {', '.join(f'{k}=' for k in known)}, got {text!r}")
+    if isinstance(known[key], bool) and value.lower() not in ("true", "false"):
+        raise ValueError(f"--policy: expected {name}:{key}=true or false, got {text!r}")
     return key, value.split("/") if key == "dense" else _value(value, isinstance(known[key], tuple))
 
 
@@ -220,6 +228,9 @@ def build(
     of_policies = [policy.sampler for policy in policies if isinstance(policy, SpFDE)]
     if len(samplers + of_policies) > 1:
         raise ValueError("--policy: expected one part that sieves data, got sieve and spfde, which does it by itself")
+    for each in samplers + of_policies:
+        if int(each.keep * samples) < LEAST * world:
+            raise ValueError(f"keep: expected to leave at least {LEAST * world} of {samples} samples, got {each.keep!r}")
     sampler, separate = next(iter(samplers + of_policies), None), next(iter(samplers), None)
     if not policies:
         return Built(None, sampler, (), separate)

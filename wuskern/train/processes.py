@@ -5,7 +5,7 @@ In a single process all of this does nothing.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
@@ -25,8 +25,28 @@ class GroupBroken(Exception):
 
 
 def planned() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun started; 1 without it.
+
+    Raises:
+        ValueError: of several processes, an environment that is not torchrun's.
+    """
+    size = _of_environment("WORLD_SIZE", 1)
+    if size > 1:
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise ValueError(f"WORLD_SIZE: expected with {', '.join(missing)}, as torchrun sets them, got {size} alone")
+        if (rank := _of_environment("RANK", 0)) >= size:
+            raise ValueError(f"RANK: expected a number under WORLD_SIZE = {size}, got {rank}")
+        for name in ("MASTER_PORT", "LOCAL_RANK"):
+            _of_environment(name, 0)
+    return size
+
+
+def _of_environment(name: str, least: int) -> int:
+    text = os.environ.get(name, str(least))
+    if not (text.isascii() and text.isdigit() and least <= int(text) < 2**31):
+        raise ValueError(f"{name}: expected a whole number from {least}, as torchrun sets it, got {text!r}")
+    return int(text)
 
 
 def rank() -> int:
@@ -71,6 +91,8 @@ def usable_device(name: str) -> str:
     if chosen == "cuda" and planned() > 1:
         chosen = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
+        if torch.device(chosen).type == "cpu" and torch.device(chosen).index:
+            raise ValueError("the CPU is one device")
         torch.zeros(1, device=chosen).item()
         if planned() > 1 and chosen.startswith("cuda"):
             torch.cuda.set_device(chosen)
@@ -91,6 +113,18 @@ def total(values: Tensor) -> Tensor:
     if world() > 1:
         dist.all_reduce(values)
     return values
+
+
+def by_first(action: Callable[[], object]) -> None:
+    """The first process does it. Where it cannot, all raise ``ValueError`` with its reason."""
+    reason = None
+    if rank() == 0:
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            reason = str(error)
+    if (reason := of_first(reason)) is not None:
+        raise ValueError(reason)
 
 
 def of_first(value: T) -> T:

@@ -1,8 +1,14 @@
 """What a run leaves: one record, with an entry per epoch."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from wuskern.policies import Saved
+from wuskern.train.phases import PHASES
+
+SHARES = {f.name for f in fields(Saved)}
+MODES = ("full", "skip", "frozen", "rows", "tokens")
 
 
 @dataclass(frozen=True)
@@ -11,7 +17,7 @@ class Epoch:
     rate (of the first group); what was saved, by kind, of what dense training computes, or None where that is not counted."""
 
     number: int
-    mode: str  # "full"; "skip"; "frozen": some layers are; "rows", "tokens": weight gradients of, from some
+    mode: str  # of MODES; "frozen": some layers are; "rows", "tokens": weight gradients of, from some
     loss: float
     train_accuracy: float
     test_accuracy: float
@@ -27,6 +33,12 @@ class Epoch:
         """For JSON, which has no NaN: the loss of a run that diverged is None."""
         losses = {"loss": self.loss, "test_loss": self.test_loss}
         return asdict(self) | {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Epoch":
+        """Raises ``ValueError`` for what ``asdict`` gave of no epoch."""
+        _check("an epoch", state, cls, _of_epoch)
+        return cls(**state)
 
 
 @dataclass
@@ -52,4 +64,54 @@ class Record:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Record":
-        return cls(**state | {"epochs": [Epoch(**epoch) for epoch in state["epochs"]]})
+        """Raises ``ValueError`` for what ``state_dict`` gave of no run."""
+        _check("a run", state, cls, _of_run)
+        epochs = [Epoch.from_state(epoch) for epoch in state["epochs"]]
+        if [epoch.number for epoch in epochs] != list(range(1, len(epochs) + 1)) or len(epochs) > state["planned"]:
+            raise ValueError(f"expected epochs 1, 2, ... of {state['planned']}, got {[epoch.number for epoch in epochs]}")
+        return cls(**state | {"epochs": epochs})
+
+
+def _check(what: str, state: Any, kind: type, right: Any) -> None:
+    if not isinstance(state, dict) or state.keys() != {f.name for f in fields(kind)}:
+        raise ValueError(f"expected {what} with {', '.join(f.name for f in fields(kind))}, got something else")
+    for name, value in state.items():
+        if not right(name, value):
+            raise ValueError(f"expected the {name} of {what}, got {str(value)[:80]!r}")
+
+
+def _of_run(name: str, value: Any) -> bool:
+    if name == "policy":
+        return isinstance(value, str)
+    return isinstance(value, list) if name == "epochs" else _whole(value, least=int(name == "planned"))
+
+
+def _of_epoch(name: str, value: Any) -> bool:
+    if name == "mode":
+        return value in MODES
+    if name in ("number", "steps"):
+        return _whole(value, least=1)
+    if name == "phase_seconds":
+        return isinstance(value, dict) and value.keys() == set(PHASES) and all(_finite(v) and v >= 0 for v in value.values())
+    if name == "saved":
+        return value is None or (
+            isinstance(value, dict) and value.keys() == SHARES and all(_of_saved(*pair) for pair in value.items())
+        )
+    if name in ("loss", "test_loss"):
+        return isinstance(value, float)  # of a run that diverged it is not finite
+    if name.endswith("accuracy"):
+        return _finite(value) and 0 <= value <= 1
+    return _finite(value) and (value > 0 if "seconds" in name else value >= 0)
+
+
+def _of_saved(name: str, value: Any) -> bool:
+    """Shares are under 0 where samples came twice."""
+    return _whole(value, least=0) if name == "depth" else _finite(value) and -1 <= value <= 1
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,7 +11,7 @@ import torch
 from wuskern import ops
 from wuskern.backends import choose
 from wuskern.doctor import package_version, processor
-from wuskern.train.files import replacing
+from wuskern.train.files import opened, replacing
 from wuskern.train.methods import DENSE
 from wuskern.train.records import Record
 from wuskern.train.summary import control, policy_records, summarise, verdict
@@ -32,6 +32,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 def save(
     path: Path,
+    experiment: str,
     arguments: dict[str, Any],
     device: str,
     test_labels: int,
@@ -39,9 +40,14 @@ def save(
     peaks: dict[str, int],
     complete: bool,
 ) -> None:
-    """Replaces the file in one step. ``peaks``: bytes of a step, by method. ``complete``: nothing of the plan is missing."""
+    """Replaces the file in one step.
+
+    ``experiment``: which one it is, whatever its arguments. ``peaks``: bytes of a step, by method. ``complete``: nothing of the
+    plan is missing.
+    """
     rows = summarise(records, test_labels)
     content = {
+        "experiment": experiment,
         "arguments": arguments,
         "environment": environment(device),
         "complete": complete,
@@ -52,6 +58,17 @@ def save(
         "controls": _controls(records),
     }
     replace(path, json.dumps(content, indent=1))
+
+
+def experiment_of(path: Path) -> str | None:
+    """Which experiment wrote the file; None where that cannot be said, or there is no such file."""
+    try:
+        with opened(path) as handle:
+            content = json.load(handle)
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = content.get("experiment") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _run(record: Record) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Everything that decides a run but its method and its seed."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import Module
@@ -51,3 +53,21 @@ class Settings:
         kinds = {"sgd": torch.optim.SGD, "row-sgd": optim.SGD, "adamw": torch.optim.AdamW, "row-adamw": optim.AdamW}
         own = {} if self.optimizer.endswith("adamw") else {"momentum": self.momentum}
         return kinds[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay, **own)  # type: ignore
+
+
+def check_states(optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: dict[str, Any], epochs: int) -> None:
+    """Raises ``ValueError`` for the states of an optimizer or a schedule with other arguments, but for the rate, which training
+    changes, or of another number of epochs."""
+    wanted = {name: value for name, value in schedule.state_dict().items() if not name.startswith("_")} | {"last_epoch": epochs}
+    for name, value in wanted.items():
+        if state["schedule"].get(name, value) != value:
+            raise ValueError(f"state: expected a schedule with {name} {value}, got {state['schedule'][name]}")
+    own, groups = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+    if len(own) != len(groups):
+        raise ValueError(f"state: expected an optimizer of {len(own)} groups, got {len(groups)}")
+    for ours, theirs in zip(own, groups, strict=True):
+        for name in (ours.keys() & theirs.keys()) - {"lr"}:
+            if ours[name] != theirs[name]:
+                raise ValueError(f"state: expected an optimizer with {name} {ours[name]}, got {theirs[name]}")
+        if not (isinstance(theirs["lr"], float) and 0 <= theirs["lr"] < math.inf):
+            raise ValueError(f"state: expected a learning rate, got {theirs['lr']}")

@@ -219,11 +219,17 @@ def _in_the_same_time(row: Row, test_labels: int) -> str:
     return f"{time} It is {against.word} {preposition} dense in the same time: {against.points:+.2f} points ({evidence})."
 
 
-LEGEND = """\
-s: share of steps skipped; f: time a skipped step saves; FLOPs: share of dense's, training
-less time: than dense over the same epochs; against dense: points of accuracy after those
-against control: points of accuracy against the line beneath, dense training in the same time with its schedule rescaled
-LOSS: not shown to be better than its control"""
+def legend(rows: list[Row]) -> str:
+    """What the table's columns mean, and its verdicts where something was compared."""
+    lines = ["s: share of steps skipped; f: time a skipped step saves; FLOPs: share of dense's, training"]
+    if any(row.against_dense for row in rows):
+        lines.append("less time: than dense over the same epochs; against dense: points of accuracy after those")
+    if any(row.against_control for row in rows):
+        lines.append(
+            "against control: points of accuracy against the line beneath, dense training in the same time with its schedule "
+            "rescaled\nLOSS: not shown to be better than its control"
+        )
+    return "\n".join(lines)
 
 
 def table(rows: list[Row]) -> str:

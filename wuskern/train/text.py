@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wuskern.train.files import opened
+
 TOKENS = 256
 TEST_SHARE = 10  # one of so many bytes, the last ones
 
@@ -61,6 +63,6 @@ def _first(limit: int, paths: Iterable[Path]) -> bytes:
     for path in paths:
         if len(text) == limit:
             break
-        with path.open("rb") as handle:
+        with opened(path) as handle:
             text += handle.read(limit - len(text))
     return text

@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.arguments import number, one_of, whole
+from wuskern.arguments import one_of, positive, whole
 from wuskern.policies.sparse.base import SparseTraining
 from wuskern.policies.sparse.distribution import check_sparsity
 from wuskern.policies.sparse.patterns import largest, remaining
@@ -64,6 +64,8 @@ class MEST(SparseTraining):
         if self.pattern.m and (variant != "em" or lower is not None or upper is not None):
             raise ValueError("pattern: expected variant em without lower and upper for n:m, whose groups always have n weights")
         self.interval = interval
+        if isinstance(switches, str) or not isinstance(switches, Sequence):
+            raise TypeError(f"switches: expected a list of numbers, got {switches!r}")
         self.switches = tuple(self._switch(value) for value in switches)
         if list(self.switches) != sorted(self.switches):
             raise ValueError(f"switches: expected them in their order, got {switches}")
@@ -77,9 +79,7 @@ class MEST(SparseTraining):
         self._begin()
 
     def _switch(self, value: float) -> float:
-        number("switches", value)
-        if value <= 0:
-            raise ValueError(f"switches: expected numbers over 0, got {value}")
+        positive("switches", value)
         return value * self.epochs if value < 1 else value
 
     def _phases(self, name: str, given: float | Sequence[float] | None, default: list[float]) -> tuple[float, ...]:

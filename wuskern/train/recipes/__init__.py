@@ -1,7 +1,7 @@
 """Whole experiments, written down: arguments of ``wuskern train`` in a TOML file. One per paper comes with the package.
 
-title = "what it is"
-source = "which paper, and what it reports"
+title = "what it is"                        # a recipe of one's own needs none
+source = "which paper, and what it reports"  # nor this
 [train]             # by the names of the arguments; policy may be a list
 model = "vgg11"
 policy = ["dense", "wus"]
@@ -15,23 +15,29 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from wuskern.train.files import opened
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 KEYS = {"title": str, "source": str, "train": dict, "cifar": dict}
+FLAGS = ("channels_last", "host", "memory")
+# What decides what is written over: the command line says that.
+NOT_HERE = ("overwrite", "checkpoint", "resume", "recipe")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a file says. ``cifar`` is empty where it has nothing to say of real CIFAR."""
+    """What a file says. ``cifar`` is empty where it has nothing to say of real CIFAR. ``shipped``: it came with the package."""
 
     name: str
     title: str
     source: str
     train: dict[str, Any]
     cifar: dict[str, Any] = field(default_factory=dict)
+    shipped: bool = False
 
     def arguments(self, on_cifar: bool) -> list[str]:
         """As on a command line."""
@@ -54,7 +60,7 @@ def shipped() -> list[Recipe]:
     """Those that come with the package, by name."""
     folder = resources.files("wuskern.train.recipes")
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    return [_recipe(Path(file.name).stem, file.read_text()) for file in files]
+    return [_recipe(Path(file.name).stem, file.read_bytes(), shipped=True) for file in files]
 
 
 def load(name: str) -> Recipe:
@@ -65,25 +71,43 @@ def load(name: str) -> Recipe:
     """
     if name.endswith(".toml"):
         try:
-            return _recipe(Path(name).stem, Path(name).read_text())
-        except (OSError, UnicodeDecodeError) as error:
+            with opened(Path(name)) as handle:
+                text = handle.read()
+        except OSError as error:
             raise ValueError(f"--recipe: expected a file that can be read, got {name!r} ({error})") from error
+        return _recipe(Path(name).stem, text)
     found = {recipe.name: recipe for recipe in shipped()}
     if name not in found:
         raise ValueError(f"--recipe: expected one of {', '.join(found)}, or a path that ends with .toml, got {name!r}")
     return found[name]
 
 
-def _recipe(name: str, text: str) -> Recipe:
+def _recipe(name: str, text: bytes, shipped: bool = False) -> Recipe:
     try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or too deep
         raise ValueError(f"--recipe: expected TOML in {name!r}, got {error}") from error
-    missing = KEYS.keys() - content.keys() - {"cifar"}
     wrong = [key for key, value in content.items() if not isinstance(value, KEYS.get(key, ()))]
-    if missing or wrong:
+    if "train" not in content or wrong:
         raise ValueError(
-            f"--recipe: expected title and source, and tables train and cifar, in {name!r}, got "
-            f"{'no ' + ', '.join(sorted(missing)) if missing else 'something else as ' + ', '.join(wrong)}"
+            f"--recipe: expected a table train, and of title, source and a table cifar what there is to say, in {name!r}, got "
+            f"{'something else as ' + ', '.join(wrong) if wrong else 'no train'}"
         )
-    return Recipe(name, **content)
+    for table in ("train", "cifar"):
+        _check_table(name, content.get(table, {}))
+    return Recipe(name, **{"title": name, "source": "", **content}, shipped=shipped)
+
+
+def _check_table(name: str, table: dict[str, Any]) -> None:
+    found: set[str] = set()
+    for key, value in table.items():
+        plain = key.replace("-", "_")
+        if plain in NOT_HERE:
+            raise ValueError(f"--recipe: expected nothing of what is written over in {name!r}, got {key}")
+        if plain in found:
+            raise ValueError(f"--recipe: expected each argument once in {name!r}, got {key} twice")
+        found.add(plain)
+        several = plain == "policy" and isinstance(value, list) and all(isinstance(each, str) for each in value)
+        if not (several or isinstance(value, str | int | float)) or isinstance(value, bool) != (plain in FLAGS):
+            kind = "true or false" if plain in FLAGS else "a number or text"
+            raise ValueError(f"--recipe: expected {kind} as {key} in {name!r}, got {value!r}")

@@ -1,0 +1,139 @@
+"""Where an experiment's files go: checked before the first epoch, and this process's alone until the last one."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from wuskern.train import files, results
+
+RESULTS, PICTURE, FRONT = "results.json", "accuracy.png", "front.png"
+# More than it takes: an epoch of a run in results.json, and in a checkpoint; both pictures.
+RESULT_BYTES, RECORD_BYTES, PICTURE_BYTES = 2**10, 2**9, 2**20
+
+
+@dataclass(frozen=True)
+class Output:
+    """The files that an experiment writes.
+
+    Attributes:
+        out: the folder of results and pictures. checkpoint: a file, or None.
+        overwrite: whether what is there may be replaced.
+        continued: the checkpoint that the experiment goes on from, if any, and written: when that was, as it was read.
+        experiment: which one that is, whose own results may be replaced.
+        read: what the experiment reads, and must not write over.
+    """
+
+    out: Path
+    checkpoint: Path | None = None
+    overwrite: bool = False
+    continued: Path | None = None
+    written: int = 0
+    experiment: str | None = None
+    read: tuple[Path, ...] = ()
+
+    def check(self) -> None:
+        """Raises ``ValueError``, with the argument's name, where something is in the way or would be lost."""
+        with _named("--out"):
+            self._check_out()
+        if self.checkpoint is not None:
+            with _named("--checkpoint"):
+                self._check_checkpoint(self.checkpoint)
+
+    def _check_out(self) -> None:
+        if os.path.lexists(self.out) and not self.out.is_dir():
+            raise ValueError(f"expected a directory, got {self.out}, which is something else")
+        own = self.experiment is not None and results.experiment_of(self.out / RESULTS) == self.experiment
+        for name in (RESULTS, PICTURE, FRONT):
+            _check_file(self.out / name)
+            for taken in (*self.read, *filter(None, [self.continued])):
+                if _same(self.out / name, taken):
+                    raise ValueError(f"expected a directory whose {name} is nothing that is read, got {self.out}")
+            if os.path.lexists(self.out / name) and not self.overwrite and not own:
+                other = " of another experiment" if self.continued else ""
+                raise ValueError(f"expected a directory without {name}{other} (or --overwrite), got {self.out}")
+
+    def _check_checkpoint(self, path: Path) -> None:
+        written = [self.out / name for name in (RESULTS, PICTURE, FRONT)]
+        for taken in (self.out, *written, files.lock_of(self.out / RESULTS), *self.read):
+            if _same(path, taken):
+                raise ValueError(f"expected a file of its own, got {path}, which is {taken} too")
+        continues = self.continued is not None and _same(path, self.continued)
+        if continues and path.stat().st_mtime_ns != self.written:
+            raise ValueError(f"expected {path} as it was read, got one that another process has written since")
+        if os.path.lexists(path) and not (self.overwrite or continues):
+            raise ValueError(f"expected a new file (or --overwrite, or --resume to continue), got {path}")
+        _check_file(path)
+
+    @contextlib.contextmanager
+    def claimed(self, epochs: int, state_bytes: int) -> Iterator[None]:
+        """Inside, no other process can claim these files, and there is room for them. An ``out`` that is made for it and stays
+        empty is removed again.
+
+        Args:
+            epochs: of all runs together. state_bytes: of all runs' states in a checkpoint.
+
+        Raises:
+            ValueError: as ``check``; another process writes one of these files; the disk cannot take them.
+        """
+        with contextlib.ExitStack() as held:
+            with _named("--out"):
+                held.enter_context(_made(self.out))
+                held.enter_context(files.claimed(self.out / RESULTS))
+            if self.checkpoint is not None:
+                with _named("--checkpoint"):
+                    held.enter_context(files.claimed(self.checkpoint))
+            self.check()  # a process that has ended since may have left something
+            self._check_room(epochs * RESULT_BYTES, epochs * RECORD_BYTES + state_bytes)
+            yield
+
+    def _check_room(self, results: int, checkpoint: int) -> None:
+        """A file is whole before the one that it replaces is gone."""
+        together = 2 * results + PICTURE_BYTES
+        if self.checkpoint is not None:
+            with _named("--checkpoint"):
+                size, old = checkpoint, self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
+                both = max(size, 2 * size - old)
+                files.check_room(self.checkpoint.parent, size, both)
+                if self.checkpoint.parent.stat().st_dev == self.out.stat().st_dev:
+                    together += both
+        with _named("--out"):
+            files.check_room(self.out, max(results, PICTURE_BYTES // 2), together)
+
+
+@contextlib.contextmanager
+def _named(argument: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{argument}: {error}") from error
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, and the parents that it lacks; at the end those among them that are empty are removed."""
+    lacking = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for each in lacking:
+                each.rmdir()
+
+
+def _check_file(path: Path) -> None:
+    """A link is replaced itself, whatever it leads to."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise ValueError(f"expected a file that can be replaced, got {path}, which is none")
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether both are names of one file, or of one place for a file."""
+    if one.exists() and other.exists() and os.path.samefile(one, other):
+        return True
+    return one.name == other.name and os.path.realpath(one.parent) == os.path.realpath(other.parent)
