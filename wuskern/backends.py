@@ -154,6 +154,15 @@ def _known(name: str, argument: str) -> str:
     return name
 
 
+def check_environment() -> None:
+    """Raises if a variable names a backend, or an instruction set of this processor, that there is not: ops that never run would
+    not say so."""
+    if wish := _environment_wish():
+        _known(wish, "WUSKERN_BACKEND")
+    if library_obstacle("cpu") is None:
+        torch.ops.wuskern_native.cpu_capability()
+
+
 def choose(op: str, device: str, numel: int | None = None) -> Choice:
     """The backend that runs ``op`` on tensors of a device type, the first of so many elements, and the reason. Cached."""
     wish = _wish or _environment_wish()

@@ -108,8 +108,10 @@ def methods_help() -> str:
 
 def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     """Checks every argument and loads the data; writes nothing."""
+    from wuskern import backends
     from wuskern.train import data, experiment, methods, processes, settings
 
+    backends.check_environment()
     chosen = methods.parse(a.policy)
     world = processes.world()
     if world > 1 and any(method.has("frozen") for method in chosen):
