@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wuskern import configs, ops, paths
+from wuskern import checks, configs, ops, paths
 from wuskern.activeness import Activeness
 from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, Scores, TopK, refuse_per_example
 from wuskern.shapes import as_matrix, is_channels_last, is_contiguous, output_padding
@@ -113,6 +113,7 @@ def linear_backward(
     Raises:
         ValueError: ``rows`` do not fit ``out``.
     """
+    checks.linear_backward(dy, x, weight)
     return linear_gradients(dy, x, weight, False, rows, needs, tokens)
 
 
@@ -220,6 +221,7 @@ def conv2d_backward(
     Raises:
         ValueError: ``rows`` do not fit ``out`` and ``groups``.
     """
+    checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
     geometry = stride, padding, dilation, groups
     return conv2d_gradients(dy, x, weight, LikeX.of(x, weight), rows, geometry, needs, tokens)
 
