@@ -264,7 +264,7 @@ def _dgrad_direct(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         torch.ops.wuskern_native.direct_dgrad(dy, w.t().contiguous(), *geometry, False, dx)
     else:
         dx = _new(dy, problem.batch, *problem.size, problem.channels).permute(0, 3, 1, 2)
-        padded = F.pad(w, (0, -problem.channels % 16))
+        padded = F.pad(w, (0, -problem.channels % 16)).contiguous()  # of one row, w is a view
         torch.ops.wuskern_native.direct_dgrad(dy, padded, *geometry, True, dx)
     return dx
 

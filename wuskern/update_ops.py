@@ -10,7 +10,6 @@ from torch import Tensor
 
 from wuskern import checks, ops
 
-
 # ---- rowsparse_sgd_ -------------------------------------------------------------------------------------------------
 
 
