@@ -27,7 +27,7 @@ inline Tensor new_vector(const Tensor& like, int64_t size, std::optional<ScalarT
   return torch::stable::new_empty(like, {&size, 1}, dtype);
 }
 
-// `dim` counted from the front. The contract (wuskern/ops.py) has checked it; this guards memory.
+// `dim` counted from the front.
 inline int64_t front_dim(const Tensor& tensor, int64_t dim) {
   const int64_t front = dim < 0 ? dim + tensor.dim() : dim;
   STD_TORCH_CHECK(front >= 0 && front < tensor.dim(), "dim: expected one of a ", tensor.dim(), "-d tensor, got ", dim);
@@ -46,17 +46,6 @@ inline std::string take_string(StableIValue value) {
   return taken;
 }
 
-// On the CPU alone: elsewhere it would wait for the device.
-inline void check_rows(const Tensor& rows, int64_t size) {
-  STD_TORCH_CHECK(rows.is_cpu() && rows.scalar_type() == ScalarType::Long && rows.dim() == 1,
-                  "rows: expected int64 of one dimension on the CPU");
-  STD_TORCH_CHECK(rows.is_contiguous(), "rows: expected contiguous ones");
-  const int64_t* const row = rows.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < rows.numel(); ++i) {
-    STD_TORCH_CHECK(row[i] >= 0 && row[i] < size, "rows: expected indices from 0 to ", size - 1, ", got ", row[i]);
-  }
-}
-
 // Calls body(std::type_identity<T>) with the C++ type of a gradient's dtype; host and device spell the 16-bit ones
 // differently.
 template <typename Float16, typename BFloat16, typename Body>
@@ -71,7 +60,7 @@ void for_dtype(ScalarType dtype, Body&& body) {
     case ScalarType::BFloat16:
       return body(std::type_identity<BFloat16>{});
     default:
-      STD_TORCH_CHECK(false, "dy: expected float64, float32, float16 or bfloat16");
+      STD_TORCH_CHECK(false, "expected float64, float32, float16 or bfloat16");
   }
 }
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.accuracy import assert_as_right_as_stock
-from tests.cases import MEMORY_FORMATS
+from tests.cases import MEMORY_FORMATS, Conv
 from tests.conftest import run_with_capability
-from tests.rowsparse import DTYPES, LARGER, conv_tensors, need_library
+from tests.rowsparse import DTYPES, LARGER, assert_exact, conv_tensors, need_library, stock_dgrad
 from wuskern import native, paths
 
 
@@ -109,6 +109,14 @@ def test_direct_dgrad_guards_its_memory():
     ):
         with pytest.raises(RuntimeError, match=r"(dy|weight|out): expected"):
             torch.ops.wuskern_native.direct_dgrad(dy, weight, *square, False, out)
+
+
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.parametrize("k", [1, 2])
+def test_direct_dgrad_of_one_row_and_whole_vectors_of_channels(k, layout):
+    need_library()
+    t = conv_tensors(Conv("", 1, 16, 2, 5, 3, padding=1), torch.float32, layout, k)
+    assert_exact(native.DGRAD["direct"](t.gathered(), t.weight[t.rows], t.problem(t.dy)), stock_dgrad(t.double()))
 
 
 def test_a_matrix_in_pieces_of_memory_is_copied_for_onednn():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wuskern import configs, ops
+from wuskern import checks, configs, ops
 from wuskern.choices import Parts, PerExample, Plan, Rows, TopK
 from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
 from wuskern.observer import Observer
@@ -196,10 +196,7 @@ def linear_backward(
         ValueError, TypeError: shapes, dtypes or the plan do not fit.
     """
     plan = Plan.of(plan, parts)
-    _check_alike(dy, x, weight, 2)
-    if dy.ndim < 1 or x.ndim < 1 or dy.shape[:-1] != x.shape[:-1] or (dy.shape[-1], x.shape[-1]) != weight.shape:
-        expected = [*x.shape[:-1], weight.shape[0]], [*x.shape[:-1], weight.shape[1]]
-        raise ValueError(f"dy, x: expected {expected[0]} and {expected[1]}, got {list(dy.shape)} and {list(x.shape)}")
+    checks.linear_backward(dy, x, weight)
     plan.check(LINEAR.units(weight))
     return gradients(LINEAR, plan, dy, x, weight, False, needs)
 
@@ -233,16 +230,8 @@ def conv2d_backward(
         ValueError, TypeError: shapes, dtypes, the geometry or the plan do not fit.
     """
     plan = Plan.of(plan, parts)
-    _check_alike(dy, x, weight, 4)
-    kind = Conv2d(pair(stride), pair(padding), pair(dilation), groups)
-    kind.check(dy, x, weight)
+    stride, padding, dilation = (pair(given) if isinstance(given, int) else given for given in (stride, padding, dilation))
+    checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
+    kind = Conv2d(tuple(stride), tuple(padding), tuple(dilation), groups)
     plan.check(kind.units(weight))
     return gradients(kind, plan, dy, x, weight, kind.like(x, weight), needs)
-
-
-def _check_alike(dy: Tensor, x: Tensor, weight: Tensor, ndim: int) -> None:
-    if weight.ndim != ndim:
-        raise ValueError(f"weight: expected {ndim} dimensions, got {weight.ndim}")
-    for name, t in (("x", x), ("weight", weight)):
-        if t.dtype != dy.dtype or t.device != dy.device:
-            raise TypeError(f"{name}: expected {dy.dtype} on {dy.device} as dy is, got {t.dtype} on {t.device}")

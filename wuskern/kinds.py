@@ -15,7 +15,7 @@ from torch import Tensor
 from wuskern import ops, paths
 from wuskern.choices import Units
 from wuskern.reference import clear_padded_taps
-from wuskern.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, output_padding, output_size
+from wuskern.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, output_padding
 
 Pair = tuple[int, ...]  # of two
 Sides = int | tuple[int, ...]  # as torch's functions take a pair
@@ -150,22 +150,6 @@ class Conv2d:
 
     def count_tokens(self, x: Tensor) -> int:
         return x.shape[0] if x.ndim == 4 else 1
-
-    def check(self, dy: Tensor, x: Tensor, weight: Tensor) -> None:
-        """Raises ``ValueError`` where shapes or geometry do not fit each other."""
-        least = {"stride": (self.stride, 1), "padding": (self.padding, 0), "dilation": (self.dilation, 1)}
-        for name, (pair, smallest) in least.items():
-            if len(pair) != 2 or min(pair) < smallest:
-                raise ValueError(f"{name}: expected two numbers from {smallest}, got {pair}")
-        if self.groups < 1 or weight.shape[0] % self.groups:
-            raise ValueError(f"groups: expected a divisor of {weight.shape[0]} rows, got {self.groups}")
-        if min(weight.shape[2:]) < 1:
-            raise ValueError(f"weight: expected a kernel of at least 1 x 1, got {list(weight.shape)}")
-        if x.ndim != 4 or x.shape[1] != weight.shape[1] * self.groups:
-            raise ValueError(f"x: expected {['B', weight.shape[1] * self.groups, 'H', 'W']}, got {list(x.shape)}")
-        out = output_size(x.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation)
-        if list(dy.shape) != (expected := [x.shape[0], weight.shape[0], *out]):
-            raise ValueError(f"dy: expected {expected}, got {list(dy.shape)}")
 
     def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, *self._geometry)

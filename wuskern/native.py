@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from wuskern import paths
 from wuskern.paths import CONTIGUOUS, ConvProblem
-from wuskern.reference import clear_padded_taps
+from wuskern.reference import library_wgrad
 from wuskern.shapes import memory_format, output_padding
 
 _library = torch.library.Library("wuskern_native", "FRAGMENT")
@@ -171,11 +171,8 @@ def rowsparse_wgrad_conv2d(
 
 
 def _wgrad_library(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
-    weight = x.new_empty(problem.k, problem.channels // problem.groups, *problem.kernel_size)
-    geometry = (problem.stride, problem.padding, problem.dilation, False, (0, 0), problem.groups)
-    dy = dy.contiguous(memory_format=problem.memory_format)
-    dw = torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, (False, True, False))[1].contiguous()
-    return clear_padded_taps(dw, problem.size, dy.shape[2:], problem.stride, problem.padding, problem.dilation)
+    geometry = problem.stride, problem.padding, problem.dilation, problem.groups
+    return library_wgrad(dy.contiguous(memory_format=problem.memory_format), x, problem.kernel_size, *geometry)
 
 
 def _wgrad_unfold(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
@@ -267,7 +264,7 @@ def _dgrad_direct(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
         torch.ops.wuskern_native.direct_dgrad(dy, w.t().contiguous(), *geometry, False, dx)
     else:
         dx = _new(dy, problem.batch, *problem.size, problem.channels).permute(0, 3, 1, 2)
-        padded = F.pad(w, (0, -problem.channels % 16))
+        padded = F.pad(w, (0, -problem.channels % 16)).contiguous()  # of one row, w is a view
         torch.ops.wuskern_native.direct_dgrad(dy, padded, *geometry, True, dx)
     return dx
 

@@ -8,7 +8,6 @@ do in eager mode what ``wuskern::<op>`` does, without a dispatch into Python.
 looked at here, which would wait for a GPU: one out of range raises on the CPU and is undefined elsewhere.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,49 +16,54 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from wuskern import backends
-from wuskern.shapes import memory_format, output_size
+from wuskern import backends, checks
+from wuskern.checks import DTYPES as DTYPES
+from wuskern.checks import SCORES as SCORES
+from wuskern.shapes import memory_format
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-SCORES = ("l1", "l2")
 NAMES: list[str] = []  # of all ops
 
 _contract = torch.library.Library("wuskern", "DEF")
 _native = torch.library.Library("wuskern_native", "DEF")
 for _name in ("cpu_capability", "cuda_architectures"):  # what the two libraries say of themselves
     _native.define(f"{_name}() -> str")
-_checks: dict[str, Callable[..., None]] = {}
 _runs: dict[str, Callable[..., Any]] = {}
 
 
 def declare(
     name: str,
     signature: str,
-    check: Callable[..., None],
+    check: checks.Check,
     fake: Callable[..., Any],
     flops: Callable[..., int],
-    run: Callable[..., Any] | None = None,
+    written: int = 0,
+    elsewhere: Sequence[str] = (),
 ) -> None:
-    """Both namespaces' op. ``run``: what it does, its checks among that, if not what its backend does."""
-    run = run or functools.partial(_checked_run, name)
+    """Both namespaces' op. ``written``: how many of its first arguments it writes to. ``elsewhere``: see checks.of_schema."""
+    for library in (_contract, _native):
+        library.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
+        register_flop_formula(getattr(getattr(torch.ops, library.ns), name))(flops)
+    fits_schema = checks.of_schema(getattr(torch.ops.wuskern, name).default._schema, elsewhere)
 
     def checked_fake(*arguments: Any) -> Any:
+        fits_schema(*arguments)
         check(*arguments)
         return fake(*arguments)
 
+    def run(*arguments: Any) -> Any:
+        fits_schema(*arguments)
+        check(*arguments)
+        first = arguments[0]
+        found = backends.choose(name, first.device.type, first.numel()).run(*arguments)
+        if written:
+            torch.autograd.graph.increment_version([t for t in arguments[:written] if t is not None])
+        return found
+
     for library in (_contract, _native):
-        library.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
         torch.library.register_fake(f"{library.ns}::{name}", checked_fake, lib=library)
-        register_flop_formula(getattr(getattr(torch.ops, library.ns), name))(flops)
     _contract.impl(name, run, "CompositeExplicitAutograd")
-    _checks[name], _runs[name] = check, run
+    _runs[name] = run
     NAMES.append(name)
-
-
-def _checked_run(name: str, *arguments: Any) -> Any:
-    _checks[name](*arguments)
-    first = arguments[0]
-    return backends.choose(name, first.device.type, first.numel()).run(*arguments)
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -93,20 +97,13 @@ def bias_grad(dy: Tensor, dim: int) -> Tensor:
     return call("bias_grad", dy, dim)
 
 
-def _check_gradient(dy: Tensor, dim: int) -> None:
-    if dy.dtype not in DTYPES:
-        raise TypeError(f"dy: expected float64, float32, float16 or bfloat16, got {dy.dtype}")
-    if not -dy.ndim <= dim < dy.ndim:
-        raise ValueError(f"dim: expected a dimension of dy, which has {dy.ndim}, got {dim}")
-
-
 def _additions(dy_shape: torch.Size, dim: int, **_: Any) -> int:
     """One addition for each element but the first of a sum."""
     return max(0, dy_shape.numel() - dy_shape[dim])
 
 
 declare(
-    "bias_grad", "(Tensor dy, int dim) -> Tensor", _check_gradient, lambda dy, dim: dy.new_empty((dy.shape[dim],)), _additions
+    "bias_grad", "(Tensor dy, int dim) -> Tensor", checks.gradient, lambda dy, dim: dy.new_empty((dy.shape[dim],)), _additions
 )
 
 
@@ -134,12 +131,6 @@ def row_stats(dy: Tensor, dim: int, score: str = "l1") -> tuple[Tensor, Tensor]:
     return call("row_stats", dy, dim, score)
 
 
-def _check_row_stats(dy: Tensor, dim: int, score: str) -> None:
-    _check_gradient(dy, dim)
-    if score not in SCORES:
-        raise ValueError(f"score: expected one of {', '.join(SCORES)}, got {score!r}")
-
-
 def _row_stats_fake(dy: Tensor, dim: int, score: str) -> tuple[Tensor, Tensor]:
     exact = torch.promote_types(dy.dtype, torch.float32)
     return dy.new_empty((dy.shape[dim],)), dy.new_empty((dy.shape[dim],), dtype=exact)
@@ -150,7 +141,7 @@ def _row_stats_flops(dy_shape: torch.Size, dim: int, score: str, **_: Any) -> in
     return 2 * _additions(dy_shape, dim) + (dy_shape.numel() if score == "l2" else 0)
 
 
-declare("row_stats", "(Tensor dy, int dim, str score) -> (Tensor, Tensor)", _check_row_stats, _row_stats_fake, _row_stats_flops)
+declare("row_stats", "(Tensor dy, int dim, str score) -> (Tensor, Tensor)", checks.row_stats, _row_stats_fake, _row_stats_flops)
 
 
 # ---- select_rows ----------------------------------------------------------------------------------------------------
@@ -176,25 +167,10 @@ def select_rows(scores: Tensor, k: int, block: int = 1, groups: int = 1) -> Tens
     return call("select_rows", scores, k, block, groups)
 
 
-def _check_select_rows(scores: Tensor, k: int, block: int, groups: int) -> None:
-    if scores.dtype not in DTYPES:
-        raise TypeError(f"scores: expected float64, float32, float16 or bfloat16, got {scores.dtype}")
-    if scores.ndim != 1:
-        raise ValueError(f"scores: expected one dimension, got {scores.ndim}")
-    n = scores.shape[0]
-    for name, value in (("block", block), ("groups", groups)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    if n % (block * groups):
-        raise ValueError(f"scores: expected a multiple of block * groups = {block * groups} of them, got {n}")
-    if not 1 <= k <= n or k % (block * groups):
-        raise ValueError(f"k: expected a multiple of block * groups = {block * groups} from 1 to {n}, got {k}")
-
-
 declare(
     "select_rows",
     "(Tensor scores, int k, int block, int groups) -> Tensor",
-    _check_select_rows,
+    checks.select_rows,
     lambda scores, k, block, groups: scores.new_empty((k,), dtype=torch.int64),
     lambda scores_shape, k, block, groups, **_: scores_shape.numel(),  # a comparison each
 )
@@ -223,18 +199,6 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     return call("gather_rows", dy, rows, dim)
 
 
-def check_rows(rows: Tensor) -> None:
-    if rows.dtype != torch.int64:
-        raise TypeError(f"rows: expected int64, got {rows.dtype}")
-    if rows.ndim != 1:
-        raise ValueError(f"rows: expected one dimension, got {rows.ndim}")
-
-
-def _check_gather_rows(dy: Tensor, rows: Tensor, dim: int) -> None:
-    _check_gradient(dy, dim)
-    check_rows(rows)
-
-
 def _gather_rows_fake(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     shape = list(dy.shape)
     shape[dim] = rows.shape[0]
@@ -244,7 +208,7 @@ def _gather_rows_fake(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 declare(
     "gather_rows",
     "(Tensor dy, Tensor rows, int dim) -> Tensor",
-    _check_gather_rows,
+    checks.gather_rows,
     _gather_rows_fake,
     lambda dy_shape, rows_shape, dim, **_: 0,
 )
@@ -272,22 +236,6 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     return call("rowsparse_wgrad", dy, x, rows)
 
 
-def _check_operands(dy: Tensor, other: Tensor, name: str, rows: Tensor) -> None:
-    check_rows(rows)
-    if dy.dtype not in DTYPES:
-        raise TypeError(f"dy: expected float64, float32, float16 or bfloat16, got {dy.dtype}")
-    if other.dtype != dy.dtype:
-        raise TypeError(f"{name}: expected {dy.dtype} as dy has, got {other.dtype}")
-
-
-def _check_rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> None:
-    _check_operands(dy, x, "x", rows)
-    if dy.ndim < 1 or x.ndim < 1 or dy.shape[:-1] != x.shape[:-1]:
-        raise ValueError(f"x: expected {[*dy.shape[:-1], 'K']}, got {list(x.shape)}")
-    if dy.shape[-1] < rows.shape[0]:
-        raise ValueError(f"rows: expected at most {dy.shape[-1]}, as many as dy has, got {rows.shape[0]}")
-
-
 def _rowsparse_wgrad_flops(dy_shape: torch.Size, x_shape: torch.Size, rows_shape: torch.Size, **_: Any) -> int:
     return 2 * x_shape.numel() * rows_shape[0]
 
@@ -295,7 +243,7 @@ def _rowsparse_wgrad_flops(dy_shape: torch.Size, x_shape: torch.Size, rows_shape
 declare(
     "rowsparse_wgrad",
     "(Tensor dy, Tensor x, Tensor rows) -> Tensor",
-    _check_rowsparse_wgrad,
+    checks.rowsparse_wgrad,
     lambda dy, x, rows: dy.new_empty((rows.shape[0], x.shape[-1])),
     _rowsparse_wgrad_flops,
 )
@@ -330,29 +278,11 @@ def rowsparse_wgrad_conv2d(
     return call("rowsparse_wgrad_conv2d", dy, x, rows, kernel_size, stride, padding, dilation, groups)
 
 
-def _check_conv(dy: Tensor, size: Sequence[int], rows: Tensor, geometry: Sequence[Sequence[int]], groups: int) -> None:
-    if dy.ndim != 4:
-        raise ValueError(f"dy: expected four dimensions, got {dy.ndim}")
-    if groups < 1 or rows.shape[0] % groups or dy.shape[1] % groups:
-        raise ValueError(f"groups: expected a divisor of {rows.shape[0]} rows and {dy.shape[1]} channels of dy, got {groups}")
-    if list(dy.shape[2:]) != (out := output_size(size, *geometry)):
-        raise ValueError(f"dy: expected {['B', 'N', *out]} for an input of {list(size)}, got {list(dy.shape)}")
-    if dy.shape[1] < rows.shape[0]:
-        raise ValueError(f"rows: expected at most {dy.shape[1]}, as many as dy has, got {rows.shape[0]}")
-
-
-def _check_rowsparse_wgrad_conv2d(dy, x, rows, kernel_size, stride, padding, dilation, groups) -> None:  # type: ignore[no-untyped-def]
-    _check_operands(dy, x, "x", rows)
-    if x.ndim != 4 or x.shape[0] != dy.shape[0] or x.shape[1] % groups:
-        raise ValueError(f"x: expected {[dy.shape[0], f'a multiple of {groups}', 'H', 'W']}, got {list(x.shape)}")
-    _check_conv(dy, x.shape[2:], rows, (kernel_size, stride, padding, dilation), groups)
-
-
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 declare(
     "rowsparse_wgrad_conv2d",
     f"(Tensor dy, Tensor x, Tensor rows, int[2] kernel_size, {_GEOMETRY}) -> Tensor",
-    _check_rowsparse_wgrad_conv2d,
+    checks.rowsparse_wgrad_conv2d,
     lambda dy, x, rows, kernel_size, *rest: dy.new_empty((rows.shape[0], x.shape[1] // rest[-1], *kernel_size)),
     lambda dy_shape, x_shape, rows_shape, kernel_size, stride, padding, dilation, groups, **_: _conv2d_flops(
         dy_shape, rows_shape[0], x_shape[1] // groups, kernel_size
@@ -386,19 +316,6 @@ def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     return call("rowsparse_dgrad", dy, weight, rows)
 
 
-def _check_rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> None:
-    _check_operands(dy, weight, "weight", rows)
-    if weight.ndim != 2:
-        raise ValueError(f"weight: expected two dimensions, got {weight.ndim}")
-    _check_units(dy, -1, weight, rows)
-
-
-def _check_units(dy: Tensor, dim: int, weight: Tensor, rows: Tensor) -> None:
-    if dy.ndim < 1 or dy.shape[dim] not in (weight.shape[0], rows.shape[0]) or weight.shape[0] < rows.shape[0]:
-        expected = f"{weight.shape[0]} units as weight has, or those of {rows.shape[0]} rows"
-        raise ValueError(f"dy: expected {expected}, got {list(dy.shape)}")
-
-
 def _rowsparse_dgrad_flops(dy_shape: torch.Size, weight_shape: torch.Size, rows_shape: torch.Size, **_: Any) -> int:
     return 2 * math.prod(dy_shape[:-1]) * rows_shape[0] * weight_shape[1]
 
@@ -406,7 +323,7 @@ def _rowsparse_dgrad_flops(dy_shape: torch.Size, weight_shape: torch.Size, rows_
 declare(
     "rowsparse_dgrad",
     "(Tensor dy, Tensor weight, Tensor rows) -> Tensor",
-    _check_rowsparse_dgrad,
+    checks.rowsparse_dgrad,
     lambda dy, weight, rows: dy.new_empty((*dy.shape[:-1], weight.shape[1])),
     _rowsparse_dgrad_flops,
 )
@@ -441,14 +358,6 @@ def rowsparse_dgrad_conv2d(
     return call("rowsparse_dgrad_conv2d", dy, weight, rows, input_size, stride, padding, dilation, groups)
 
 
-def _check_rowsparse_dgrad_conv2d(dy, weight, rows, input_size, stride, padding, dilation, groups) -> None:  # type: ignore[no-untyped-def]
-    _check_operands(dy, weight, "weight", rows)
-    if weight.ndim != 4:
-        raise ValueError(f"weight: expected four dimensions, got {weight.ndim}")
-    _check_conv(dy, input_size, rows, (weight.shape[2:], stride, padding, dilation), groups)
-    _check_units(dy, 1, weight, rows)
-
-
 def _rowsparse_dgrad_conv2d_fake(dy: Tensor, weight: Tensor, rows: Tensor, input_size: Sequence[int], *rest: Any) -> Tensor:
     shape = dy.shape[0], weight.shape[1] * rest[-1], *input_size
     return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
@@ -457,7 +366,7 @@ def _rowsparse_dgrad_conv2d_fake(dy: Tensor, weight: Tensor, rows: Tensor, input
 declare(
     "rowsparse_dgrad_conv2d",
     f"(Tensor dy, Tensor weight, Tensor rows, int[2] input_size, {_GEOMETRY}) -> Tensor",
-    _check_rowsparse_dgrad_conv2d,
+    checks.rowsparse_dgrad_conv2d,
     _rowsparse_dgrad_conv2d_fake,
     lambda dy_shape, weight_shape, rows_shape, *_, **__: _conv2d_flops(
         dy_shape, rows_shape[0], weight_shape[1], weight_shape[2:]

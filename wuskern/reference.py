@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wuskern.paths import onednn_wgrad_fails
 from wuskern.shapes import as_matrix, memory_format
 
 
@@ -47,11 +48,30 @@ def rowsparse_wgrad_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    weight = x.new_empty(rows.shape[0], x.shape[1] // groups, *kernel_size)
+    return library_wgrad(_chosen(dy, rows, 1), x, kernel_size, stride, padding, dilation, groups)
+
+
+def library_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """dW of all of dy's channels by PyTorch's convolution, contiguous, and right where that alone is not on the CPU."""
+    if x.is_cpu and onednn_wgrad_fails(x.dtype, x.shape[1], kernel_size, stride, dilation, groups):
+        dy, x = _in_planes(dy), _in_planes(x)
+    weight = x.new_empty(dy.shape[1], x.shape[1] // groups, *kernel_size)
     geometry = (stride, padding, dilation, False, (0, 0), groups)
-    dy = _chosen(dy, rows, 1)
     dw = torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, (False, True, False))[1].contiguous()
     return clear_padded_taps(dw, x.shape[2:], dy.shape[2:], stride, padding, dilation)
+
+
+def _in_planes(t: Tensor) -> Tensor:
+    """t contiguous, with those strides for dimensions of size 1 too: torch takes the format from strides."""
+    return t.contiguous().flatten().view(t.shape)
 
 
 def clear_padded_taps(

@@ -3,46 +3,12 @@
 Autograd does not see them; what they write to counts as changed in place, so that a graph that saved it says so.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wuskern import backends, ops
-
-
-def _check_rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
-    if param.dtype not in ops.DTYPES:
-        raise TypeError(f"param: expected float64, float32, float16 or bfloat16, got {param.dtype}")
-    if param.ndim < 1:
-        raise ValueError("param: expected at least one dimension, got none")
-    ops.check_rows(rows)
-    if rows.device != param.device:
-        raise ValueError(f"rows: expected them on {param.device} as param is, got {rows.device}")
-    k, out = rows.shape[0], param.shape[0]
-    if k > out:
-        raise ValueError(f"rows: expected at most {out}, as many as param has, got {k}")
-    _check_like(param, "values", values, (k, *param.shape[1:]))
-
-
-def _check_like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:
-    if other.dtype != param.dtype:
-        raise TypeError(f"{name}: expected {param.dtype} as param has, got {other.dtype}")
-    if other.shape != shape or other.device != param.device:
-        raise ValueError(f"{name}: expected {list(shape)} on {param.device}, got {list(other.shape)} on {other.device}")
-
-
-def _declare(name: str, signature: str, check: Callable[..., None], written: int, flops: Callable[..., int]) -> None:
-    """Of an op that returns nothing and writes to its first arguments, ``written`` of them."""
-
-    def run(*arguments: Any) -> None:
-        check(*arguments)
-        backends.choose(name, arguments[0].device.type).run(*arguments)
-        torch.autograd.graph.increment_version([t for t in arguments[:written] if t is not None])
-
-    ops.declare(name, signature + " -> ()", check, lambda *_: None, flops, run)
-
+from wuskern import checks, ops
 
 # ---- rowsparse_sgd_ -------------------------------------------------------------------------------------------------
 
@@ -80,11 +46,20 @@ def rowsparse_sgd_(
 
 
 def _check_sgd(
-    param: Tensor, momentum_buffer: Tensor | None, rows: Tensor, values: Tensor, lr: float, momentum: float, *_: Any
+    param: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    values: Tensor,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    *_: Any,
 ) -> None:
-    _check_rows_of(param, rows, values)
+    checks.rows_of(param, rows, values)
+    checks.at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
     if momentum_buffer is not None:
-        _check_like(param, "momentum_buffer", momentum_buffer, param.shape)
+        checks.like(param, "momentum_buffer", momentum_buffer, param.shape)
     elif momentum:
         raise ValueError(f"momentum: expected 0 without a momentum_buffer, got {momentum}")
 
@@ -97,13 +72,14 @@ def _sgd_flops(  # type: ignore[no-untyped-def]
     return values_shape.numel() * each
 
 
-_declare(
+ops.declare(
     "rowsparse_sgd_",
     "(Tensor(a!) param, Tensor(b!)? momentum_buffer, Tensor rows, Tensor values, float lr, float momentum, float dampening, "
-    "float weight_decay, bool nesterov, bool maximize)",
+    "float weight_decay, bool nesterov, bool maximize) -> ()",
     _check_sgd,
-    2,
+    lambda *_: None,
     _sgd_flops,
+    written=2,
 )
 
 
@@ -154,19 +130,24 @@ def _check_adam(
     step: Tensor,
     rows: Tensor,
     values: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
     *_: Any,
 ) -> None:
-    _check_rows_of(param, rows, values)
-    _check_like(param, "exp_avg", exp_avg, param.shape)
-    _check_like(param, "exp_avg_sq", exp_avg_sq, param.shape)
+    checks.rows_of(param, rows, values)
+    checks.like(param, "exp_avg", exp_avg, param.shape)
+    checks.like(param, "exp_avg_sq", exp_avg_sq, param.shape)
     if max_exp_avg_sq is not None:
-        _check_like(param, "max_exp_avg_sq", max_exp_avg_sq, param.shape)
+        checks.like(param, "max_exp_avg_sq", max_exp_avg_sq, param.shape)
+    checks.at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
+    checks.below_one(beta1=beta1, beta2=beta2)
     if step.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"step: expected float32 or float64, got {step.dtype}")
     if step.numel() != 1:
         raise ValueError(f"step: expected one number, got {list(step.shape)}")
-    if step.device != param.device and step.device.type != "cpu":
-        raise ValueError(f"step: expected one on the CPU or {param.device}, got {step.device}")
 
 
 def _adam_flops(param_shape, first, second, most, step, rows_shape, values_shape, *numbers, **_) -> int:  # type: ignore[no-untyped-def]
@@ -175,11 +156,13 @@ def _adam_flops(param_shape, first, second, most, step, rows_shape, values_shape
     return values_shape.numel() * (13 + (most is not None) + (1 if decoupled else 2) * bool(decay))
 
 
-_declare(
+ops.declare(
     "rowsparse_adam_",
     "(Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!)? max_exp_avg_sq, Tensor(e!) step, Tensor rows, "
-    "Tensor values, float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize)",
+    "Tensor values, float lr, float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize) -> ()",
     _check_adam,
-    5,
+    lambda *_: None,
     _adam_flops,
+    written=5,
+    elsewhere=("step",),
 )

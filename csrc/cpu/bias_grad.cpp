@@ -1,10 +1,12 @@
 // bias_grad on the CPU: db[c] = sum of dY over everything but dimension c, in one read of dY (channel_sums.h).
+#include "../checks.h"
 #include "channel_sums.h"
 
 namespace wuskern {
 namespace {
 
 Tensor bias_grad(Tensor dy, int64_t dim) {
+  check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
   Tensor out = new_vector(dy, dy.size(dim));
   if (dy.numel() == 0) return torch::stable::zero_(out);

@@ -183,15 +183,17 @@ const float* floats(const Tensor& tensor) { return static_cast<const float*>(ten
 
 Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair dilation, bool channels_last) {
   check_float(dy, "dy");
-  check_float(x, "x");
-  STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == dy.size(0), "x: expected four dimensions and the batch of dy");
+  check_like(x, "x", dy);
+  check_rank(dy, "dy", 4);
+  check_rank(x, "x", 4);
+  STD_TORCH_CHECK(x.size(0) == dy.size(0), "x: expected a batch of ", dy.size(0), ", got ", x.size(0));
   const Unfold u = unfold_of(dy, {x.size(2), x.size(3)}, kernel_size, padding, dilation);
+  check_dense(x, "x", channels_last);
   const int64_t channels = x.size(1), pixels = u.pixels();
   Tensor out = torch::stable::new_empty(dy, {channels, u.columns()});
   if (dy.numel() == 0 || x.numel() == 0) return torch::stable::zero_(out);
   const Input input = channels_last || pixels == 1 ? Input{channels, 1, channels, channels * pixels}
                                                    : Input{channels, pixels, 1, channels * pixels};
-  check_dense(x, "x", channels_last);
   wgrad(u, floats(dy), floats(x), input, static_cast<float*>(out.mutable_data_ptr()));
   return out;
 }
@@ -200,16 +202,20 @@ Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair di
 void direct_dgrad(Tensor dy, Tensor weight, Pair kernel_size, Pair padding, Pair dilation, bool channels_last,
                   Tensor out) {
   check_float(dy, "dy");
-  check_float(weight, "weight");
-  check_float(out, "out");
-  STD_TORCH_CHECK(out.dim() == 4 && out.size(0) == dy.size(0), "out: expected four dimensions and the batch of dy");
+  check_like(weight, "weight", dy);
+  check_like(out, "out", dy);
+  check_rank(dy, "dy", 4);
+  check_rank(out, "out", 4);
+  STD_TORCH_CHECK(out.size(0) == dy.size(0), "out: expected a batch of ", dy.size(0), ", got ", out.size(0));
   const Unfold u = unfold_of(dy, {out.size(2), out.size(3)}, kernel_size, padding, dilation);
   const int64_t channels = out.size(1);
-  STD_TORCH_CHECK(weight.is_contiguous() && weight.dim() == 2 && weight.size(channels_last ? 0 : 1) == u.columns() &&
-                      weight.size(channels_last ? 1 : 0) == (channels_last ? padded(channels) : channels),
-                  "weight: expected a contiguous matrix of the taps and channels");
+  STD_TORCH_CHECK(weight.is_contiguous(), "weight: expected a contiguous one");
+  check_sizes(weight, "weight", channels_last ? Pair{u.columns(), padded(channels)} : Pair{channels, u.columns()});
   check_dense(out, "out", channels_last);
+  check_apart(dy, "dy", out, "out");
+  check_apart(weight, "weight", out, "out");
   if (out.numel() == 0) return;
+  if (dy.numel() == 0) return static_cast<void>(torch::stable::zero_(out));
   dgrad(u, floats(dy), floats(weight), channels, channels_last, static_cast<float*>(out.mutable_data_ptr()));
 }
 

@@ -6,6 +6,7 @@
 // asked for in advance.
 #include <vector>
 
+#include "../checks.h"
 #include "../common/reduction.h"
 #include "../common/rows.h"
 #include "../gather_order.h"
@@ -124,7 +125,9 @@ Tensor new_like(const Tensor& dy, int64_t dim, int64_t k, bool channels_last) {
 }
 
 Tensor gather_rows(Tensor dy, Tensor rows, int64_t dim) {
+  check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
+  check_index(rows, dy, dy.size(dim));
   if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
   check_rows(rows, dy.size(dim));
   const Order order(dy);

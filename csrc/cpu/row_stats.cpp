@@ -2,12 +2,14 @@
 // (channel_sums.h).
 #include "../row_stats.h"
 
+#include "../checks.h"
 #include "channel_sums.h"
 
 namespace wuskern {
 namespace {
 
 std::tuple<Tensor, Tensor> row_stats(Tensor dy, int64_t dim, Score score) {
+  check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
   auto [bias, scores] = new_row_stats(dy, dim);
   if (dy.numel() == 0) return {torch::stable::zero_(bias), torch::stable::zero_(scores)};

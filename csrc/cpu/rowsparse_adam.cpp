@@ -6,9 +6,7 @@ namespace {
 
 // Counts the step, and tells the number.
 double count(Tensor& step) {
-  STD_TORCH_CHECK(step.is_cpu() && step.numel() == 1, "step: expected one number on the CPU");
   if (step.scalar_type() == ScalarType::Double) return *step.mutable_data_ptr<double>() += 1;
-  STD_TORCH_CHECK(step.scalar_type() == ScalarType::Float, "step: expected float32 or float64");
   return *step.mutable_data_ptr<float>() += 1;
 }
 
@@ -18,7 +16,8 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
   if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
   if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {&first, &second, pointer(most)}, rows, values);
-  check_rows(rows, param.size(0));
+  check_rows(rows, param.size(0), true);
+  check_step(step, param, rows);
   const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
   const double steps = count(step);
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {

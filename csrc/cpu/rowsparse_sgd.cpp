@@ -9,7 +9,7 @@ void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Ten
   if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
   if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
-  check_rows(rows, param.size(0));
+  check_rows(rows, param.size(0), true);
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
     const auto update = row_update_kernels<T>().sgd;

@@ -1,4 +1,5 @@
 // select_rows on the CPU: the k rows with the largest scores, ascending (csrc/common/rows.h).
+#include "../checks.h"
 #include "../common/rows.h"
 #include "../stable_abi.h"
 
@@ -7,11 +8,7 @@ namespace {
 
 Tensor select_rows(Tensor scores, int64_t k, int64_t block, int64_t groups) {
   const int64_t n = scores.numel();
-  STD_TORCH_CHECK(scores.dim() == 1, "scores: expected one dimension, got ", scores.dim());
-  STD_TORCH_CHECK(block >= 1 && groups >= 1 && n % (block * groups) == 0, "scores: expected whole blocks in ", groups,
-                  " groups, got ", n);
-  STD_TORCH_CHECK(k >= 1 && k <= n && k % (block * groups) == 0, "k: expected whole blocks in ", groups,
-                  " groups, got ", k);
+  check_choice(scores, k, block, groups);
   Tensor rows = new_vector(scores, k, ScalarType::Long);
   if (!scores.is_contiguous()) scores = torch::stable::contiguous(scores);
   const void* const src = scores.const_data_ptr();

@@ -11,8 +11,8 @@
 #include <cstring>
 #include <vector>
 
+#include "../checks.h"
 #include "../common/reduction.h"
-#include "../stable_abi.h"
 
 namespace wuskern {
 
@@ -28,16 +28,13 @@ struct Unfold {
   int64_t columns() const { return kernel_height * kernel_width * k; }
 };
 
-using Pair = std::vector<int64_t>;
-
 inline Unfold unfold_of(const Tensor& dy, const Pair& size, const Pair& kernel, const Pair& padding,
                         const Pair& dilation) {
-  STD_TORCH_CHECK(dy.dim() == 4, "dy: expected four dimensions, got ", dy.dim());
-  for (int i = 0; i < 2; ++i) {
-    const int64_t expected = size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1);
-    STD_TORCH_CHECK(dy.size(2 + i) == expected, "dy: expected ", expected, " pixels along dimension ", 2 + i, ", got ",
-                    dy.size(2 + i));
-  }
+  check_pixels(dy, size, kernel, {1, 1}, padding, dilation);
+  checked_product({dy.size(0), size[0], size[1]}, "input_size");
+  checked_product({kernel[0], kernel[1], dy.size(1)}, "kernel_size");
+  checked_product({size[0] + 2 * padding[0], size[1] + 2 * padding[1], dy.size(1)},
+                  "padding");  // a tile and its border
   return {dy.size(0),
           size[0],
           size[1],

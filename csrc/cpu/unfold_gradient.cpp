@@ -65,6 +65,8 @@ void merge_pixels(Unfold& u, int64_t order) {
 }
 
 Tensor unfold_gradient(Tensor dy, Pair input_size, Pair kernel_size, Pair padding, Pair dilation, int64_t order) {
+  check_dtype(dy, "dy");
+  STD_TORCH_CHECK(order >= kPixelsFirst && order <= kPixelsLastByImage, "order: expected 0, 1 or 2, got ", order);
   Unfold u = unfold_of(dy, input_size, kernel_size, padding, dilation);
   Tensor out = order == kPixelsFirst  ? torch::stable::new_empty(dy, {u.batch * u.pixels(), u.columns()})
                : order == kPixelsLast ? torch::stable::new_empty(dy, {u.columns(), u.batch * u.pixels()})

@@ -2,8 +2,8 @@
 // of a row-sparse gradient needs where its storage is used again; wuskern/dense.py owns that storage.
 #include <cstring>
 
+#include "../checks.h"
 #include "../common/reduction.h"
-#include "../stable_abi.h"
 
 namespace wuskern {
 namespace {
@@ -30,20 +30,25 @@ void transpose_bytes(const char* src, char* dst, int64_t channels, int64_t taps,
 
 // Rows of target are dense in memory: [out, ...] contiguous, or [out, C, kh, kw] in channels_last.
 void write_rows(Tensor target, std::optional<Tensor> stale, Tensor rows, Tensor values) {
-  const int64_t out = target.size(0), row_elements = out == 0 ? 0 : target.numel() / out;
-  STD_TORCH_CHECK(values.numel() == rows.numel() * row_elements, "values: expected ", rows.numel(), " rows of ",
-                  row_elements, ", got ", values.numel(), " elements");
+  check_dtype(target, "target");
+  STD_TORCH_CHECK(target.dim() >= 1, "target: expected at least one dimension");
+  const int64_t out = target.size(0), row_elements = target.numel() == 0 ? 0 : target.numel() / out;
+  std::vector<int64_t> sizes(target.sizes().begin(), target.sizes().end());
+  for (const auto& [index, name] : {std::pair{&rows, "rows"}, std::pair{stale ? &*stale : &rows, "stale"}}) {
+    check_index(*index, target, out, "target", name);
+    check_rows(*index, out, true, name);
+    check_apart(*index, name, target, "target");
+  }
+  sizes[0] = rows.numel();
+  check_like(values, "values", target, "target");
+  check_sizes(values, "values", sizes);
   STD_TORCH_CHECK(values.is_contiguous(), "values: expected contiguous ones");
-  STD_TORCH_CHECK(values.scalar_type() == target.scalar_type(), "values: expected the dtype of target");
-  check_rows(rows, out);
-  if (stale) check_rows(*stale, out);
+  check_apart(values, "values", target, "target");
 
   const int64_t size = target.element_size(), row_bytes = row_elements * size;
   const bool contiguous = target.is_contiguous();
+  STD_TORCH_CHECK(contiguous || fills_channels_last(target), "target: expected a contiguous or channels_last one");
   const int64_t taps = contiguous ? 1 : target.size(2) * target.size(3), channels = row_elements / taps;
-  STD_TORCH_CHECK(contiguous || (target.dim() == 4 && target.stride(0) == row_elements && target.stride(1) == 1 &&
-                                 target.stride(3) == channels && target.stride(2) == channels * target.size(3)),
-                  "target: expected a contiguous or channels_last one");
   if (row_bytes == 0) return;
   char* const to = static_cast<char*>(target.mutable_data_ptr());
   const char* const from = static_cast<const char*>(values.const_data_ptr());

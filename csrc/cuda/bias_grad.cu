@@ -1,10 +1,12 @@
 // bias_grad on NVIDIA GPUs: db[c] = sum of dY over everything but dimension c, in one read of dY (channel_sums.h).
+#include "../checks.h"
 #include "channel_sums.h"
 
 namespace wuskern {
 namespace {
 
 Tensor bias_grad(Tensor dy, int64_t dim) {
+  check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
   const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
   Tensor out = new_vector(dy, dy.size(dim));

@@ -6,6 +6,7 @@
 // one load where those follow each other, as rows chosen in aligned blocks do, else a load for each.
 #include <climits>
 
+#include "../checks.h"
 #include "../common/reduction.h"
 #include "../gather_order.h"
 #include "launch.h"
@@ -89,8 +90,8 @@ void launch_gather(const T* src, const Gather& g, int64_t processors, cudaStream
   const dim3 threads(across, kThreads / across);
   const int64_t row_blocks = ceil_div(packs_of_row, across);
   const Chunks chunks = fill_grid(g.outer, int64_t{threads.y} * kUnroll, row_blocks, processors);
-  launch(gather<T, vec, packs>, dim3(row_blocks, chunks.count()), threads, 0, stream, src, g, chunks, g.row_elements(),
-         out);
+  launch(gather<T, vec, packs>, dim3(grid_of(row_blocks), chunks.count()), threads, 0, stream, src, g, chunks,
+         g.row_elements(), out);
 }
 
 template <typename T>
@@ -118,9 +119,9 @@ Tensor new_like(const Tensor& dy, int64_t dim, int64_t k, bool channels_last) {
 
 // On a GPU the rows' values are not looked at: that would wait for it.
 Tensor gather_rows(Tensor dy, Tensor rows, int64_t dim) {
+  check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
-  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Long && rows.dim() == 1, "rows: expected int64 of one dimension");
-  STD_TORCH_CHECK(rows.numel() <= dy.size(dim), "rows: expected at most ", dy.size(dim), ", got ", rows.numel());
+  check_index(rows, dy, dy.size(dim));
   const int32_t device = dy.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);

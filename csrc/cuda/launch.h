@@ -6,9 +6,11 @@
 #include <atomic>
 #include <utility>
 
-#include "../stable_abi.h"
+#include "../checks.h"
 
 namespace wuskern {
+
+constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
 
 inline cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
@@ -34,6 +36,12 @@ inline int compute_capability(int32_t device) {
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
   STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
   return 10 * major + minor;
+}
+
+// So many blocks of threads, which a grid holds along its first dimension.
+inline unsigned grid_of(int64_t blocks) {
+  STD_TORCH_CHECK(blocks <= kMostBlocks, "expected a problem of fewer than 2^31 blocks of threads, got ", blocks);
+  return static_cast<unsigned>(blocks);
 }
 
 // Every launch; `shared_bytes`: of dynamic shared memory, for each block.

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kPackThreads)
   store_pack<8>(out + (to * chunks + chunk) * 8, eight);
 }
 
-unsigned blocks_of(int64_t threads) { return static_cast<unsigned>(ceil_div(threads, kPackThreads)); }
+unsigned blocks_of(int64_t threads) { return grid_of(ceil_div(threads, kPackThreads)); }
 
 }  // namespace
 

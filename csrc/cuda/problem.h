@@ -4,12 +4,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "../checks.h"
 #include "packed.h"
 #include "simt.h"
 
 namespace wuskern {
-
-using Pair = std::vector<int64_t>;
 
 // Of a convolution, (height, width) each. A Linear is one of a single tap on images of one pixel.
 struct Geometry {
@@ -21,6 +20,80 @@ struct Geometry {
             static_cast<int>(dilation[d])};
   }
 };
+
+// ---- arguments -----------------------------------------------------------------------------------------------------
+
+inline void check_operands(const Tensor& dy, const Tensor& other, const char* name) {
+  check_dtype(dy, "dy");
+  check_like(other, name, dy);
+}
+
+// Of a Linear: dy [..., N or k].
+inline void check_wgrad(const Tensor& dy, const Tensor& x, const Tensor& rows) {
+  check_operands(dy, x, "x");
+  STD_TORCH_CHECK(dy.dim() >= 1, "dy: expected at least one dimension");
+  std::vector<int64_t> sizes(dy.sizes().begin(), dy.sizes().end());
+  check_rank(x, "x", dy.dim());
+  sizes.back() = x.size(-1);
+  check_sizes(x, "x", sizes);
+  check_index(rows, dy, dy.size(-1));
+}
+
+// dy holds all units of the weight, or the chosen ones.
+inline void check_units(const Tensor& dy, int64_t dim, const Tensor& weight, const Tensor& rows) {
+  check_index(rows, dy, weight.size(0));
+  STD_TORCH_CHECK(dy.size(dim) == weight.size(0) || dy.size(dim) == rows.numel(), "dy: expected ", weight.size(0),
+                  " units as weight has, or those of ", rows.numel(), " rows, got ", dy.size(dim));
+}
+
+inline void check_dgrad(const Tensor& dy, const Tensor& weight, const Tensor& rows) {
+  check_operands(dy, weight, "weight");
+  STD_TORCH_CHECK(dy.dim() >= 1, "dy: expected at least one dimension");
+  check_rank(weight, "weight", 2);
+  check_units(dy, -1, weight, rows);
+}
+
+// Rows and channels of dy come in groups.
+inline void check_groups(const Tensor& dy, const Tensor& rows, int64_t groups) {
+  STD_TORCH_CHECK(groups >= 1 && groups <= kMostTaps && rows.numel() % groups == 0 && dy.size(1) % groups == 0,
+                  "groups: expected a divisor of ", rows.numel(), " rows and ", dy.size(1), " channels of dy, got ",
+                  groups);
+}
+
+inline void check_wgrad_conv2d(const Tensor& dy, const Tensor& x, const Tensor& rows, const Pair& kernel,
+                               const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups) {
+  check_operands(dy, x, "x");
+  check_rank(x, "x", 4);
+  check_pixels(dy, {x.size(2), x.size(3)}, kernel, stride, padding, dilation);
+  STD_TORCH_CHECK(x.size(0) == dy.size(0), "x: expected a batch of ", dy.size(0), ", got ", x.size(0));
+  check_index(rows, dy, dy.size(1));
+  check_groups(dy, rows, groups);
+  STD_TORCH_CHECK(x.size(1) % groups == 0, "x: expected a multiple of ", groups, " channels, got ", x.size(1));
+}
+
+inline void check_dgrad_conv2d(const Tensor& dy, const Tensor& weight, const Tensor& rows, const Pair& size,
+                               const Pair& stride, const Pair& padding, const Pair& dilation, int64_t groups) {
+  check_operands(dy, weight, "weight");
+  check_rank(weight, "weight", 4);
+  check_pixels(dy, size, {weight.size(2), weight.size(3)}, stride, padding, dilation);
+  check_units(dy, 1, weight, rows);
+  check_groups(dy, rows, groups);
+  STD_TORCH_CHECK(weight.size(0) % groups == 0, "weight: expected a multiple of ", groups, " units, got ",
+                  weight.size(0));
+  const int64_t phases = checked_product({stride[0], stride[1], groups}, "stride");
+  STD_TORCH_CHECK(phases <= kMostBlocks, "stride: expected fewer than 2^31 pixels between two, in all groups, got ",
+                  phases);
+  checked_product({dy.size(0), weight.size(1), groups, size[0], size[1]}, "input_size");
+}
+
+// What kernels count with 31 bits: the features of a row of dW, and the terms of a sum of dX.
+inline void check_counts(const RowProduct& p) {
+  const int64_t taps = int64_t{p.h.taps} * p.w.taps, most = kMostTaps / taps;
+  STD_TORCH_CHECK(p.channels <= most && p.k <= most, "kernel_size: expected ", taps,
+                  " taps of fewer than 2^31 features");
+}
+
+// ---- tensors -------------------------------------------------------------------------------------------------------
 
 // [tokens, features] of a tensor [..., features]; a copy of it where its tokens are not evenly spaced.
 inline Pixels matrix_pixels(Tensor& t) {

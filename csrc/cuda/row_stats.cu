@@ -1,5 +1,6 @@
 // row_stats on NVIDIA GPUs: the sum of dY over everything but dimension c, and that of |dY| or dY * dY, in one read of
 // dY (channel_sums.h).
+#include "../checks.h"
 #include "../row_stats.h"
 #include "channel_sums.h"
 
@@ -7,6 +8,7 @@ namespace wuskern {
 namespace {
 
 std::tuple<Tensor, Tensor> row_stats(Tensor dy, int64_t dim, Score score) {
+  check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
   const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
   auto [bias, scores] = new_row_stats(dy, dim);

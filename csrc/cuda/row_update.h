@@ -43,7 +43,7 @@ void for_vector_width(const RowMemory& memory, int64_t k, std::initializer_list<
   constexpr int most = sizeof(T) == 8 ? 1 : 16 / sizeof(T);  // double takes registers
   const auto with = [&](auto vec) {
     const int64_t stretches = ceil_div(memory.elements, int64_t{vec} * kThreads * kPacksPerThread);
-    launch(vec, stretches, static_cast<unsigned>(k * stretches));
+    launch(vec, stretches, grid_of(k * stretches));
   };
   if (k == 0 || memory.elements == 0) return;
   if (most > 1 && memory.taps == 1 && memory.elements % most == 0 && aligned_to_16(pointers)) {

@@ -52,9 +52,7 @@ struct Counted {
 
   Counted(Tensor& step, const AdamArguments& arguments, cudaStream_t stream)
       : owner(new_vector(step, step.is_cpu() ? 0 : ceil_div(sizeof(given), sizeof(double)), ScalarType::Double)) {
-    STD_TORCH_CHECK(step.numel() == 1, "step: expected one number");
     const bool wide = step.scalar_type() == ScalarType::Double;
-    STD_TORCH_CHECK(wide || step.scalar_type() == ScalarType::Float, "step: expected float32 or float64");
     if (step.is_cpu()) {
       given = adam_numbers<Acc>(arguments, wide ? *data_of<double>(step) += 1 : *data_of<float>(step) += 1);
       return;
@@ -75,6 +73,7 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
   if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
   if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {&first, &second, pointer(most)}, rows, values);
+  check_step(step, param, rows);
   const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
   const cudaStream_t stream = current_stream(param.get_device_index());
   for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {

@@ -23,8 +23,8 @@ struct Context {
 template <typename T, int n, class Problem>
 void launch_dgrad(const Context& context, Problem problem, int64_t pixels, int64_t phases, int64_t groups) {
   problem.schedule = {ceil_div(pixels, kTileM), ceil_div(problem.output.channels, n), groups, phases};
-  launch(dgrad<T, n, Problem>, static_cast<unsigned>(problem.schedule.blocks()), kGemmThreads, tile_shared_bytes(n),
-         context.stream, problem);
+  launch(dgrad<T, n, Problem>, grid_of(problem.schedule.blocks()), kGemmThreads, tile_shared_bytes(n), context.stream,
+         problem);
 }
 
 template <typename T, class Problem>
@@ -88,6 +88,7 @@ void tensor_core_dgrad(const Context& context, const RowProduct& p) {
 }
 
 void run(const Context& context, const RowProduct& p) {
+  check_counts(p);
   const ScalarType dtype = context.dy.scalar_type();
   const bool cores = takes_tensor_cores(dtype, p);
   for_dtype<__half, __nv_bfloat16>(dtype, [&]<typename T>(std::type_identity<T>) {
@@ -95,7 +96,7 @@ void run(const Context& context, const RowProduct& p) {
       if (cores) return tensor_core_dgrad<T>(context, p);
     }
     const DgradSchedule schedule{ceil_div(p.input.count(), kSimtTile), ceil_div(p.channels, kSimtTile), p.groups, 1};
-    launch(simt_dgrad<T>, static_cast<unsigned>(schedule.blocks()), kSimtThreads, 0, context.stream,
+    launch(simt_dgrad<T>, grid_of(schedule.blocks()), kSimtThreads, 0, context.stream,
            static_cast<const T*>(context.dy.const_data_ptr()), static_cast<const T*>(context.weight.const_data_ptr()),
            p, context.taps, schedule, Divisor(p.k), static_cast<T*>(context.dx.mutable_data_ptr()));
   });
@@ -104,6 +105,7 @@ void run(const Context& context, const RowProduct& p) {
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
 Tensor rowsparse_dgrad(Tensor dy, Tensor weight, Tensor rows) {
+  check_dgrad(dy, weight, rows);
   const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
   const int64_t k = rows.numel(), features = weight.size(1);
   std::vector<int64_t> shape(dy.sizes().begin(), dy.sizes().end());
@@ -125,6 +127,7 @@ Tensor rowsparse_dgrad(Tensor dy, Tensor weight, Tensor rows) {
 
 Tensor rowsparse_dgrad_conv2d(Tensor dy, Tensor weight, Tensor rows, Pair input_size, Pair stride, Pair padding,
                               Pair dilation, int64_t groups) {
+  check_dgrad_conv2d(dy, weight, rows, input_size, stride, padding, dilation, groups);
   const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
   const int64_t k = rows.numel(), channels = weight.size(1);
   Tensor dx = new_images(dy, channels * groups, input_size[0], input_size[1]);

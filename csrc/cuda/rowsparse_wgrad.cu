@@ -31,8 +31,8 @@ void with_parts(const Context& context, const RowProduct& p, const WgradSchedule
                                    features, FeatureOrder{Divisor(width), p.channels, taps}};
   body(output);
   if (schedule.splits == 1) return;
-  launch(add_parts<T, Acc>, static_cast<unsigned>(ceil_div(rows * features, kPackThreads)), kPackThreads, 0,
-         context.stream, output, schedule.splits);
+  launch(add_parts<T, Acc>, grid_of(ceil_div(rows * features, kPackThreads)), kPackThreads, 0, context.stream, output,
+         schedule.splits);
 }
 
 template <typename T, int n, class X>
@@ -43,8 +43,7 @@ void launch_wgrad(const Context& context, const RowProduct& p, const X& x, int64
   const MatrixRows<T> rows{reinterpret_cast<const T*>(dy.data), one_by_one(dy.pixels).image_stride, dy.width};
   with_parts<T, float>(context, p, schedule, x_width, [&](const WgradOutput<T, float>& output) {
     const WgradProblem<T, X> problem{x, rows, p.k, tokens, x_width, dy.width, schedule, output};
-    launch(wgrad<T, n, X>, static_cast<unsigned>(schedule.blocks()), kGemmThreads, tile_shared_bytes(n), context.stream,
-           problem);
+    launch(wgrad<T, n, X>, grid_of(schedule.blocks()), kGemmThreads, tile_shared_bytes(n), context.stream, problem);
   });
 }
 
@@ -90,6 +89,7 @@ void tensor_core_wgrad(const Context& context, const RowProduct& p) {
 }
 
 void run(const Context& context, const RowProduct& p) {
+  check_counts(p);
   const ScalarType dtype = context.dy.scalar_type();
   const bool cores = takes_tensor_cores(dtype, p);
   for_dtype<__half, __nv_bfloat16>(dtype, [&]<typename T>(std::type_identity<T>) {
@@ -100,7 +100,7 @@ void run(const Context& context, const RowProduct& p) {
     const WgradSchedule schedule = wgrad_schedule(p.groups, p.features(), p.k, p.dy.count(), kSimtTile, kSimtTile,
                                                   kSimtDepth, 4 * context.gpu.processors);
     with_parts<T, Acc>(context, p, schedule, p.channels, [&](const WgradOutput<T, Acc>& output) {
-      launch(simt_wgrad<T>, static_cast<unsigned>(schedule.blocks()), kSimtThreads, 0, context.stream,
+      launch(simt_wgrad<T>, grid_of(schedule.blocks()), kSimtThreads, 0, context.stream,
              static_cast<const T*>(context.dy.const_data_ptr()), static_cast<const T*>(context.x.const_data_ptr()), p,
              schedule, output);
     });
@@ -110,6 +110,7 @@ void run(const Context& context, const RowProduct& p) {
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
 Tensor rowsparse_wgrad(Tensor dy, Tensor x, Tensor rows) {
+  check_wgrad(dy, x, rows);
   const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
   const int64_t k = rows.numel(), features = x.size(-1);
   Tensor dw = torch::stable::new_empty(x, {k, features});
@@ -126,6 +127,7 @@ Tensor rowsparse_wgrad(Tensor dy, Tensor x, Tensor rows) {
 
 Tensor rowsparse_wgrad_conv2d(Tensor dy, Tensor x, Tensor rows, Pair kernel_size, Pair stride, Pair padding,
                               Pair dilation, int64_t groups) {
+  check_wgrad_conv2d(dy, x, rows, kernel_size, stride, padding, dilation, groups);
   const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
   const int64_t k = rows.numel(), channels = x.size(1) / groups;
   Tensor dw = torch::stable::new_empty(x, {k, channels, kernel_size[0], kernel_size[1]});

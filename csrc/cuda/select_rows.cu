@@ -6,6 +6,7 @@
 // what it takes of its stretch of the keys, and writes it behind what the warps before it take. Keys of usual layers
 // stay in shared memory from the first pass on. More are read again in each pass, mostly from L2: at the most five
 // passes for float32, eight for float64.
+#include "../checks.h"
 #include "../common/reduction.h"
 #include "../common/rows.h"
 #include "launch.h"
@@ -210,11 +211,7 @@ int threads_for(int64_t n, int most) {
 
 Tensor select_rows(Tensor scores, int64_t k, int64_t block, int64_t groups) {
   const int64_t size = scores.numel();
-  STD_TORCH_CHECK(scores.dim() == 1, "scores: expected one dimension, got ", scores.dim());
-  STD_TORCH_CHECK(block >= 1 && groups >= 1 && size % (block * groups) == 0, "scores: expected whole blocks in ",
-                  groups, " groups, got ", size);
-  STD_TORCH_CHECK(k >= 1 && k <= size && k % (block * groups) == 0, "k: expected whole blocks in ", groups,
-                  " groups, got ", k);
+  check_choice(scores, k, block, groups);
   const int32_t device = scores.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   Tensor rows = new_vector(scores, k, ScalarType::Long);

@@ -1,0 +1,38 @@
+"""What the generators share: inputs numbered from 0, each by a random generator of its own, until the time is up."""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+SHOWN = 20  # faults
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--seconds", type=float, default=60, help="how long to try inputs (default: 60)")
+    made.add_argument("--count", type=int, help="or how many")
+    made.add_argument("--seed", type=int, default=0, help="of all inputs (default: 0)")
+    made.add_argument("--only", type=int, help="the number of the one input to try, as a fault names it")
+    return made
+
+
+def run(chosen: argparse.Namespace, attempt: Callable[[random.Random], str | None]) -> int:
+    """Calls ``attempt`` for one input after the other; what it answers is a fault. Gives the exit status."""
+    torch.set_num_threads(1)
+    end, tried, faults = time.monotonic() + chosen.seconds, 0, []
+    number = chosen.only or 0
+    while chosen.only is not None or (tried < chosen.count if chosen.count is not None else time.monotonic() < end):
+        torch.manual_seed(number)
+        if (fault := attempt(random.Random(f"{chosen.seed} {number}"))) is not None:
+            faults.append(f"{fault} (--seed {chosen.seed} --only {number})")
+        tried, number = tried + 1, number + 1
+        if chosen.only is not None:
+            break
+    for fault in faults[:SHOWN]:
+        print(fault, file=sys.stderr)
+    print(f"{tried} inputs from seed {chosen.seed}, {len(faults)} faults")
+    return int(bool(faults) or not tried)
