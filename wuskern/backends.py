@@ -155,8 +155,7 @@ def _known(name: str, argument: str) -> str:
 
 
 def check_environment() -> None:
-    """Raises if a variable names a backend, or an instruction set of this processor, that there is not: ops that never run would
-    not say so."""
+    """Raises if a variable names a backend or an instruction set that there is not: ops that never run would not say so."""
     if wish := _environment_wish():
         _known(wish, "WUSKERN_BACKEND")
     if library_obstacle("cpu") is None:
