@@ -200,7 +200,7 @@ def convolutions(draw):
     return x, arguments, FORMATS[draw(st.sampled_from(sorted(FORMATS)))](dy)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(convolutions())
 def test_dx_of_any_formats_has_stocks_values_and_strides(problem):
     x, arguments, dy = problem

@@ -78,6 +78,7 @@ def test_hand_worked():
         assert ops.rowsparse_dgrad(dy, weight, rows).tolist() == [[1, 17], [10, 170]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("layout", MATRIX_LAYOUTS)
@@ -98,6 +99,7 @@ def test_leading_dimensions():
     assert check("rowsparse_dgrad", dy[0, 0], weight, rows).shape == (6,)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
@@ -196,7 +198,7 @@ def test_a_row_out_of_range_raises_on_the_cpu(row):
                 call()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_linear(data):
     n = data.draw(st.integers(1, 40))
@@ -206,7 +208,7 @@ def test_any_linear(data):
     check_linear(data.draw(st.sampled_from(DTYPES)), tokens, n, features, k, layout, packed)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_conv2d(data):
     pair = lambda low, high: (data.draw(st.integers(low, high)), data.draw(st.integers(low, high)))  # noqa: E731
@@ -276,7 +278,7 @@ def test_more_scores_than_a_program_sees_at_once(n, dtype):
     select(torch.full((n,), 2.0, dtype=dtype), n - 5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_selection(data):
     block, groups, blocks = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 30))
