@@ -107,6 +107,9 @@ GRADIENTS = [
     Gradient("conv no pixels", (3, 8, 0, 4), 1),
 ]
 
+# Shapes of gradients that sum a thousand numbers in each of 500 channels, of dimension 1.
+LONG_SUMS = [(1500, 500), (2, 500, 20, 30)]
+
 CONVS = [
     Conv("3x3", 4, 6, 8, 9, 3, padding=1),
     Conv("3x3 stride 2", 4, 6, 8, 9, 3, stride=2, padding=1),

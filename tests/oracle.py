@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -9,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import wuskern as wk
-from tests.accuracy import assert_as_right_as_stock
 
 Gradients = dict[str, Tensor | None]
 Use = Callable[[nn.Module, Tensor], Tensor]
@@ -63,12 +63,20 @@ def set_flags(model: nn.Module, flag: Flag) -> nn.Module:
     return model
 
 
-def gradients(model: nn.Module, x: Tensor, use: Use = nn.Module.__call__) -> Gradients:
+Values = Callable[..., Tensor]  # torch.randn's arguments
+
+
+def whole(*size: Any, **options: Any) -> Tensor:
+    """Whole numbers from -4 to 4: their sums of products are exact in every dtype's accumulator, in any order."""
+    return torch.randint(-4, 5, *size, **options)
+
+
+def gradients(model: nn.Module, x: Tensor, use: Use = nn.Module.__call__, values: Values = torch.randn) -> Gradients:
     """The output ``y`` of ``use(model, x)``, and the gradients of ``x`` and all parameters for a fixed random dy."""
     x, dx = x.detach().requires_grad_(), []
     x.register_hook(dx.append)  # x.grad would have the strides of x, whatever backward gave
     y = use(model, x)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    dy = values(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y.backward(torch.empty_like(y).copy_(dy.to(torch.bfloat16)))  # values that every dtype holds exactly; laid out as y
     grads = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()  # lets go of them: Module.double would change them
@@ -82,37 +90,54 @@ def assert_same_bits(ours: Gradients, stock: Gradients) -> None:
         assert value is None or (torch.equal(ours[name], value) and ours[name].stride() == value.stride()), name
 
 
-def assert_all_as_right(ours: Gradients, stock: Gradients, exact: Gradients) -> None:
-    assert ours.keys() == stock.keys()
-    for name, value in stock.items():
-        assert (ours[name] is None) == (value is None), name
-        if value is not None:
-            assert_as_right_as_stock(ours[name], value, exact[name])
-
-
 def check(
-    stock: nn.Module,
-    x: Tensor,
-    use: Use = nn.Module.__call__,
-    change: Change = lambda model: model,
-    flag: Flag = True,
+    stock: nn.Module, x: Tensor, use: Use = nn.Module.__call__, change: Change = lambda model: model, flag: Flag = True
 ) -> None:
     """The converted model against its stock twin, both after ``change`` and in ``use``.
 
-    Dense: the same bits. With ``flag``: every gradient as right as the oracle's in the same dtype, and missing where it misses.
+    Dense: the same bits. With ``flag``, in float64: the oracle's gradients, and none where it has none.
     """
-    ours = change(wk.convert(copy.deepcopy(stock)))
+    _check_bits(stock, x, use, change, flag)
+    ours, oracle = (set_flags(change(make(copy.deepcopy(stock).double())), flag) for make in (wk.convert, plain))
+    found, expected = (gradients(model, x.double(), use) for model in (ours, oracle))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] is None) == (value is None), name
+        if value is not None:
+            torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def check_layer(
+    stock: nn.Module, x: Tensor, use: Use = nn.Module.__call__, change: Change = lambda layer: layer, flag: Flag = True
+) -> None:
+    """The same of one layer in its own dtype and in whole numbers, where gradients are exact and rounded once."""
+    _check_bits(stock, x, use, change, flag)
+    stock = _in_whole_numbers(stock)
+    ours, oracle = (set_flags(change(make(copy.deepcopy(stock))), flag) for make in (wk.convert, plain))
+    x = torch.empty_like(x, dtype=next(ours.parameters()).dtype).copy_(whole(x.shape))
+    found, exact = gradients(ours, x, use, whole), gradients(oracle.double(), x.double(), use, whole)
+    assert found.keys() == exact.keys()
+    for name in found.keys() - {"y"}:
+        assert (found[name] is None) == (exact[name] is None), name
+        assert found[name] is None or torch.equal(found[name], exact[name].to(found[name].dtype)), name
+
+
+def _check_bits(stock: nn.Module, x: Tensor, use: Use, change: Change, flag: Flag) -> None:
+    """Stock's without a flag, and of the output with one too."""
+    ours, stock = change(wk.convert(copy.deepcopy(stock))), change(copy.deepcopy(stock))
     x = x.to(next(ours.parameters()).dtype)
-    oracle = set_flags(change(plain(copy.deepcopy(stock))), flag)
-    assert_same_bits(gradients(ours, x, use), gradients(change(copy.deepcopy(stock)), x, use))
-    draws = [x, *(torch.randn(x.shape).to(x.dtype) for _ in range(4))]  # together: the largest of few errors is luck
-    expected = _together([gradients(oracle, draw, use) for draw in draws])
-    exact = _together([gradients(oracle.double(), draw.double(), use) for draw in draws])
-    set_flags(ours, flag)
-    assert_all_as_right(_together([gradients(ours, draw, use) for draw in draws]), expected, exact)
+    expected = gradients(stock, x, use)
+    assert_same_bits(gradients(ours, x, use), expected)
+    assert torch.equal(gradients(set_flags(ours, flag), x, use)["y"], gradients(stock, x, use)["y"])
 
 
-def _together(found: list[Gradients]) -> Gradients:
-    """Each name's gradients in one vector, or None where they all are."""
-    names = {name: [one[name] for one in found] for name in found[0]}
-    return {name: None if values[0] is None else torch.cat([v.flatten() for v in values]) for name, values in names.items()}  # type: ignore[misc]
+def _in_whole_numbers(layer: nn.Module) -> nn.Module:
+    """A row of the weight has 16 entries of 1 or -1, or as many as there are: its norm is a whole number too."""
+    layer = copy.deepcopy(layer)
+    with torch.no_grad():
+        signs = torch.randn_like(layer.weight, dtype=torch.float32).sign()
+        order = torch.rand(signs.flatten(1).shape).argsort(1).view(signs.shape)
+        layer.weight.copy_(signs * (order < 16))
+        if layer.bias is not None:
+            layer.bias.copy_(whole(layer.bias.shape))
+    return layer

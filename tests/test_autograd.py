@@ -269,7 +269,7 @@ def convolutions(draw):
     return x, arguments, FORMATS[draw(st.sampled_from(sorted(FORMATS)))](dy)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(convolutions())
 def test_dx_of_any_formats_has_stocks_values_and_strides(problem):
     x, arguments, dy = problem
@@ -282,11 +282,11 @@ def test_dx_of_any_formats_has_stocks_values_and_strides(problem):
     assert ours.stride() == stock.stride()
     weight, _, *geometry = arguments
     geometry = [*geometry[:3], False, (0, 0), geometry[3]]
-    exact = torch.ops.aten.convolution_backward(
-        dy.double(), x.double(), weight.double(), None, *geometry, (True, False, False)
-    )[0]
-    if exact.numel() >= 64:  # with few elements stock's own error is 0 by luck
-        assert_as_right_as_stock(ours, stock, exact)
+    exact, magnitudes = (
+        torch.ops.aten.convolution_backward(of(dy), of(x), of(weight), None, *geometry, (True, False, False))[0]
+        for of in (torch.Tensor.double, lambda t: t.double().abs())
+    )
+    assert_as_right_as_stock(ours, stock, exact, magnitudes)
 
 
 def test_no_input_is_made_up_for_its_shape():

@@ -92,8 +92,10 @@ def test_every_tile_with_every_tail_of_its_sum(k, capability):
 @pytest.mark.parametrize("features", [8, 64, 128, 136, 264, 520])
 def test_every_tile_of_an_input_gradient_with_every_tail(features, capability):
     emulation.configure(processors=1, capability=capability)
+    dy, weight = integers(140, 610, dtype=torch.bfloat16), integers(610, features, dtype=torch.bfloat16)
     for k in (3, 16, 40, 64, 72, 130, 520, 600):
-        check_linear(140, 610, features, k, torch.bfloat16)
+        rows = some_rows(610, k)
+        assert_exact(dgrad(dy, weight, rows), dy.double()[:, rows] @ weight.double()[rows])
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,9 +116,9 @@ def test_long_sums_are_as_exact_as_stock(dtype, capability):
     emulation.configure(capability=capability)
     dy, x, rows = torch.randn(3000, 24).to(dtype), torch.randn(3000, 40).to(dtype), some_rows(24, 9)
     stock, exact = (dy.t() @ x)[rows], (dy.double().t() @ x.double())[rows]
-    assert_as_right_as_stock(wgrad(dy, x, rows), stock, exact)
+    assert_as_right_as_stock(wgrad(dy, x, rows), stock, exact, (dy.double().abs().t() @ x.double().abs())[rows])
     weight, rows = torch.randn(24, 3000).t().contiguous().to(dtype), some_rows(3000, 1000)
-    dy = torch.randn(40, 3000).to(dtype)
+    dy = torch.randn(50, 3000).to(dtype)
     assert_as_right_as_stock(dgrad(dy, weight, rows), dy[:, rows] @ weight[rows], dy.double()[:, rows] @ weight.double()[rows])
 
 

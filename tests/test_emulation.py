@@ -124,8 +124,10 @@ def test_sums_are_right_for_any_number_of_processors(shape, processors):
     biases, sums, scores = (torch.stack(results) for results in zip(*ours, strict=True))
     assert torch.equal(biases, sums)
     for result, wide in ((biases, dy.double()), (scores, dy.double().square())):
-        stock = torch.stack([one.sum(others) for one in wide.float()])
-        assert_as_right_as_stock(result, stock, torch.stack([one.sum(others) for one in wide]))
+        stock, exact, magnitudes = (
+            torch.stack([one.sum(others) for one in every]) for every in (wide.float(), wide, wide.abs())
+        )
+        assert_as_right_as_stock(result, stock, exact, magnitudes)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

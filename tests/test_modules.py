@@ -11,14 +11,14 @@ from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
 from tests.cases import CONVS, LAYERS, LAYOUTS, MEMORY_FORMATS
 
 
-def backward(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor | None]:
+def backward(layer: nn.Module, x: torch.Tensor, of_dy=torch.clone) -> dict[str, torch.Tensor | None]:
     """Output, its random gradient (always the same one), and the gradients of one forward and backward."""
     layer.zero_grad()
     x, dx = x.detach().requires_grad_(), []
     x.register_hook(dx.append)  # x.grad would have the strides of x, whatever backward gave
     y = layer(x)
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    dy = dy.to(torch.bfloat16).to(y)  # a value that every dtype holds exactly
+    dy = of_dy(dy.to(torch.bfloat16).to(y))  # a value that every dtype holds exactly
     y.backward(dy)
     bias = layer.bias.grad if layer.bias is not None else None
     return {"y": y.detach(), "dy": dy, "x": dx[0], "weight": layer.weight.grad, "bias": bias}
@@ -27,13 +27,21 @@ def backward(layer: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor | None
 def check_gradients(stock: nn.Module, x: torch.Tensor, expected: dict, skipped: dict) -> None:
     """Y, dX and db as right as stock's against float64, in stock's strides, and no weight gradient."""
     assert skipped["weight"] is None
-    exact = backward(copy.deepcopy(stock).double(), x.double())
+    double = copy.deepcopy(stock).double()
+    exact = backward(double, x.double())
+    magnitudes = backward(with_magnitudes(double), x.double().abs(), torch.abs)
     for name in ("y", "x"):
-        assert_as_right_as_stock(skipped[name], expected[name], exact[name])
+        assert_as_right_as_stock(skipped[name], expected[name], exact[name], magnitudes[name])
         assert skipped[name].stride() == expected[name].stride()
     if expected["bias"] is not None:
-        channels = -1 if isinstance(stock, nn.Linear) else -3
-        assert_as_right_as_stock(skipped["bias"], expected["bias"], exact_channel_sums(expected["dy"], channels))
+        sums = exact_channel_sums(expected["dy"], -1 if isinstance(stock, nn.Linear) else -3)
+        assert_as_right_as_stock(skipped["bias"], expected["bias"], sums, magnitudes["bias"])
+
+
+def with_magnitudes(layer: nn.Module) -> nn.Module:
+    for parameter in layer.parameters():
+        parameter.data.abs_()
+    return layer
 
 
 def check_against_stock(stock: nn.Module, ours: nn.Module, x: torch.Tensor) -> None:
@@ -48,6 +56,7 @@ def check_against_stock(stock: nn.Module, ours: nn.Module, x: torch.Tensor) -> N
     check_gradients(stock, x, expected, backward(ours, x))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (0, 5)], ids=str)
@@ -56,6 +65,7 @@ def test_linear(shape, bias, dtype):
     check_against_stock(stock, wk.convert(copy.deepcopy(stock)), torch.randn(shape).to(dtype))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", MEMORY_FORMATS.values(), ids=MEMORY_FORMATS)
 @pytest.mark.parametrize("case", CONVS, ids=str)

@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 import wuskern as wk
-from tests.accuracy import assert_as_right_as_stock
+from tests.accuracy import assert_all_as_right
 from tests.rowsparse import DTYPES, integers, kernel_of, some_rows
 from wuskern import backends, ops, reference, update_ops
 
@@ -137,6 +137,7 @@ def assert_right(op: str, found: list[Tensor], arguments: tuple[Any, ...]) -> No
 # ---- right, and the same each time ----------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @problems
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES, indirect=True)
@@ -168,20 +169,18 @@ def test_a_layer_learns_from_its_rows(dtype, layout, scope, device):
     wk.convert(model)
     rows = [wk.Rows(some_rows(n, k), scope=scope) for n, k in ((32, 8), (8, 3), (10, 4))]
 
-    def gradients(dtype: torch.dtype, device: str, rows: list[wk.Rows]) -> list[Tensor]:
+    def gradients(dtype: torch.dtype, device: str, rows: list[wk.Rows]) -> dict[str, Tensor]:
         model.to(device, dtype)
         for layer, chosen in zip(wk.modules.skippable_layers(model).values(), rows, strict=True):
             layer.rows = chosen
         model.zero_grad()
         model(x.to(device, dtype).contiguous(memory_format=LAYOUT[layout])).square().sum().backward()
-        return [p.grad.cpu() for p in model.parameters()]
+        return {name: p.grad.cpu() for name, p in model.named_parameters()}
 
     with backends.backend("reference"):
         exact = gradients(torch.float64, "cpu", rows)
         stock = gradients(dtype, device, rows)
-    ours = gradients(dtype, device, rows)
-    for found, same, right in zip(ours, stock, exact, strict=True):
-        assert_as_right_as_stock(found, same, right)
+    assert_all_as_right(gradients(dtype, device, rows), stock, exact)
 
 
 # ---- streams, devices, graphs ---------------------------------------------------------------------------------------

@@ -53,11 +53,11 @@ class Family:
         return cls(cls.config_class(**self.config)).train()
 
     def use(self, model: nn.Module, x: Tensor) -> Tensor:
-        """The logits, scaled by a number x; pixels and spectra follow its dtype."""
+        """The logits; pixels and spectra follow the dtype of x, a number that scales the logits and needs no gradient."""
         torch.manual_seed(1)
         batch = {name: make() for name, make in self.batch.items()}
         batch = {name: v.to(x.dtype) if v.is_floating_point() else v for name, v in batch.items()}
-        return model(**batch).logits * x
+        return model(**batch).logits * x.detach()
 
     def __str__(self) -> str:
         return self.model

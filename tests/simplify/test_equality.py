@@ -12,7 +12,7 @@ import wuskern as wk
 from tests.simplify.networks import chains, equal, kill, layers, shapes, shuffle_norms
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(chains())
 def test_a_chain_of_layers_gives_what_it_gave(case):
     model, x = case

@@ -40,8 +40,9 @@ def values(shape, dtype: torch.dtype, layout: str = "contiguous") -> torch.Tenso
 def check(op: str, dy: torch.Tensor, other: torch.Tensor, *rest) -> torch.Tensor:
     with backends.backend("triton"):
         ours = getattr(ops, op)(dy, other, *rest)
-    twin = getattr(reference, op)
-    assert_as_right_as_stock(ours, twin(dy, other, *rest), twin(dy.double(), other.double(), *rest))
+    twin, exactly = getattr(reference, op), (dy.double(), other.double())
+    magnitudes = twin(*map(torch.abs, exactly), *rest)
+    assert_as_right_as_stock(ours, twin(dy, other, *rest), twin(*exactly, *rest), magnitudes)
     return ours
 
 
@@ -77,6 +78,7 @@ def test_hand_worked():
         assert ops.rowsparse_dgrad(dy, weight, rows).tolist() == [[1, 17], [10, 170]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("layout", MATRIX_LAYOUTS)
@@ -97,6 +99,7 @@ def test_leading_dimensions():
     assert check("rowsparse_dgrad", dy[0, 0], weight, rows).shape == (6,)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
@@ -195,7 +198,7 @@ def test_a_row_out_of_range_raises_on_the_cpu(row):
                 call()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_linear(data):
     n = data.draw(st.integers(1, 40))
@@ -205,7 +208,7 @@ def test_any_linear(data):
     check_linear(data.draw(st.sampled_from(DTYPES)), tokens, n, features, k, layout, packed)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_conv2d(data):
     pair = lambda low, high: (data.draw(st.integers(low, high)), data.draw(st.integers(low, high)))  # noqa: E731
@@ -275,7 +278,7 @@ def test_more_scores_than_a_program_sees_at_once(n, dtype):
     select(torch.full((n,), 2.0, dtype=dtype), n - 5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_selection(data):
     block, groups, blocks = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4)), data.draw(st.integers(1, 30))
