@@ -46,6 +46,10 @@ class GradHome:
         self.recycled = Recycled()
         _homes.add(self)
 
+    def forget_zeros(self) -> None:
+        """Gives back the memory that the dense form uses again."""
+        self.recycled = Recycled()
+
     def __reduce__(self) -> Any:
         return type(None), ()
 

@@ -58,9 +58,9 @@ class Skippable(Planned, nn.Module):
         if not isinstance(plan, Plan):
             raise TypeError(f"plan: expected a Plan, got {plan!r}")
         plan.check(self.units)
-        if plan.rows is None:
-            self._home = None  # and with it the memory that it keeps
-        elif self._home is None:
+        if plan.rows is None and self._home is not None:
+            self._home.forget_zeros()
+        elif plan.rows is not None and self._home is None:
             self._home = GradHome(self)
             self._asked = self._home.is_asked()
         self._plan = plan
