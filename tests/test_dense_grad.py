@@ -299,7 +299,7 @@ def test_the_compiled_writer_guards_its_memory():
     write, target = torch.ops.wuskern_native.write_rows, torch.zeros(4, 3)
     for stale, rows, values, message in (
         (None, [4], torch.ones(1, 3), "rows: expected indices from 0 to 3, got 4"),
-        ([-1], [1], torch.ones(1, 3), "rows: expected indices from 0 to 3, got -1"),
+        ([-1], [1], torch.ones(1, 3), "stale: expected indices from 0 to 3, got -1"),
         (None, [1], torch.ones(1, 4), "values: expected 1 rows of 3, got 4 elements"),
         (None, [1], torch.ones(1, 3).double(), "values: expected the dtype of target"),
     ):

@@ -58,11 +58,11 @@ class Skippable(Planned, nn.Module):
         if not isinstance(plan, Plan):
             raise TypeError(f"plan: expected a Plan, got {plan!r}")
         plan.check(self.units)
-        if plan.rows is None and self._home is not None:
-            self._home.forget_zeros()
-        elif plan.rows is not None and self._home is None:
+        if self._home is None:  # with the first plan, for good: compiled code of a skip then serves after one of rows, too
             self._home = GradHome(self)
             self._asked = self._home.is_asked()
+        elif plan.rows is None:
+            self._home.forget_zeros()
         self._plan = plan
         self._resolve()
 
@@ -102,7 +102,7 @@ class Skippable(Planned, nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self._plan.rows is not None:  # a copy has a home of its own
+        if "_home" in self.__dict__:  # a copy has one of its own
             self._home = GradHome(self)
             self._asked = self._home.is_asked()
             self._resolve()
