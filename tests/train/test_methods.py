@@ -115,8 +115,8 @@ def test_what_cannot_be_read_is_named(text, message):
         ("spfde:epochs=none", "epochs: expected a whole number, got None"),
         ("spfde:power=inf", "power: expected a positive number, got inf"),
         ("mest:switches=none", "switches: expected a list of numbers, got None"),
-        ("mest:switches=inf", "switches: expected a positive number, got inf"),
-        ("mest:switches=nan/1", "switches: expected a positive number, got nan"),
+        ("mest:switches=inf", "switches: expected numbers over 0, got inf"),
+        ("mest:switches=nan/1", "switches: expected numbers over 0, got nan"),
     ],
 )
 def test_nonsense_is_named(text, message):

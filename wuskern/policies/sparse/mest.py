@@ -11,13 +11,14 @@ code has the largest of the initial weights; counts that round alike everywhere 
 one less); a change also where the bounds switch; momenta of what was pruned become zero; the block and n:m forms.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.arguments import one_of, positive, whole
+from wuskern.arguments import number, one_of, whole
 from wuskern.policies.sparse.base import SparseTraining
 from wuskern.policies.sparse.distribution import check_sparsity
 from wuskern.policies.sparse.patterns import largest, remaining
@@ -79,7 +80,9 @@ class MEST(SparseTraining):
         self._begin()
 
     def _switch(self, value: float) -> float:
-        positive("switches", value)
+        number("switches", value)
+        if not 0 < value < math.inf:
+            raise ValueError(f"switches: expected numbers over 0, got {value}")
         return value * self.epochs if value < 1 else value
 
     def _phases(self, name: str, given: float | Sequence[float] | None, default: list[float]) -> tuple[float, ...]:
