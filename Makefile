@@ -1,4 +1,5 @@
 # make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
+# make test-more | check-fast    what takes long: wide grids, all targets, benchmarks once | the core, in two minutes
 # make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
 # make wheel | check-wheel    one wheel for a cluster, in dist/ | the tests on it, installed
@@ -9,7 +10,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-again accuracy results test-gpu sanitize bench-gpu wheel check-wheel build clean
+.PHONY: help demo test test-more lint check check-fast bench bench-again accuracy results test-gpu sanitize bench-gpu wheel check-wheel build clean
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -31,7 +32,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILT := build/ready-$(KEY)
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 $(READY): .ci/requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)
@@ -71,8 +72,18 @@ lint: build
 # trips over it.
 EXPECT := cpu,cuda-file,testing,emulated,triton
 
+PYTEST = WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 check: build
-	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not more"
+
+check-fast: build
+	$(PYTEST) -m "not more" tests/test_rowsparse.py tests/test_modules.py tests/test_autograd.py tests/test_convert.py \
+	  tests/test_dense_grad.py tests/test_sparse_grad.py tests/test_sparse_backward.py tests/test_rows.py tests/test_tokens.py \
+	  tests/optim/test_optim.py tests/policies/test_compose.py tests/policies/test_wus.py
+
+test-more: build
+	$(PYTEST) -m more
 	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py tests/train/test_full_sized.py
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 bench --benchmark-disable -p no:cacheprovider
 
