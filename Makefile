@@ -1,4 +1,5 @@
 # make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
+# make test-more | check-fast    what takes long and finds little | the core alone, in less than two minutes
 # make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
 # make wheel | check-wheel    one wheel for a cluster, in dist/ | the tests on it, installed
@@ -9,7 +10,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-again accuracy results test-gpu sanitize bench-gpu wheel check-wheel build clean
+.PHONY: help demo test test-more lint check check-fast bench bench-again accuracy results test-gpu sanitize bench-gpu wheel check-wheel build clean
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -31,7 +32,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILT := build/ready-$(KEY)
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 $(READY): .ci/requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)
@@ -61,7 +62,7 @@ test: lint check
 
 lint: build
 	$(PY) -m ruff check .
-	$(PY) -m bench.tables --check
+	OMP_NUM_THREADS=1 $(PY) -m bench.tables --check
 	$(PY) -m ruff format --check .
 	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run --Werror $(CPP)
 	$(PY) -m mypy
@@ -71,10 +72,25 @@ lint: build
 # trips over it.
 EXPECT := cpu,cuda-file,testing,emulated,triton
 
+TESTS = WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+SMOKE = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 bench --benchmark-disable -p no:cacheprovider
+
+# At most eight minutes on two cores with all of `make test`: what takes long has the mark `more`, or `pairs` (pyproject.toml).
 check: build
-	WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(TESTS) -m "not more"
 	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py tests/train/test_full_sized.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 bench --benchmark-disable -p no:cacheprovider
+	$(SMOKE) -m "not more"
+
+# At most twenty-five.
+test-more: build
+	$(TESTS) -m more
+	$(SMOKE) -m more
+
+# Layers, ops and optimizers: no policies, training, processes, compilers, machine code, benchmarks.
+BESIDE := $(wildcard tests/policies tests/train tests/distributed tests/simplify tests/triton_kernels tests/test_bench* \
+  tests/test_cli* tests/test_cuda_*.py tests/test_compile.py tests/test_instruction_sets.py tests/test_transformers.py)
+check-fast: build
+	$(TESTS) -m "not more" $(BESIDE:%=--ignore=%)
 
 bench: build
 	$(PY) -m pytest -q bench --benchmark-quiet --results $(OUT)/cpu.json

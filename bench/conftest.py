@@ -50,11 +50,16 @@ def pytest_configure(config):
     config.stash[CEILINGS] = Ceilings(config.getoption("--device"))
 
 
-@pytest.hookimpl(trylast=True)  # of what -k leaves
+@pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config, items):
+    """Marks what make test-more verifies beside the first case of each test, and has a smoke run of what -k and -m leave."""
+    first = {item.nodeid.split("[")[0]: item for item in reversed(items)}.values()
     for item in items:
+        if item not in first:
+            item.add_marker("more")
         if "race" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=race_clock, disable_gc=True))
+    yield
     if config.getoption("--benchmark-disable") and not config.getoption("--every-case"):
         kept = smoke_cases(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -2,19 +2,18 @@
 
 import contextlib
 import os
-import subprocess
 import sys
 import sysconfig
-import zlib
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin take the time of the other tests
 
 import pytest
 import torch
 
-from tests import emulation
+from tests import emulation, selection
 from wuskern import backends
 
 PYTHON_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
@@ -43,29 +42,19 @@ def pytest_configure(config):
         raise pytest.UsageError(f"WUSKERN_EXPECT: {'; '.join(missing)}")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    """Before pytest takes what ``-m`` asks for."""
     items.sort(key=lambda item: "triton_kernels/test_compile" not in item.nodeid)  # minutes: nothing waits for it at the end
-    left_out = interpreted_in_other_dtypes(items)
+    left_out = selection.interpreted_in_other_dtypes(items)
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]
+    selection.thin_out(items)
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
-
-
-def interpreted_in_other_dtypes(items) -> set:
-    """Triton's interpreter takes one way for all dtypes, and takes its time: it has each case of a test in one of the dtypes
-    that the test names, which the case's name decides. GPUs have all."""
-    dtypes_of: dict[str, list] = {}
-    for item in items if "TRITON_INTERPRET" in os.environ else ():
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        interpreted = params.get("backend") == "triton" and params.get("device", "cpu") == "cpu"
-        if interpreted and "case" in params and "dtype" in params:
-            dtypes_of.setdefault(item.nodeid.replace(str(params["dtype"]), ""), []).append(item)
-    kept = {same[zlib.crc32(name.encode()) % len(same)] for name, same in dtypes_of.items()}
-    return {item for same in dtypes_of.values() for item in same} - kept
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -130,21 +119,6 @@ def obstacle_to(op: str, backend: str, device: str = "cpu") -> str | None:
 def backends_that_run(op: str) -> list[str]:
     """On the CPU."""
     return [name for name in BACKENDS if obstacle_to(op, name) is None]
-
-
-def run_with_capability(capability: str, program: str) -> None:
-    """A program that asserts, with the kernels of one instruction set; skips where the processor lacks it."""
-    begin, end = (
-        "import torch\nfrom wuskern import backends\ntorch.manual_seed(0)",
-        "print(torch.ops.wuskern_native.cpu_capability())",
-    )
-    program = f"{begin}\n{program}\n{end}"
-    env = os.environ | {"WUSKERN_CPU_CAPABILITY": capability}
-    result = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
-    if "expected baseline or a wider set up to this processor's" in result.stderr:
-        pytest.skip(f"this processor has no {capability}")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [capability]
 
 
 @pytest.fixture(params=BACKENDS)

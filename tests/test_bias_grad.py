@@ -26,6 +26,7 @@ def test_hand_worked(backend):
     assert ops.bias_grad(dy.view(2, 2, 2, 2), 1).tolist() == [1010, 102]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
 def test_cases(case, dtype, backend, device):
@@ -34,6 +35,7 @@ def test_cases(case, dtype, backend, device):
     check(case.make(dtype, device), case.dim)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shape", LONG_SUMS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_long_sums_are_as_exact_as_stock(shape, dtype, backend):
@@ -76,6 +78,7 @@ def test_any_shape_and_strides(drawn):
 # ---- what PyTorch asks of an op --------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     "case", [c for c in GRADIENTS if c.shape in ((5, 123), (0, 12), (4, 24, 9, 9), (3, 16, 5, 6))], ids=str
 )

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -37,6 +38,9 @@ MODELS = {
         (6, 3, 8, 8),
     ),
 }
+
+
+INDUCTOR_TOO = pytest.param("inductor", marks=pytest.mark.more)
 
 
 class Residual(nn.Module):
@@ -99,6 +103,7 @@ def assert_same(model, compiled, x):
     torch.testing.assert_close(results(model, compiled, x), results(model, model, x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("kind", MODELS)
@@ -112,8 +117,13 @@ def test_one_graph_gives_eagers_results(kind, flag, dynamic):
     assert graphs() == (1 if dynamic else 2)
 
 
-@pytest.mark.parametrize("flag", FLAGS)
-@pytest.mark.parametrize("kind", MODELS)
+IN_BOTH = {("linear", "top-k of both"), ("conv2d", "rows")}  # the others' backward is traced by aot_eager above
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [pytest.param(*case, marks=[] if case in IN_BOTH else pytest.mark.more) for case in itertools.product(MODELS, FLAGS)],
+)
 def test_inductor_gives_eagers_results(kind, flag):
     make, shape = MODELS[kind]
     model = compact(wk.convert(make())) if "top-k" in flag else wk.convert(make())
@@ -123,7 +133,7 @@ def test_inductor_gives_eagers_results(kind, flag):
         assert_same(model, compiled, torch.randn(shape))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR_TOO])
 def test_compact_rows_of_several_backwards_add_up(backend):
     model = compact(wk.convert(MODELS["linear"][0]()))
     wk.set_rows(model, wk.TopK(k=3))
@@ -151,6 +161,7 @@ def test_a_copy_of_a_weight_that_wants_compact_rows_wants_none():
     assert twin[0].weight.grad is not None
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("rows", [None, wk.TopK(k=3)], ids=["all rows", "top-k"])
 @pytest.mark.parametrize("pick", ["crs", "wta"])
 @pytest.mark.parametrize("kind", MODELS)
@@ -251,7 +262,7 @@ def test_checkpointed_regions_compile(flag):
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.more)], ids=str)
 def test_autocast_compiles(flag, dtype):
     model = wk.convert(Residual(depth=1))
     set_flags(model, FLAGS[flag])
@@ -269,7 +280,7 @@ def test_autocast_compiles(flag, dtype):
     torch.testing.assert_close(ours, eager, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR_TOO])
 def test_scores_are_observed(backend):
     model, changes = wk.convert(MODELS["linear"][0]()), 3
     compiled = torch.compile(model, fullgraph=True, backend=backend)

@@ -35,11 +35,15 @@ def usage(cuobjdump):
     return found
 
 
-@pytest.fixture(scope="module")
-def instructions(cuobjdump):
+TYPICAL = ("sm_90a",)  # mma.sync in the narrow tiles, wgmma in the others
+
+
+@pytest.fixture(scope="module", params=[TYPICAL, pytest.param((), marks=pytest.mark.more)], ids=["typical", "all"])
+def instructions(request, cuobjdump):
     """The instructions of each kernel, by architecture and name: memory and matrix ones, with their suffixes."""
     found: dict[tuple[str, str], set[str]] = {}
-    for line in cuobjdump("-sass").splitlines():
+    text = "".join(cuobjdump("-sass", "-arch", arch) for arch in request.param) or cuobjdump("-sass")
+    for line in text.splitlines():
         if match := re.search(r"arch = (sm_\w+)", line):
             arch = match.group(1)
         elif match := re.search(r"Function : (\S+)", line):

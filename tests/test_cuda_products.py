@@ -92,8 +92,10 @@ def test_every_tile_with_every_tail_of_its_sum(k, capability):
 @pytest.mark.parametrize("features", [8, 64, 128, 136, 264, 520])
 def test_every_tile_of_an_input_gradient_with_every_tail(features, capability):
     emulation.configure(processors=1, capability=capability)
+    dy, weight = integers(140, 610, dtype=torch.bfloat16), integers(610, features, dtype=torch.bfloat16)
     for k in (3, 16, 40, 64, 72, 130, 520, 600):
-        check_linear(140, 610, features, k, torch.bfloat16)
+        rows = some_rows(610, k)
+        assert_exact(dgrad(dy, weight, rows), dy.double()[:, rows] @ weight.double()[rows])
 
 
 @settings(max_examples=40, deadline=None)

@@ -132,6 +132,7 @@ USES = [
 ]  # fmt: skip
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 @pytest.mark.parametrize(("make", "shape"), STOCK)
@@ -211,6 +212,7 @@ CHANGES: list[Callable[[nn.Module], nn.Module]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize(("make", "shape"), STOCK)

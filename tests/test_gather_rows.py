@@ -52,6 +52,7 @@ def test_hand_worked(backend):
     assert ops.gather_rows(dy.view(1, 3, 2, 2), rows[:1], 1).tolist() == [[[[4, 5], [6, 7]]]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
 def test_cases(case, dtype, backend, device):
@@ -60,6 +61,7 @@ def test_cases(case, dtype, backend, device):
         check(dy, rows, case.dim)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 7, 8, 40])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "unaligned"])
@@ -70,6 +72,7 @@ def test_planes_of_every_kind(side, layout, dtype, backend):
         check(dy, rows, 1)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("block", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_blocks_of_rows(block, dtype, backend):

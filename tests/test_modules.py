@@ -56,6 +56,7 @@ def check_against_stock(stock: nn.Module, ours: nn.Module, x: torch.Tensor) -> N
     check_gradients(stock, x, expected, backward(ours, x))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (0, 5)], ids=str)
@@ -64,6 +65,7 @@ def test_linear(shape, bias, dtype):
     check_against_stock(stock, wk.convert(copy.deepcopy(stock)), torch.randn(shape).to(dtype))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", MEMORY_FORMATS.values(), ids=MEMORY_FORMATS)
 @pytest.mark.parametrize("case", CONVS, ids=str)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import MEMORY_FORMATS
-from tests.conftest import run_with_capability
 from tests.rowsparse import DTYPES, LARGER, conv_tensors, need_library
 from wuskern import native, paths
 
@@ -42,18 +41,6 @@ def test_same_bits_whatever_the_number_of_threads(number):
         assert torch.equal(native.WGRAD["direct"](t.gathered(), t.x, problem), first)
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(capability):
-    run_with_capability(
-        capability,
-        "torch.set_num_threads(1)\n"
-        "from tests import test_rowsparse_dgrad as d, test_rowsparse_wgrad as w\n"
-        "for layout in w.MEMORY_FORMATS:\n"
-        "    w.test_every_path('direct', layout, torch.float32)\n"
-        "    d.test_every_path('direct', layout, torch.float32)",
-    )
 
 
 @pytest.mark.parametrize("like", MEMORY_FORMATS.values(), ids=str)

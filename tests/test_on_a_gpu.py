@@ -137,6 +137,7 @@ def assert_right(op: str, found: list[Tensor], arguments: tuple[Any, ...]) -> No
 # ---- right, and the same each time ----------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @problems
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("device", DEVICES, indirect=True)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.accuracy import FEW, assert_as_right_as_stock, exact_channel_sums
 from tests.cases import GRADIENTS, LONG_SUMS
-from tests.conftest import backends_that_run, obstacle_to, on_backend, run_with_capability
+from tests.conftest import backends_that_run, obstacle_to, on_backend
 from tests.strategies import strided_gradients
 from wuskern import ops, reference
 
@@ -43,6 +43,7 @@ def test_hand_worked(backend):
     assert (bias.tolist(), scores.tolist()) == ([202, -18], [606, 64])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("score", ops.SCORES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
@@ -52,6 +53,7 @@ def test_cases(case, dtype, score, backend, device):
     check(case.make(dtype, device), case.dim, score)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("score", ops.SCORES)
 @pytest.mark.parametrize("shape", LONG_SUMS, ids=str)
 def test_long_sums_are_as_exact_as_stock(shape, score, backend):
@@ -75,6 +77,7 @@ def test_scores_are_wide(dtype, expected, backend):
     assert scores.tolist() == [300 * dy[1, 0].item()] * 4
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("score", ops.SCORES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_not_finite_values_reach_both_results(value, score, backend):
@@ -87,6 +90,7 @@ def test_not_finite_values_reach_both_results(value, score, backend):
     assert scores[[0, 1, 3, 4, 5]].isfinite().all()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("score", ops.SCORES)
 @pytest.mark.parametrize(("shape", "dim"), [((3000, 333), -1), ((70, 40, 9, 9), 1), ((2, 5, 300, 301), 1), ((3000, 20), 1)])
 def test_same_bits_whatever_the_number_of_threads(shape, dim, score, backend):
@@ -121,24 +125,10 @@ def test_any_shape_and_strides(drawn, score):
             check(*drawn, score)
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set(capability):
-    """The narrower kernels of the same library give results as good as the widest, those of bias_grad too."""
-    run_with_capability(
-        capability,
-        "from tests import test_bias_grad, test_row_stats as t\n"
-        "with backends.backend('native'):\n"
-        "    for i, case in enumerate(t.GRADIENTS):\n"
-        "        for j, dtype in enumerate(t.DTYPES):\n"
-        "            dy = case.make(dtype)\n"
-        "            test_bias_grad.check(dy, case.dim)\n"
-        "            t.check(dy, case.dim, t.ops.SCORES[(i + j) % 2])",
-    )
-
-
 # ---- what PyTorch asks of an op --------------------------------------------------------------------------------------
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     "case", [c for c in GRADIENTS if c.shape in ((5, 123), (0, 12), (4, 24, 9, 9), (3, 16, 5, 6))], ids=str
 )

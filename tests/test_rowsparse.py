@@ -66,6 +66,7 @@ def test_hand_worked_with_ties():
     assert x.grad.tolist() == [[-6, -8], [14, 18], [-45, -54], [6, 8]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("shape", [(9,), (40, 9), (2, 3, 9), (0, 9), (1, 9)], ids=str)
@@ -73,6 +74,7 @@ def test_linear(shape, scope, dtype):
     check_layer(nn.Linear(9, 40, dtype=dtype), torch.randn(shape), flag=wk.Rows([0, 7, 8, 39], scope))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", MEMORY_FORMATS.values(), ids=MEMORY_FORMATS)
 @pytest.mark.parametrize("scope", SCOPES)

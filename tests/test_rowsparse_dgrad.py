@@ -57,6 +57,7 @@ def test_hand_worked_linear(linear):
     assert ops.rowsparse_dgrad(dy, weight, torch.tensor([0, 2])).tolist() == [[301, 3010], [705, 7050]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("tokens", "n", "inputs"), LINEARS)
 def test_linear_cases(tokens, n, inputs, dtype, linear):
@@ -110,6 +111,7 @@ def test_hand_worked_conv(conv):
     assert dx.tolist() == [[[[1, 2, 0], [3, 14, 20], [0, 30, 40]]]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("case", NUMERIC, ids=str)
@@ -220,6 +222,7 @@ def test_opcheck(linear):
         torch.library.opcheck(torch.ops.wuskern.rowsparse_dgrad.default, arguments)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("case", [c for c in NUMERIC if c.name in ("3x3", "3x3 stride 2", "groups", "empty batch")], ids=str)
 def test_opcheck_conv(case, layout, conv):

@@ -58,6 +58,7 @@ def test_hand_worked_linear(linear):
     assert ops.rowsparse_wgrad(dy, x, torch.tensor([0, 2])).tolist() == [[501, 5010], [703, 7030]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("tokens", "n", "inputs"), LINEARS)
 def test_linear_cases(tokens, n, inputs, dtype, linear):
@@ -111,6 +112,7 @@ def test_hand_worked_conv(conv):
     assert dw.tolist() == [[[[4000, 5100], [7300, 8400]]]]  # x[i, j] + 10 x[i + 1, j + 1], times 100
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("case", NUMERIC, ids=str)
@@ -220,6 +222,7 @@ def test_opcheck(linear):
         torch.library.opcheck(torch.ops.wuskern.rowsparse_wgrad.default, arguments)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.parametrize("case", [c for c in NUMERIC if c.name in ("3x3", "3x3 stride 2", "groups", "empty batch")], ids=str)
 def test_opcheck_conv(case, layout, conv):

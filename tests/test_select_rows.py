@@ -34,6 +34,7 @@ def sorted_choice(scores: list[float], k: int, block: int = 1, groups: int = 1) 
     return sorted(rows)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     ("scores", "k", "block", "groups", "expected"),
     [
@@ -66,7 +67,7 @@ def test_hand_worked(scores, k, block, groups, expected, dtype, backend):
 values = st.one_of(st.integers(-4, 4).map(float), st.sampled_from([NAN, -NAN, INF, -INF, -0.0, 0.5]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_number_of_rows_in_blocks_and_groups(data):
     """Few different scores, so that most are tied; their sums are exact in every dtype."""
@@ -95,6 +96,7 @@ def test_any_scores(data):
             assert ops.select_rows(tensor, k).tolist() == sorted_choice(tensor.tolist(), k)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("n", [4096, 10007])
 @pytest.mark.parametrize("share", [0.01, 0.2, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

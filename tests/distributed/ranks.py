@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-WORLD, PATIENCE = 2, 60  # seconds
-GROUP_TIMEOUT = timedelta(seconds=20)
+WORLD, PATIENCE = 2, 600  # seconds, of a machine that is busy with other things
+GROUP_TIMEOUT = timedelta(seconds=300)
 
 
 class Failed(Exception):

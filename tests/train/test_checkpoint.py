@@ -81,7 +81,9 @@ def _no_picture(monkeypatch):
         monkeypatch.setattr(f"wuskern.train.experiment.{name}", lambda *_: None)
 
 
-@pytest.mark.parametrize(("schedule", "optimizer"), [("constant", "sgd"), ("cosine", "sgd"), ("cosine", "adamw")])
+@pytest.mark.parametrize(
+    ("schedule", "optimizer"), [("constant", "sgd"), ("cosine", "adamw"), pytest.param("cosine", "sgd", marks=pytest.mark.more)]
+)
 def test_it_continues_bit_for_bit_from_every_round(tmp_path, digits, monkeypatch, schedule, optimizer):
     """Rounds 3 and 4 end inside a window of every method, 6 at a seed's end, 10 in the middle of the next seed."""
     changes = dict(schedule=schedule, optimizer=optimizer, lr=0.01)

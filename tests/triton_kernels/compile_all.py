@@ -1,6 +1,8 @@
 """Compiles every configuration that can be dispatched to a target, without a GPU; prints one JSON line each.
 
-    python tests/triton_kernels/compile_all.py [TARGET ...]    all targets, or those named
+    python tests/triton_kernels/compile_all.py [--first] [TARGET ...]    all targets, or those named
+
+--first: of each kernel one configuration each way, instead of every configuration.
 
 A program of its own: kernels that the interpreter has taken over (TRITON_INTERPRET=1) cannot be compiled. Two processes.
 
@@ -172,7 +174,16 @@ def compiled(index):
     return json.dumps(row)
 
 
-PROBLEMS = [problem for target in sys.argv[1:] or TARGETS for problem in problems(target)]
+def chosen(arguments):
+    targets = [argument for argument in arguments if argument != "--first"] or TARGETS
+    everything = [problem for target in targets for problem in problems(target)]
+    if "--first" not in arguments:
+        return everything
+    one = {(target, kernel.__name__, way): problem for problem in reversed(everything) for target, kernel, *_, way in [problem]}
+    return list(one.values())
+
+
+PROBLEMS = chosen(sys.argv[1:])
 
 if __name__ == "__main__":
     with get_context("fork").Pool(2) as pool:

@@ -78,6 +78,7 @@ def test_hand_worked():
         assert ops.rowsparse_dgrad(dy, weight, rows).tolist() == [[1, 17], [10, 170]]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("layout", MATRIX_LAYOUTS)
@@ -98,6 +99,7 @@ def test_leading_dimensions():
     assert check("rowsparse_dgrad", dy[0, 0], weight, rows).shape == (6,)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
