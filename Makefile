@@ -1,5 +1,5 @@
 # make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
-# make test-more | check-fast    what takes long: wide grids, all targets, benchmarks once | the core, in two minutes
+# make test-more | check-fast    what takes long and finds little | the core alone, in less than two minutes
 # make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
 # make wheel | check-wheel    one wheel for a cluster, in dist/ | the tests on it, installed
@@ -62,7 +62,7 @@ test: lint check
 
 lint: build
 	$(PY) -m ruff check .
-	$(PY) -m bench.tables --check
+	OMP_NUM_THREADS=1 $(PY) -m bench.tables --check
 	$(PY) -m ruff format --check .
 	$(PY) -c 'import clang_format; clang_format.clang_format()' --dry-run --Werror $(CPP)
 	$(PY) -m mypy
@@ -72,20 +72,25 @@ lint: build
 # trips over it.
 EXPECT := cpu,cuda-file,testing,emulated,triton
 
-PYTEST = WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+TESTS = WUSKERN_EXPECT=$(EXPECT) $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+SMOKE = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 bench --benchmark-disable -p no:cacheprovider
 
+# At most eight minutes on two cores with all of `make test`: what takes long has the mark `more`, or `pairs` (pyproject.toml).
 check: build
-	$(PYTEST) -m "not more"
-
-check-fast: build
-	$(PYTEST) -m "not more" tests/test_rowsparse.py tests/test_modules.py tests/test_autograd.py tests/test_convert.py \
-	  tests/test_dense_grad.py tests/test_sparse_grad.py tests/test_sparse_backward.py tests/test_rows.py tests/test_tokens.py \
-	  tests/optim/test_optim.py tests/policies/test_compose.py tests/policies/test_wus.py
-
-test-more: build
-	$(PYTEST) -m more
+	$(TESTS) -m "not more"
 	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py tests/train/test_full_sized.py
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 bench --benchmark-disable -p no:cacheprovider
+	$(SMOKE) -m "not more"
+
+# At most twenty-five.
+test-more: build
+	$(TESTS) -m more
+	$(SMOKE) -m more
+
+# Layers, ops and optimizers: no policies, training, processes, compilers, machine code, benchmarks.
+BESIDE := $(wildcard tests/policies tests/train tests/distributed tests/simplify tests/triton_kernels tests/test_bench* \
+  tests/test_cli* tests/test_cuda_*.py tests/test_compile.py tests/test_instruction_sets.py tests/test_transformers.py)
+check-fast: build
+	$(TESTS) -m "not more" $(BESIDE:%=--ignore=%)
 
 bench: build
 	$(PY) -m pytest -q bench --benchmark-quiet --results $(OUT)/cpu.json

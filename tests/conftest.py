@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads tha
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests import emulation, selection
 from wuskern import backends
@@ -19,6 +20,10 @@ from wuskern import backends
 PYTHON_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "build" / "testing"))  # the pybind11 module of csrc/testing
+
+# The same examples each time and everywhere; HYPOTHESIS_PROFILE=default draws new ones.
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

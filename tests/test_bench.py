@@ -230,7 +230,7 @@ def test_a_run_writes_its_row_and_pytest_benchmark_reports_the_same_timings(tmp_
     assert all(value > 0 for value in one["milliseconds"].values())
 
 
-def test_a_smoke_run_has_no_results_to_write(tmp_path):
-    done = bench("--benchmark-disable", "--results", tmp_path / "x.json")
-    assert done.returncode == 4
-    assert "--results: expected a run that measures, got --benchmark-disable" in done.stderr
+def test_a_smoke_run_has_no_results_to_write():
+    config = SimpleNamespace(getoption={"--results": "x.json", "--benchmark-disable": True}.get)
+    with pytest.raises(pytest.UsageError, match="--results: expected a run that measures, got --benchmark-disable"):
+        conftest.pytest_configure(config)
