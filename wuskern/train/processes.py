@@ -85,16 +85,17 @@ def group(device: str, timeout: float) -> Iterator[None]:
 def usable_device(name: str) -> str:
     """``name``; "auto" is cuda where there is one. Of several processes, each takes a GPU of its own.
 
-    Raises ``ValueError`` if this PyTorch cannot use it.
+    Raises ``ValueError`` if this PyTorch cannot use it, or as ``planned``.
     """
+    several = planned() > 1
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if chosen == "cuda" and planned() > 1:
+    if chosen == "cuda" and several:
         chosen = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         if torch.device(chosen).type == "cpu" and torch.device(chosen).index:
             raise ValueError("the CPU is one device")
         torch.zeros(1, device=chosen).item()
-        if planned() > 1 and chosen.startswith("cuda"):
+        if several and chosen.startswith("cuda"):
             torch.cuda.set_device(chosen)
     except Exception as error:
         reason = str(error).splitlines()[0]
