@@ -8,63 +8,30 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import torch
 
+from tests.small_trainings import SMALL, killed_after, said, write_images
 from wuskern import cli
-from wuskern.train import checkpoint, files, results
-from wuskern.train.experiment import Experiment
+from wuskern.train import checkpoint, files
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-METHODS = "dense,wus:warmup=0:window=1:threshold=1+memory:ratio=.5+sieve:keep=.5:interval=1"
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     path = tmp_path_factory.mktemp("images") / "images.npz"
-    rng = np.random.default_rng(0)
-    x, y = rng.random((40, 1, 4, 4), dtype=np.float32), np.arange(40) % 3
-    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+    write_images(path)
     return path
 
 
 @pytest.fixture
 def train(images, tmp_path, monkeypatch, capsys):
-    """Runs the command in a folder of its own; its exit code, and its last line of complaint, which is the only one."""
+    """Runs the command in a folder of its own; its exit code, and its line of complaint."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments, resumed=False):
-        what = ["--data", str(images), "--model", "mlp", "--width", ".05", "--batch", "8", "--epochs", "2", "--policy", "dense"]
-        code = cli.main(["train", *([] if resumed else what), *map(str, arguments)])
-        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wuskern: ")]
-        assert len(said) == (code != 0)
-        return code, said[-1] if said else ""
-
-    return run
-
-
-class Killed(BaseException):
-    """Stands for the end of the process after a checkpoint was written."""
-
-
-@pytest.fixture
-def killed(train, monkeypatch):
-    """Runs until so many checkpoints are written."""
-
-    def run(rounds, *arguments):
-        save, left = checkpoint.save, [rounds]
-
-        def counted(*args, **kwargs):
-            save(*args, **kwargs)
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save", counted)
-            with pytest.raises(Killed):
-                train(*arguments)
+        what = () if resumed else (*SMALL, "--data", images, "--epochs", 2, "--policy", "dense")
+        return said(capsys, *what, *arguments)
 
     return run
 
@@ -79,14 +46,14 @@ def names(folder):
 def test_a_second_process_is_refused_and_names_the_first(train, tmp_path):
     who = f"in use by process {os.getpid()} on {socket.gethostname()}"
     with files.claimed(tmp_path / "c.pt"):
-        code, said = train("--out", "out", "--checkpoint", "c.pt")
-    assert (code, said.endswith(who), names(tmp_path)) == (2, True, [])
-    assert said.startswith("wuskern: --checkpoint: ")
+        code, words = train("--out", "out", "--checkpoint", "c.pt")
+    assert (code, words.endswith(who), names(tmp_path)) == (2, True, [])
+    assert words.startswith("wuskern: --checkpoint: ")
     (tmp_path / "out").mkdir()
     with files.claimed(tmp_path / "out" / "results.json"):
-        code, said = train("--out", "out")
-    assert (code, said.endswith(who), names(tmp_path / "out")) == (2, True, [])
-    assert said.startswith("wuskern: --out: ")
+        code, words = train("--out", "out")
+    assert (code, words.endswith(who), names(tmp_path / "out")) == (2, True, [])
+    assert words.startswith("wuskern: --out: ")
 
 
 def test_nothing_is_left_beside_results_and_checkpoint(train, tmp_path):
@@ -95,24 +62,26 @@ def test_nothing_is_left_beside_results_and_checkpoint(train, tmp_path):
     assert names(tmp_path / "out") == ["accuracy.png", "c.pt", "front.png", "results.json"]
 
 
-def test_another_folder_s_results_are_not_overwritten_by_resuming_there(train, killed, tmp_path, monkeypatch):
+def test_another_folder_s_results_are_not_overwritten_by_resuming_there(train, tmp_path, monkeypatch):
     """The place is relative, and so another one."""
-    killed(2, "--out", "out", "--checkpoint", "c.pt")
+    with killed_after(2):
+        train("--out", "out", "--checkpoint", "c.pt")
     theirs = tmp_path / "elsewhere" / "out" / "results.json"
     theirs.parent.mkdir(parents=True)
     theirs.write_text('{"experiment": "theirs"}')
     monkeypatch.chdir(tmp_path / "elsewhere")
-    code, said = train("--resume", tmp_path / "c.pt", resumed=True)
+    code, words = train("--resume", tmp_path / "c.pt", resumed=True)
     assert (code, theirs.read_text()) == (2, '{"experiment": "theirs"}')
-    assert "--out: expected a directory without results.json of another experiment (or --overwrite), got out" in said
+    assert "--out: expected a directory without results.json of another experiment (or --overwrite), got out" in words
     monkeypatch.chdir(tmp_path)
     assert train("--resume", "c.pt", resumed=True) == (0, "")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is True
 
 
-def test_results_that_came_in_between_are_not_overwritten_by_resuming(train, killed, tmp_path):
+def test_results_that_came_in_between_are_not_overwritten_by_resuming(train, tmp_path):
     """The same folder, the same arguments, another experiment."""
-    killed(2, "--out", "out", "--checkpoint", "c.pt")
+    with killed_after(2):
+        train("--out", "out", "--checkpoint", "c.pt")
     assert train("--out", "out", "--overwrite") == (0, "")
     theirs = (tmp_path / "out" / "results.json").read_bytes()
     assert train("--resume", "c.pt", resumed=True)[0] == 2
@@ -141,9 +110,9 @@ def test_results_that_came_in_between_are_not_overwritten_by_resuming(train, kil
 def test_a_recipe_does_not_choose_what_is_overwritten(train, tmp_path, line, message):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "mine.toml").write_text(f"[train]\n{line}\n")
-    code, said = train("--recipe", "mine.toml", "--overwrite")
+    code, words = train("--recipe", "mine.toml", "--overwrite")
     assert code == 2
-    assert message in said
+    assert message in words
     assert names(tmp_path) == ["mine.toml", "victim"]
 
 
@@ -159,18 +128,18 @@ def test_a_recipe_may_say_where_new_results_go(train, tmp_path):
 )
 def test_a_pipe_is_not_waited_for(train, tmp_path, argument, suffix):
     os.mkfifo(tmp_path / f"pipe{suffix}")
-    code, said = train(argument, f"pipe{suffix}")
+    code, words = train(argument, f"pipe{suffix}")
     assert code == 2
-    assert f"{argument}: expected " in said
-    assert "no regular file" in said
+    assert f"{argument}: expected " in words
+    assert "no regular file" in words
 
 
 # ---- a full disk ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("full", ["c.pt", "results.json", "accuracy.png", "front.png"])
-def test_a_disk_that_becomes_full_is_one_line_and_loses_nothing(train, tmp_path, monkeypatch, capsys, full):
-    """In the second round. The other file has it, the full one the round before; what was trained is said in any case."""
+def test_a_disk_that_becomes_full_is_one_line_and_loses_nothing(train, tmp_path, monkeypatch, full):
+    """In the second round. The other file has it, the full one has the round before."""
     replace, count = os.replace, [0]
 
     def filling(old, new):
@@ -180,8 +149,6 @@ def test_a_disk_that_becomes_full_is_one_line_and_loses_nothing(train, tmp_path,
         replace(old, new)
 
     monkeypatch.setattr(files.os, "replace", filling)
-    printed = []
-    monkeypatch.setattr(Experiment, "say", lambda _, text: printed.append(text), raising=False)
     where = full if full == "c.pt" else f"out/{full}"
     expected = f"wuskern: {where} cannot be written: No space left on device"
     assert train("--out", "out", "--checkpoint", "c.pt", "--epochs", "3") == (1, expected)
@@ -196,127 +163,23 @@ def test_a_disk_that_becomes_full_is_one_line_and_loses_nothing(train, tmp_path,
     assert json.loads((tmp_path / "out" / "results.json").read_text())["complete"] is True
 
 
+def test_what_was_trained_is_said_where_it_cannot_be_drawn(images, tmp_path, monkeypatch, capsys):
+    def none(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("wuskern.train.picture.replacing", none)
+    assert cli.main(["train", *SMALL, "--data", str(images), "--epochs", "1", "--policy", "dense", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "policy  test accuracy" in said
+    assert "picture:" not in said
+
+
 @pytest.mark.parametrize("command", ["recipes", "doctor"])
 def test_a_full_standard_output_is_one_line(monkeypatch, capsys, command):
     with open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert cli.main([command]) == 1
     assert capsys.readouterr().err == "wuskern: [Errno 28] No space left on device\n"
-
-
-# ---- checkpoints that somebody made ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def genuine(images, tmp_path_factory):
-    """Of an experiment in its second seed, at the second of four epochs: what it holds, and where its results are."""
-    folder = tmp_path_factory.mktemp("genuine")
-    save, left = checkpoint.save, [7]
-
-    def counted(*args, **kwargs):
-        save(*args, **kwargs)
-        left[0] -= 1
-        if left[0] == 0:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", counted)
-        what = ["--data", str(images), "--model", "mlp", "--width", ".05", "--batch", "8", "--epochs", "4", "--seeds", "2"]
-        where = ["--out", str(folder / "out"), "--checkpoint", str(folder / "c.pt")]
-        with pytest.raises(Killed):
-            cli.main(["train", *what, "--schedule", "constant", "--policy", METHODS, *where])
-    return folder / "c.pt"
-
-
-def at(content, *path):
-    for key in path:
-        content = content[key]
-    return content
-
-
-def put(value, *path):
-    return lambda content: at(content, *path[:-1]).__setitem__(path[-1], value)
-
-
-def deep(levels):
-    found = []
-    for _ in range(levels):
-        found = [found]
-    return found
-
-
-def drop(*path):
-    return lambda content: at(content, *path[:-1]).__delitem__(path[-1])
-
-
-RUN = ("runs", 1)
-EPOCH = ("record", "epochs", 1)
-CRAFTED = {
-    "a command": put("x", "arguments", "command"),
-    "overwriting": put(True, "arguments", "overwrite"),
-    "another checkpoint": put("victim", "arguments", "checkpoint"),
-    "an argument less": drop("arguments", "lr"),
-    "epochs as text": put("4", "arguments", "epochs"),
-    "epochs that are no number": put("many", "arguments", "epochs"),
-    "half an epoch": put(2.5, "arguments", "epochs"),
-    "a tensor as an argument": put(torch.zeros(2), "arguments", "host"),
-    "no model": put(5, "arguments", "model"),
-    "the CPU as text": put("no", "arguments", "host"),
-    "a rate that is none": put(float("nan"), "arguments", "lr"),
-    "another seed than trained": put(7, "finished", 0, "seed"),
-    "an unfinished finished run": drop("finished", 0, "epochs", 3),
-    "a method less": drop("finished", 0),
-    "an epoch that is none": put(3, "finished", 0, "epochs", 0),
-    "an epoch without its phases": put({}, "finished", 0, "epochs", 0, "phase_seconds"),
-    "no time": put(0.0, "finished", 0, "epochs", 3, "total_seconds"),
-    "an accuracy over 1": put(2.0, "finished", 0, "epochs", 3, "test_accuracy"),
-    "a saving that is none": put({}, *RUN, *EPOCH, "saved"),
-    "a mode that is none": put("x", *RUN, *EPOCH, "mode"),
-    "an epoch less": drop(*RUN, *EPOCH),
-    "a run less": drop(*RUN),
-    "a run that is none": put(True, *RUN),
-    "no runs where some are due": put([], "runs", 0),
-    "a weight of another shape": put(torch.zeros(3), *RUN, "model", "1.weight"),
-    "momenta of another shape": put(torch.zeros(3), *RUN, "optimizer", "state", 0, "momentum_buffer"),
-    "momenta that are none": put((1,), *RUN, "optimizer", "state", 0, "momentum_buffer"),
-    "momenta of another weight": put([1, 0, 2, 3, 4, 5], *RUN, "optimizer", "param_groups", 0, "params"),
-    "another momentum": put(0.5, *RUN, "optimizer", "param_groups", 0, "momentum"),
-    "a negative rate": put(-1.0, *RUN, "optimizer", "param_groups", 0, "lr"),
-    "a method in the schedule's place": put(5, *RUN, "schedule", "step"),
-    "another epoch of the schedule": put(9, *RUN, "schedule", "last_epoch"),
-    "other rates of the schedule": put([9.0], *RUN, "schedule", "base_lrs"),
-    "no policy": put(None, *RUN, "policy"),
-    "a history of words": put("x", *RUN, "policy", "policies", 0, "history"),
-    "a skip that is none": put(None, *RUN, "policy", "policies", 0, "left"),
-    "a sampler of other samples": put(torch.arange(3), *RUN, "sampler", "forgotten"),
-    "no random state": put([], *RUN, "random"),
-    "a random state that is none": put(torch.zeros(3), *RUN, "order"),
-    "a tensor without data": put(torch.empty(3, device="meta"), *RUN, "random", 0),
-    "a depth without end": put(deep(3000), *RUN, "policy"),
-}
-
-
-@pytest.mark.parametrize("name", CRAFTED)
-def test_a_crafted_checkpoint_is_one_line(genuine, train, tmp_path, name):
-    """A whole file of safe types, with the right layout and checksums."""
-    content = torch.load(genuine, weights_only=True)
-    CRAFTED[name](content)
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(20 * limit)
-    torch.save(content, tmp_path / "crafted.pt")
-    sys.setrecursionlimit(limit)
-    before = (genuine.parent / "out" / "results.json").read_bytes(), (tmp_path / "crafted.pt").read_bytes()
-    code, said = train("--resume", "crafted.pt", resumed=True)
-    assert code == 2
-    assert "expected " in said or "argument --" in said
-    assert ((genuine.parent / "out" / "results.json").read_bytes(), (tmp_path / "crafted.pt").read_bytes()) == before
-    assert names(tmp_path) == ["crafted.pt"]
-
-
-def test_the_genuine_one_goes_on(genuine, train, tmp_path):
-    (tmp_path / "c.pt").write_bytes(genuine.read_bytes())
-    assert train("--resume", "c.pt", resumed=True) == (0, "")
-    assert results.experiment_of(genuine.parent / "out" / "results.json") == checkpoint.load(genuine)["experiment"]
 
 
 # ---- processes ------------------------------------------------------------------------------------------------------
@@ -342,9 +205,9 @@ def test_an_environment_that_is_not_torchruns_is_one_line(train, monkeypatch, en
         monkeypatch.delenv(name, raising=False)
     for name, value in (environment if "WORLD_SIZE" in environment else whole | environment).items():
         monkeypatch.setenv(name, value)
-    code, said = train("--out", "out")
+    code, words = train("--out", "out")
     assert code == 2
-    assert said.startswith(f"wuskern: {message}")
+    assert words.startswith(f"wuskern: {message}")
 
 
 def test_a_killed_process_leaves_no_more_than_the_next_one_removes(images, train, tmp_path):
