@@ -300,7 +300,7 @@ def test_the_compiled_writer_guards_its_memory():
     for stale, rows, values, message in (
         (None, [4], torch.ones(1, 3), "rows: expected indices from 0 to 3, got 4"),
         ([-1], [1], torch.ones(1, 3), "stale: expected indices from 0 to 3, got -1"),
-        (None, [1], torch.ones(1, 4), "values: expected 1 rows of 3, got 4 elements"),
+        (None, [1], torch.ones(1, 4), "values: expected 3 along dimension 1, got 4"),
         (None, [1], torch.ones(1, 3).double(), "values: expected the dtype of target"),
     ):
         with pytest.raises(RuntimeError, match=message):
