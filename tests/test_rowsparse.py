@@ -397,7 +397,7 @@ def test_backward_of_a_conv2d_as_a_function(scope):
     x, weight = torch.randn(2, 4, 8, 7), torch.randn(6, 2, 3, 3)
     geometry = (2, 1), (1, 0), (1, 2), 2
     dy = torch.randn_like(F.conv2d(x, weight, None, *geometry))
-    dx, grad, db = wk.functional.conv2d_backward(dy, x, weight, *geometry, rows=wk.Rows([1, 4], scope))
+    dx, grad, db = wk.functional.conv2d_backward(dy, x, weight, wk.Rows([1, 4], scope), *geometry)
     masked = torch.zeros_like(dy).index_copy_(1, torch.tensor([1, 4]), dy[:, [1, 4]])
     torch.testing.assert_close(grad.dense(6), nn.grad.conv2d_weight(x, weight.shape, masked, *geometry))
     passed = masked if scope == "both" else dy

@@ -82,7 +82,7 @@ def conv2d(
         paths=paths,
         operations=of_unit * (k + (k if choice.scope == "both" else out)),
         moved=dtype.itemsize * (dy.numel() + 2 * dy.numel() * k // out + 2 * x.numel() + 2 * k * weight[0].numel()),
-        ours=lambda: functional.conv2d_backward(dy, x, weight, *geometry, rows=choice),
+        ours=lambda: functional.conv2d_backward(dy, x, weight, choice, *geometry),
         dense=lambda: torch.ops.aten.convolution_backward(
             dy, x, weight, [out], *geometry[:3], False, (0, 0), groups, (True, True, True)
         ),

@@ -1,20 +1,17 @@
 """What a backward computes, for every kind of layer and every plan: the body of ``autograd``, and of ``functional``'s own."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from wuskern import checks, configs, ops
-from wuskern.choices import Parts, PerExample, Plan, Rows, TopK
+from wuskern.choices import PerExample, Plan, RowChoice, Rows, TopK
 from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
 from wuskern.observer import Observer
 from wuskern.shapes import as_matrix
 from wuskern.sparse_grad import RowGrad
 from wuskern.tokens import draw
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 Needs = tuple[bool, bool, bool]  # of the gradients of x, weight, bias
@@ -176,17 +173,16 @@ def linear_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
-    *,
+    rows: RowChoice | None = None,
     needs: Needs = (True, True, True),
-    plan: Plan | None = None,
-    **parts: "Unpack[Parts]",
+    **parts: Any,
 ) -> Gradients:
     """Backward of ``y = x @ weight.T + bias`` by a plan; with rows no tensor of the weight's size is formed.
 
     Args:
         dy: ``[..., out]``. x: ``[..., in]``. weight: ``[out, in]``. All of one dtype.
         needs: which gradients, of x, weight and bias.
-        plan, parts: as for :func:`linear`.
+        rows, parts: of a plan, as for ``functional.linear``.
 
     Returns:
         dx ``[..., in]``; the weight's: with rows (but ``PerExample``) a ``RowGrad`` with values ``[k, in]``, else dense; the
@@ -195,7 +191,7 @@ def linear_backward(
     Raises:
         ValueError, TypeError: shapes, dtypes or the plan do not fit.
     """
-    plan = Plan.of(plan, parts)
+    plan = Plan(rows=rows, **parts)
     checks.linear_backward(dy, x, weight)
     plan.check(LINEAR.units(weight))
     return gradients(LINEAR, plan, dy, x, weight, False, needs)
@@ -205,14 +201,13 @@ def conv2d_backward(
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
+    rows: RowChoice | None = None,
     stride: Sides = 1,
     padding: Sides = 0,
     dilation: Sides = 1,
     groups: int = 1,
-    *,
     needs: Needs = (True, True, True),
-    plan: Plan | None = None,
-    **parts: "Unpack[Parts]",
+    **parts: Any,
 ) -> Gradients:
     """Backward of a Conv2d by a plan; with rows no tensor of the weight's size is formed.
 
@@ -220,7 +215,7 @@ def conv2d_backward(
         dy: ``[B, out, HO, WO]``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``. All of one dtype.
         stride, padding, dilation, groups: as for ``F.conv2d``, in numbers.
         needs: which gradients, of x, weight and bias.
-        plan, parts: as for :func:`conv2d`.
+        rows, parts: of a plan, as for ``functional.conv2d``.
 
     Returns:
         dx ``[B, C, H, W]`` in stock's strides; the weight's: with rows a ``RowGrad`` with values ``[k, C / groups, kh, kw]``,
@@ -229,7 +224,7 @@ def conv2d_backward(
     Raises:
         ValueError, TypeError: shapes, dtypes, the geometry or the plan do not fit.
     """
-    plan = Plan.of(plan, parts)
+    plan = Plan(rows=rows, **parts)
     stride, padding, dilation = (pair(given) if isinstance(given, int) else given for given in (stride, padding, dilation))
     checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
     kind = Conv2d(tuple(stride), tuple(padding), tuple(dilation), groups)
