@@ -23,7 +23,7 @@ def test_a_linear(capsys):
     assert said["choice"] == "8 of 80 rows (10.0%) by l1, scope both"
     assert said["reads of dY"] == "1 for scores and bias gradient (native), 0.10 for the chosen rows"
     assert said["dW"] == said["dX"] == f"mm: {paths.WHY['mm']}"
-    assert said["floor"].startswith("0.00")
+    assert 0 < float(said["floor"].split()[0]) < 1  # ms, by rates of this machine and load
     assert said["measured"].endswith("x the floor")
     assert said["dense"].endswith("x of that")
 
