@@ -146,6 +146,12 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiler_cache(tmp_path_factory):
+    """What torch's compiler made under other settings, in a folder that all programs share, is not run here."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+
+
 @pytest.fixture
 def one_thread():
     """For many tiny layers: threads that wait for each other take several times as long on a busy machine."""
