@@ -4,11 +4,15 @@ import contextlib
 import os
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin take the time of the other tests
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before torch too: in its own folder lies what other settings made
+    compiled = tempfile.TemporaryDirectory(prefix="inductor-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
 
 import pytest
 import torch
@@ -144,12 +148,6 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiler_cache(tmp_path_factory):
-    """What torch's compiler made under other settings, in a folder that all programs share, is not run here."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
 
 
 @pytest.fixture
