@@ -4,11 +4,15 @@ import contextlib
 import os
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin take the time of the other tests
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before torch too: in its own folder lies what other settings made
+    compiled = tempfile.TemporaryDirectory(prefix="inductor-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
 
 import pytest
 import torch

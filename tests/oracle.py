@@ -67,8 +67,8 @@ Values = Callable[..., Tensor]  # torch.randn's arguments
 
 
 def whole(*size: Any, **options: Any) -> Tensor:
-    """Whole numbers from -4 to 4: their sums of products are exact in every dtype's accumulator, in any order."""
-    return torch.randint(-4, 5, *size, **options)
+    """Whole numbers from -2 to 2: the sums of products of a small layer are exact in every dtype, in any order."""
+    return torch.randint(-2, 3, *size, **options)
 
 
 def gradients(model: nn.Module, x: Tensor, use: Use = nn.Module.__call__, values: Values = torch.randn) -> Gradients:

@@ -289,6 +289,17 @@ def test_dx_of_any_formats_has_stocks_values_and_strides(problem):
     assert_as_right_as_stock(ours, stock, exact, magnitudes)
 
 
+def test_a_1x1_convolution_that_pads_is_no_product_of_its_images():
+    stock, x = nn.Conv2d(3, 4, 1, padding=1), torch.randn(2, 3, 40, 40)
+    ours, found = wk.convert(copy.deepcopy(stock)), []
+    ours.skip = True
+    for layer in (stock, ours):
+        leaf = x.detach().requires_grad_()
+        layer(leaf).square().sum().backward()
+        found.append(leaf.grad)
+    torch.testing.assert_close(*found)
+
+
 def test_no_input_is_made_up_for_its_shape():
     """A skipped convolution allocates dX and db in backward, and nothing else of the input's size."""
     for layout in MEMORY_FORMATS.values():

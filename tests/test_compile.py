@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn as nn
 from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
@@ -64,7 +65,11 @@ class Residual(nn.Module):
 def _fresh_compiler():
     torch._dynamo.reset()
     counters.clear()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # it would go on in eager, without a word
+    vectors = {} if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else {"cpp.simdlen": 1}  # inductor writes them anyway
+    with (
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True),  # it would go on in eager, without a word
+        torch._inductor.config.patch(vectors),
+    ):
         yield
     torch._dynamo.reset()
 

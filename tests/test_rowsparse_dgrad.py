@@ -14,6 +14,7 @@ from tests.cases import LAYOUTS, MEMORY_FORMATS, Conv
 from tests.rowsparse import (
     DTYPES,
     LARGER,
+    LIBRARY_ROUNDS,
     LINEARS,
     LONG_SUMS,
     NUMERIC,
@@ -22,6 +23,7 @@ from tests.rowsparse import (
     dgrad_answers,
     integers,
     kernel_of,
+    library_rounds,
     need_library,
     some_rows,
     stock_dgrad,
@@ -164,6 +166,8 @@ def test_same_bits_twice(conv):
 @pytest.mark.parametrize("path", native.DGRAD)
 def test_every_path(path, layout, dtype):
     need_library()
+    if path in ("library", "channels_last") and library_rounds(dtype):
+        pytest.skip(LIBRARY_ROUNDS)
     took = 0
     for case in (c for c in NUMERIC + LARGER if c.batch):
         for k in {case.groups, case.out}:
@@ -204,7 +208,7 @@ def test_any_geometry(data):
     channels, each = groups * data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     k = groups * data.draw(st.integers(1, each))
     case = Conv("", data.draw(st.integers(0, 4)), channels, groups * each, size, kernel, stride, padding, dilation, groups)
-    dtype = data.draw(st.sampled_from(DTYPES))
+    dtype = data.draw(st.sampled_from([dtype for dtype in DTYPES if not library_rounds(dtype)]))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     t = conv_tensors(case, dtype, data.draw(st.sampled_from(list(MEMORY_FORMATS))), k)
     for name in ("native", "reference"):

@@ -14,6 +14,7 @@ from tests.cases import LAYOUTS, MEMORY_FORMATS, Conv
 from tests.rowsparse import (
     DTYPES,
     LARGER,
+    LIBRARY_ROUNDS,
     LINEARS,
     LONG_SUMS,
     NUMERIC,
@@ -21,6 +22,8 @@ from tests.rowsparse import (
     conv_tensors,
     integers,
     kernel_of,
+    library_rounds,
+    linear_wgrad_answers,
     need_library,
     some_rows,
     stock_wgrad,
@@ -75,8 +78,7 @@ def test_linear_cases(tokens, n, inputs, dtype, linear):
 @pytest.mark.parametrize("tokens", [100, 512, 3000])
 def test_a_linear_is_as_exact_as_stock(tokens, dtype, linear):
     dy, x, rows = torch.randn(tokens, 90).to(dtype), torch.randn(tokens, 80).to(dtype), some_rows(90, 30)
-    stock, exact = (dy.t() @ x)[rows], (dy.double().t() @ x.double())[rows]
-    assert_as_right_as_stock(ops.rowsparse_wgrad(dy, x, rows), stock, exact)
+    assert_as_right_as_stock(ops.rowsparse_wgrad(dy, x, rows), *linear_wgrad_answers(dy, x, rows))
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "unaligned"])
@@ -162,6 +164,8 @@ def test_same_bits_twice(conv):
 @pytest.mark.parametrize("path", native.WGRAD)
 def test_every_path(path, layout, dtype):
     need_library()
+    if path in ("library", "channels_last") and library_rounds(dtype):
+        pytest.skip(LIBRARY_ROUNDS)
     took = 0
     for case in (c for c in NUMERIC + LARGER if c.batch):
         for k in {case.groups, case.out}:
@@ -203,7 +207,7 @@ def test_any_geometry(data):
     channels, each = groups * data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     k = groups * data.draw(st.integers(1, each))
     case = Conv("", data.draw(st.integers(0, 4)), channels, groups * each, size, kernel, stride, padding, dilation, groups)
-    dtype = data.draw(st.sampled_from(DTYPES))
+    dtype = data.draw(st.sampled_from([dtype for dtype in DTYPES if not library_rounds(dtype)]))
     torch.manual_seed(data.draw(st.integers(0, 99)))
     t = conv_tensors(case, dtype, data.draw(st.sampled_from(list(MEMORY_FORMATS))), k)
     for name in ("native", "reference"):

@@ -101,7 +101,7 @@ METHODS = {
     "DelayedFreezing": Method(mlp, adamw, of("DelayedFreezing", start=1, freeze=2, turns=2, share=0.9)),
     "ComposerFreezing": Method(mlp, sgd, of("ComposerFreezing", epochs=4, start=0.0)),
     "PipeTransformerFreezing": Method(cnn, adamw, of("PipeTransformerFreezing")),
-    "AutoFreeze": Method(cnn, adamw, of("AutoFreeze", interval=2)),
+    "AutoFreeze": Method(cnn, sgd, of("AutoFreeze", interval=1)),
     "MEST": Method(cnn, adamw, of("MEST", epochs=EPOCHS, sparsity=0.5, variant="ems", interval=1)),
     "RigL": Method(mlp, sgd, of("RigL", epochs=EPOCHS, sparsity=0.5, interval=3)),
     "RigL, 2:4": Method(mlp, adamw, of("RigL", epochs=EPOCHS, pattern="2:4", interval=2, growth="random")),
