@@ -184,21 +184,22 @@ def _in_groups(dy: Tensor, rows: Tensor, groups: int) -> None:
 
 def geometry(dy: Tensor, size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
     """That dy, of four dimensions, has the pixels which such a convolution makes of an input of ``size``."""
-    if kernel_size[0] * kernel_size[1] > MOST_PIXELS:
-        raise ValueError(f"kernel_size: expected fewer than 2**31 taps, got {tuple(kernel_size)}")
-    pixels = dy.shape
+    pixels, fits = dy.shape, True
     for side in (0, 1):
-        n, k, s, p, d = size[side], kernel_size[side], stride[side], padding[side], dilation[side]
+        k, s, p, d = kernel_size[side], stride[side], padding[side], dilation[side]
         if not (1 <= k < MOST and 1 <= s < MOST and 0 <= p < MOST and 1 <= d < MOST):
             _refuse_numbers(kernel_size=(k, 1), stride=(s, 1), padding=(p, 0), dilation=(d, 1))
-        padded, extent = n + 2 * p, d * (k - 1) + 1
-        if n < 0 or padded > MOST_PIXELS:
+        n, extent = size[side], d * (k - 1) + 1
+        if n < 0 or n + 2 * p > MOST_PIXELS:
             raise ValueError(f"input_size: expected from 0 to 2**31 - 1 pixels with their padding, got {tuple(size)}")
-        if extent > padded:
-            raise ValueError(f"kernel_size: expected one that fits into {padded} pixels, got {k} with dilation {d}")
-        if pixels[2 + side] != (padded - extent) // s + 1:
-            out = output_size(size, kernel_size, stride, padding, dilation)
-            raise ValueError(f"dy: expected {['B', 'N', *out]} for an input of {list(size)}, got {list(pixels)}")
+        if extent > n + 2 * p:
+            raise ValueError(f"kernel_size: expected one that fits into {n + 2 * p} pixels, got {k} with dilation {d}")
+        fits = fits and pixels[2 + side] == (n + 2 * p - extent) // s + 1
+    if kernel_size[0] * kernel_size[1] > MOST_PIXELS:
+        raise ValueError(f"kernel_size: expected fewer than 2**31 taps, got {tuple(kernel_size)}")
+    if not fits:
+        out = output_size(size, kernel_size, stride, padding, dilation)
+        raise ValueError(f"dy: expected {['B', 'N', *out]} for an input of {list(size)}, got {list(pixels)}")
 
 
 def _refuse_numbers(**numbers: tuple[int, int]) -> None:
@@ -257,16 +258,30 @@ def rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
         raise TypeError(f"param: expected float64, float32, float16 or bfloat16, got {param.dtype}")
     if param.ndim < 1:
         raise ValueError("param: expected at least one dimension, got none")
+    writable("param", param)
     indices(rows)
     _at_most(rows, param.shape[0], "param")
-    like(param, "values", values, (rows.shape[0], *param.shape[1:]))
+    _like(param, "values", values, (rows.shape[0], *param.shape[1:]))
 
 
-def like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:
+def state_of(param: Tensor, name: str, state: Tensor) -> None:
+    _like(param, name, state, param.shape)
+    writable(name, state)
+
+
+def _like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:
     if other.dtype != param.dtype:
         raise TypeError(f"{name}: expected {param.dtype} as param has, got {other.dtype}")
     if other.shape != shape:
         raise ValueError(f"{name}: expected {list(shape)}, got {list(other.shape)}")
+
+
+def writable(name: str, t: Tensor) -> None:
+    """In place: torch itself writes through no negative view, and not twice to one element."""
+    if t.is_neg():
+        raise ValueError(f"{name}: expected a tensor that holds its numbers, got a negative view")
+    if not t.is_contiguous() and any(n > 1 and step == 0 for n, step in zip(t.shape, t.stride(), strict=True)):
+        raise ValueError(f"{name}: expected memory for each element, got strides {t.stride()}")
 
 
 def at_least_zero(**numbers: float) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wuskern import checks, configs, ops, paths
 from wuskern.activeness import Activeness
-from wuskern.rows import PerExample, RowChoice, RowGrad, Rows, Scores, TopK, refuse_per_example
+from wuskern.rows import ROW_CHOICES, PerExample, RowChoice, RowGrad, Rows, Scores, TopK, refuse_per_example
 from wuskern.shapes import as_matrix, is_channels_last, is_contiguous, output_padding
 from wuskern.tokens import Tokens, draw
 
@@ -87,6 +87,13 @@ def _summed(tokens: Tokens | None, dy: Tensor, x: Tensor, some: Tensor) -> tuple
     return drawn.scaled(some), drawn.of(x)
 
 
+def _check_choices(rows: RowChoice | None, tokens: Tokens | None) -> None:
+    if rows is not None and not isinstance(rows, ROW_CHOICES):
+        raise TypeError(f"rows: expected a TopK, Rows, PerExample or None, got {type(rows).__name__}")
+    if tokens is not None and not isinstance(tokens, Tokens):
+        raise TypeError(f"tokens: expected a Tokens or None, got {type(tokens).__name__}")
+
+
 # ---- Linear ---------------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +121,7 @@ def linear_backward(
         ValueError: ``rows`` do not fit ``out``.
     """
     checks.linear_backward(dy, x, weight)
+    _check_choices(rows, tokens)
     return linear_gradients(dy, x, weight, False, rows, needs, tokens)
 
 
@@ -222,6 +230,7 @@ def conv2d_backward(
         ValueError: ``rows`` do not fit ``out`` and ``groups``.
     """
     checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
+    _check_choices(rows, tokens)
     geometry = stride, padding, dilation, groups
     return conv2d_gradients(dy, x, weight, LikeX.of(x, weight), rows, geometry, needs, tokens)
 
