@@ -8,11 +8,11 @@ import sysconfig
 import zlib
 from pathlib import Path
 
-if not os.path.exists("/dev/nvidiactl"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
-
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
 from tests import emulation
 from wuskern import backends
@@ -165,6 +165,22 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def exact_libraries():
+    """A GPU's libraries sum in float32, and in the same order each time."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction, cudnn.deterministic
+    _set_libraries(False, False, True)
+    yield
+    _set_libraries(*before)
+
+
+def _set_libraries(bfloat16_sums, float16_sums, deterministic):
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = bfloat16_sums
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = float16_sums
+    torch.backends.cudnn.deterministic = deterministic
 
 
 @pytest.fixture

@@ -120,6 +120,13 @@ def assert_exact(ours: Tensor, exact: Tensor) -> None:
     assert torch.equal(ours, exact.to(ours.dtype))
 
 
+def assert_near(ours: Tensor, exact: Tensor, magnitudes: Tensor) -> None:
+    """For a GPU's library, whose algorithms need not be exact of integers: within four roundings of the sum of the absolute
+    products."""
+    allowed = 4 * torch.finfo(ours.dtype).eps * magnitudes.double().cpu()
+    assert ((ours.double().cpu() - exact.double().cpu()).abs() <= allowed).all()
+
+
 @contextlib.contextmanager
 def kernel_of(op: str, backend: str, request: pytest.FixtureRequest, device: str = "cpu") -> Iterator[None]:
     """With that backend; skips where it has no kernel, or none that gives right numbers here."""

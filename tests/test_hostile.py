@@ -1,4 +1,4 @@
-"""Ops that an enemy calls. (python -m tests.fuzz.hostile makes many more calls; make sanitize-cpu does so beside sanitizers.)"""
+"""Ops that an enemy calls. (python -m tests.fuzz.hostile makes many more calls, make sanitize-cpu beside sanitizers.)"""
 
 import random
 
