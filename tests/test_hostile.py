@@ -24,6 +24,12 @@ def test_hostile_calls_are_refused_in_words_or_answered_rightly(one_thread):
         assert sum(calls.ended[f"{where}: {how}"] for where in ("public", "wuskern", "native")) > 50
 
 
+def test_every_registered_op_has_its_enemy():
+    spaces = "wuskern", "wuskern_native"
+    names = {name for space, name in (full.split("::") for full in torch._C._dispatch_get_all_op_names()) if space in spaces}
+    assert names - {"cpu_capability", "cuda_architectures", "deliver"} <= set(right_calls.OF)  # deliver is Python alone
+
+
 @pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
 @pytest.mark.parametrize("value", [-1, 2**30, 2**62])
 def test_integers_of_a_convolution_out_of_their_range(name, value):
