@@ -29,7 +29,7 @@ Check = Callable[..., None]
 # ---- types and devices: one check for all ops -------------------------------------------------------------------------
 
 
-def of_schema(schema: torch.FunctionSchema, elsewhere: Sequence[str] = ()) -> Check:
+def of_schema(schema: torch._C.FunctionSchema, elsewhere: Sequence[str] = ()) -> Check:
     """The check of an op's arguments against its schema: their types, and all tensors on the device of the first; those named
     in ``elsewhere`` may be on the CPU as well."""
     (_, owner, _), *arguments = [(place, a.name, str(a.type)) for place, a in enumerate(schema.arguments)]
