@@ -316,7 +316,7 @@ def test_the_compiled_writer_refuses_an_index_in_what_it_writes():
         (None, rows, torch.ones(3, 3).double()),
         (rows, torch.tensor([1]), torch.ones(1, 3).double()),
     ):
-        with pytest.raises(RuntimeError, match="(rows|stale): expected other memory than that of target"):
+        with pytest.raises(RuntimeError, match=r"(rows|stale): expected other memory than that of target"):
             torch.ops.wuskern_native.write_rows(target, stale, index, gradient)
     with pytest.raises(RuntimeError, match="values: expected other memory than that of target"):
         torch.ops.wuskern_native.write_rows(target, None, torch.tensor([0, 1, 2]), values)
