@@ -284,6 +284,15 @@ def writable(name: str, t: Tensor) -> None:
         raise ValueError(f"{name}: expected memory for each element, got strides {t.stride()}")
 
 
+def apart(written: Sequence[Tensor | None]) -> None:
+    """That no two are one memory; in compiled code there is none to ask for."""
+    if type(written[0]) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return
+    starts = [t.data_ptr() for t in written if t is not None and t.numel() and not t.is_meta]
+    if len(set(starts)) < len(starts):
+        raise ValueError("param: expected it and its state in memory of their own, got two of them in one")
+
+
 def at_least_zero(**numbers: float) -> None:
     for name, value in numbers.items():
         if not value >= 0:

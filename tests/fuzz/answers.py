@@ -62,7 +62,7 @@ def _dgrad_conv2d(dy: Tensor, weight: Tensor, rows: Tensor, size: Sequence[int],
 
 def _direct_wgrad(dy: Tensor, x: Tensor, kernel: Sequence[int], padding: Any, dilation: Any, last: bool) -> list[Tensor]:
     dw = _weight(dy, x, (dy.shape[1], x.shape[1], *kernel), (1, 1), padding, dilation, 1)
-    return [dw.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, x.shape[1]).t()]
+    return [dw.flip(2, 3).permute(2, 3, 0, 1).reshape(kernel[0] * kernel[1] * len(dw), x.shape[1]).t()]
 
 
 def _direct_dgrad(
