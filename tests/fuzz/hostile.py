@@ -71,8 +71,8 @@ class Hostile:
         written = range(*answers.WRITTEN.get(name, slice(0)).indices(len(arguments) if namespace != "public" else 0))
         for _ in range(r.choice([0, 1, 1, 1, 2, 3])):
             wrong_values.put(r, arguments, namespace != "emulated", written)
-        if namespace == "emulated" and right_calls.indexes_beyond(name, arguments):
-            return None  # undefined on a GPU
+        if namespace == "emulated" and right_calls.undefined_on_a_gpu(name, arguments):
+            return None
         given = ", ".join(wrong_values.show(a) for a in arguments)
         fault = self._fault(namespace, name, function, arguments)
         return fault and f"{namespace} {name}({given}): {fault}"

@@ -184,12 +184,12 @@ OF: dict[str, Callable[[random.Random], list[Any]]] = {
 }
 
 
-def indexes_beyond(name: str, arguments: list[Any]) -> bool:
-    """Whether an index is out of the range of what it is used for, where that can be told."""
+def undefined_on_a_gpu(name: str, arguments: list[Any]) -> bool:
+    """Whether an index is out of the range of what it is used for, where that can be told, or there twice."""
     rows = [a for a in arguments if isinstance(a, Tensor) and a.dtype is torch.int64 and a.numel()]
     owner = arguments[1] if "dgrad" in name else arguments[0]
     if not rows or not isinstance(owner, Tensor) or not owner.ndim:
         return False
     place = arguments[2] if name == "gather_rows" else {"rowsparse_wgrad": -1, "rowsparse_wgrad_conv2d": 1}.get(name, 0)
     n = owner.shape[place] if isinstance(place, int) and -owner.ndim <= place < owner.ndim else 0
-    return max(int(t.max()) for t in rows) >= n
+    return any(int(t.max()) >= n or len(t.unique()) < t.numel() for t in rows)

@@ -100,7 +100,13 @@ def tensor(r: random.Random, old: Tensor, others: list[Tensor], on_cpu: bool, wr
         return torch._neg_view(old)
     if kind == 9 and on_cpu:  # what another argument holds, as it is or as other numbers
         other = r.choice(others)
-        if old.dtype is torch.int64 and other.dtype is torch.float64 and other.is_contiguous() and other.ndim:
+        if (
+            old.dtype is torch.int64
+            and other.dtype is torch.float64
+            and other.is_contiguous()
+            and other.ndim
+            and not other.is_neg()
+        ):
             other.view(torch.int64).flatten()[:2] = torch.arange(min(2, other.numel()))
             return other.view(torch.int64).flatten()[:2]
         return other

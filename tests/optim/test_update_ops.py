@@ -298,7 +298,7 @@ def test_wrong_arguments(name):
 def test_one_memory_for_two_is_refused(name, backend):
     param = torch.zeros(6, 50)
     state = "momentum_buffer" if name == "rowsparse_sgd_" else "exp_avg"
-    with pytest.raises(ValueError, match="param: expected it and its state in memory of their own"):
+    with pytest.raises(ValueError, match="param: expected it, its state, rows and values in memory of their own"):
         getattr(update_ops, name)(*replaced(name, param=param, **{state: param}))
 
 
