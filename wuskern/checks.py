@@ -290,13 +290,7 @@ def apart(param: Tensor, *others: Tensor | None) -> None:
         raise ValueError("param: expected it, its state, rows and values in memory of their own, got two of them in one")
 
 
-def at_least_zero(**numbers: float) -> None:
+def at_least_zero(below_one: bool = False, **numbers: float) -> None:
     for name, value in numbers.items():
-        if not value >= 0:
-            raise ValueError(f"{name}: expected at least 0, got {value}")
-
-
-def below_one(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}: expected at least 0 and less than 1, got {value}")
+        if not value >= 0 or (below_one and value >= 1):
+            raise ValueError(f"{name}: expected at least 0{' and less than 1' * below_one}, got {value}")

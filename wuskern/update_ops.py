@@ -145,7 +145,7 @@ def _check_adam(
         checks.state_of(param, "max_exp_avg_sq", max_exp_avg_sq)
     checks.apart(param, exp_avg, exp_avg_sq, max_exp_avg_sq, rows, values)
     checks.at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
-    checks.below_one(beta1=beta1, beta2=beta2)
+    checks.at_least_zero(below_one=True, beta1=beta1, beta2=beta2)
     if step.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"step: expected float32 or float64, got {step.dtype}")
     if step.numel() != 1:
