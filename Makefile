@@ -1,7 +1,8 @@
 # make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
 # make test-more | check-fast    what takes long and finds little | the core alone, in less than two minutes
 # make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
-# make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline
+# make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline; sanitize-memcheck, ...
+# make sanitize-cpu       hostile calls and convolutions by a CPU library with sanitizers
 # make wheel | check-wheel    one wheel for a cluster, in dist/ | the tests on it, installed
 #
 # PYTHON=python3.12 chooses the Python, TORCH=2.10.0 the PyTorch of .venv. ENV=active uses the active Python, which
@@ -10,7 +11,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-more lint check check-fast bench bench-again accuracy results test-gpu sanitize bench-gpu wheel check-wheel build clean
+.PHONY: help demo test test-more lint check check-fast bench bench-again accuracy results wheel check-wheel build clean
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
@@ -120,44 +121,73 @@ results: bench bench-again accuracy demo
 	for script in masks tokens simplify accelerating; do $(PY) -m bench.$$script; done
 	$(PY) -m bench.tables
 
+# ---- sanitizers on the CPU ------------------------------------------------------------------------------------------
+
+# Hostile calls of every op, and convolutions of any geometry, by a library that address and undefined-behaviour sanitizers watch.
+SANITIZER_SECONDS ?= 60
+.PHONY: sanitize-cpu
+sanitize-cpu: $(READY)
+	PATH="$$(dirname "$$(command -v $(PY))"):$$PATH"; \
+	cmake -S . -B build/sanitized -G Ninja -DPython_EXECUTABLE="$$(command -v $(PY))" -DWUSKERN_SANITIZE=ON \
+	  -DCMAKE_INSTALL_PREFIX="$(CURDIR)/build/sanitized/lib"; \
+	cmake --build build/sanitized; \
+	cmake --install build/sanitized; \
+	compiler="$${CXX:-c++}"; \
+	for fuzz in "hostile --no-emulated" convolutions; do \
+	  LD_PRELOAD="$$($$compiler -print-file-name=libasan.so) $$($$compiler -print-file-name=libstdc++.so.6)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+	    $(PY) -m tests.fuzz.$$fuzz --library build/sanitized/lib --seconds $(SANITIZER_SECONDS); \
+	done
+
 # ---- with a GPU: the active Python, this machine's architecture only, CMake alone, no network -----------------------
 
 GPU_PY := $(PYTHON)
-NO_GPU := $(if $(wildcard /dev/nvidiactl),,yes)
+TOOLS := memcheck racecheck initcheck synccheck
+GPU_GOALS := gpu-build test-gpu bench-gpu sanitize sanitize-triton $(TOOLS:%=sanitize-%)
 # Seconds in which bench-gpu starts cases; the build before them takes the rest of ten minutes.
 BUDGET ?= 420
+# Seconds that one tool may take: longer than that fails. `make gpu-build` before it keeps the build out of them.
+LIMIT ?= 580
 GPU_PYTEST := $(GPU_PY) -m pytest -q -o filterwarnings=default
 
-test-gpu sanitize bench-gpu: $(if $(NO_GPU),no-gpu,.gpu-build)
+.PHONY: $(GPU_GOALS)
+ifneq ($(filter $(GPU_GOALS),$(MAKECMDGOALS)),)
+ifndef GPU_STATE
+GPU_STATE := $(shell $(GPU_PY) .ci/gpu.py state)
+endif
+endif
 
-.PHONY: no-gpu .gpu-build
-no-gpu:
-	@echo "skipped: this machine has no NVIDIA GPU (/dev/nvidiactl)"
-.gpu-build:
+ifeq ($(GPU_STATE),none)
+$(GPU_GOALS):
+	@echo "skipped: this machine has no NVIDIA GPU, neither for its driver nor for torch"
+else
+gpu-build:
+	@if [ "$(GPU_STATE)" != ready ]; then echo "$(or $(GPU_STATE),$(GPU_PY) has no torch)" >&2; exit 1; fi
 	rm -f build/ready-*
-	arch="$$($(GPU_PY) -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}.{b}" + "a" * (a == 9))')"; \
-	TORCH_CUDA_ARCH_LIST="$$arch" cmake -S . -B build/gpu -G Ninja -DPython_EXECUTABLE="$$(command -v $(GPU_PY))" \
+	arguments="$$($(GPU_PY) .ci/gpu.py cmake)"; \
+	TORCH_CUDA_ARCH_LIST="$$($(GPU_PY) .ci/gpu.py architecture)" cmake -S . -B build/gpu -G Ninja $$arguments \
 	  -DWUSKERN_CUDA=ON -DWUSKERN_TESTING=ON -DCMAKE_INSTALL_PREFIX="$(CURDIR)/wuskern/lib"
 	cmake --build build/gpu
 	cmake --install build/gpu
 
-ifeq ($(NO_GPU),)
 # Several processes share the GPU where pytest-xdist is there: most of the time is Triton's compiler.
-test-gpu:
+test-gpu: gpu-build
 	WUSKERN_EXPECT=cpu,cuda,triton,testing,gpu $(GPU_PYTEST) -m gpu tests \
 	  $$($(GPU_PY) -c "import xdist" 2>/dev/null && printf -- "-n 4 --dist loadfile")
 
-# compute-sanitizer's tools over every compiled kernel in every dtype, and its first one over Triton's in float32 and float16.
-SANITIZED = $(GPU_PYTEST) -m gpu -p no:cacheprovider tests/test_on_a_gpu.py
-sanitize:
-	for tool in memcheck racecheck initcheck synccheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(SANITIZED) -k "every_op_is_right and native"; \
-	done
-	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
-	  $(SANITIZED) -k "every_op_is_right and triton and (float32 or float16)"
+# A tool of compute-sanitizer over every compiled kernel in every dtype (where a race is looked for, in two); the first one over
+# Triton's in float32 and float16 too. Each is a target of its own, with its own ten minutes.
+SANITIZED = PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $(LIMIT) compute-sanitizer --error-exitcode 1 --tool $(1) \
+  $(GPU_PYTEST) -m gpu -p no:cacheprovider tests/test_on_a_gpu.py -k "every_op_is_right and $(2)"
+sanitize: $(TOOLS:%=sanitize-%) sanitize-triton
+sanitize-memcheck sanitize-initcheck sanitize-synccheck: sanitize-%: gpu-build
+	$(call SANITIZED,$*,native)
+sanitize-racecheck: gpu-build
+	$(call SANITIZED,racecheck,native and (float32 or bfloat16))
+sanitize-triton: gpu-build
+	$(call SANITIZED,memcheck,triton and not (bfloat16 or float64))
 
-bench-gpu:
+bench-gpu: gpu-build
 	$(GPU_PYTEST) bench/gpu --benchmark-quiet --device cuda --budget $(BUDGET) \
 	  --results "$(OUT)/$$($(GPU_PY) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))').json"
 endif

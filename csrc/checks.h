@@ -12,15 +12,22 @@ namespace wuskern {
 
 // ---- tensors -------------------------------------------------------------------------------------------------------
 
+// From Python, None is a tensor that is not defined.
+inline void check_defined(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.defined(), name, ": expected a tensor, got None");
+}
+
 inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
 }
 
 inline void check_rank(const Tensor& t, const char* name, int64_t rank) {
+  check_defined(t, name);
   STD_TORCH_CHECK(t.dim() == rank, name, ": expected ", rank, " dimensions, got ", t.dim());
 }
 
 inline void check_dtype(const Tensor& t, const char* name) {
+  check_defined(t, name);
   const ScalarType dtype = t.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Half ||
                       dtype == ScalarType::BFloat16,
@@ -29,6 +36,7 @@ inline void check_dtype(const Tensor& t, const char* name) {
 
 // Of one dtype and device with `like`, the first argument.
 inline void check_like(const Tensor& t, const char* name, const Tensor& like, const char* first = "dy") {
+  check_defined(t, name);
   STD_TORCH_CHECK(same_device(t, like), name, ": expected it on the device of ", first);
   STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, ": expected the dtype of ", first);
 }
@@ -47,6 +55,7 @@ inline bool fills_channels_last(const Tensor& t) {
 // Indices of `size` rows, as far as they can be looked at without waiting for a device.
 inline void check_index(const Tensor& rows, const Tensor& like, int64_t size, const char* first = "dy",
                         const char* name = "rows") {
+  check_defined(rows, name);
   STD_TORCH_CHECK(same_device(rows, like), name, ": expected them on the device of ", first);
   STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Long, name, ": expected int64");
   check_rank(rows, name, 1);

@@ -7,8 +7,6 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-if not os.path.exists("/dev/nvidiactl"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: threads that spin take the time of the other tests
 if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before torch too: in its own folder lies what other settings made
     compiled = tempfile.TemporaryDirectory(prefix="inductor-")
@@ -17,6 +15,9 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # before torch too: in its own 
 import pytest
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
 from tests import emulation, selection
 from wuskern import backends
@@ -148,6 +149,22 @@ def device(request):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def exact_libraries():
+    """A GPU's libraries sum in float32, and in the same order each time."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_bf16_reduced_precision_reduction, matmul.allow_fp16_reduced_precision_reduction, cudnn.deterministic
+    _set_libraries(False, False, True)
+    yield
+    _set_libraries(*before)
+
+
+def _set_libraries(bfloat16_sums, float16_sums, deterministic):
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = bfloat16_sums
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = float16_sums
+    torch.backends.cudnn.deterministic = deterministic
 
 
 @pytest.fixture

@@ -139,6 +139,13 @@ def library_rounds(dtype: torch.dtype) -> bool:
     return any(not torch.equal(stock(t), stock(t.double()).to(dtype)) for stock in (stock_wgrad, stock_dgrad))
 
 
+def assert_near(ours: Tensor, exact: Tensor, magnitudes: Tensor) -> None:
+    """For a GPU's library, whose algorithms need not be exact of integers: within four roundings of the sum of the absolute
+    products."""
+    allowed = 4 * torch.finfo(ours.dtype).eps * magnitudes.double().cpu()
+    assert ((ours.double().cpu() - exact.double().cpu()).abs() <= allowed).all()
+
+
 @contextlib.contextmanager
 def kernel_of(op: str, backend: str, request: pytest.FixtureRequest, device: str = "cpu") -> Iterator[None]:
     """With that backend; skips where it has no kernel, or none that gives right numbers here."""

@@ -1,7 +1,10 @@
 """What setup.py decides, and what the binaries hold."""
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,63 @@ def test_an_older_setuptools_is_named(monkeypatch):
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if "pip install" in line and "setuptools" in line]
     assert lines
     assert all('"setuptools>=77"' in line for line in lines)
+
+
+# ---- what make asks of a machine with a GPU -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "seen", "expected"),
+    [(False, False, "none"), (False, True, "ready"), (True, True, "ready"), (True, False, "is there, and torch .* sees no")],
+)
+def test_a_gpu_is_asked_for_from_the_driver_and_from_torch(device, seen, expected, tmp_path, monkeypatch):
+    gpu = program(".ci/gpu.py")
+    if device:
+        (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(gpu, "DEVICES", (str(tmp_path / "nvidiactl"),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    assert re.search(expected, gpu.state())
+
+
+def make(*arguments):
+    if shutil.which("make") is None or not (ROOT / "Makefile").exists():
+        pytest.skip("there is no make, or no Makefile beside the tests")
+    return subprocess.run(["make", "-C", ROOT, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("goal", ["test-gpu", "sanitize-racecheck"])
+def test_without_a_gpu_a_goal_is_skipped_and_where_torch_does_not_see_one_it_fails(goal):
+    skipped = make(goal, "GPU_STATE=none")
+    assert skipped.returncode == 0
+    assert skipped.stdout.count("skipped: this machine has no NVIDIA GPU") == 1
+    failed = make(goal, "GPU_STATE=/dev/nvidiactl is there")
+    assert failed.returncode != 0
+    assert "/dev/nvidiactl is there" in failed.stderr
+
+
+def test_each_tool_is_a_goal_of_its_own_with_its_own_time():
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        planned = make("-n", f"sanitize-{tool}", "GPU_STATE=ready", "LIMIT=7").stdout
+        assert planned.count("compute-sanitizer") == 1
+        assert f"timeout 7 compute-sanitizer --error-exitcode 1 --tool {tool}" in planned
+    assert make("-n", "sanitize", "GPU_STATE=ready").stdout.count("compute-sanitizer") == 5
+
+
+def test_nvcc_outside_of_path_is_found(tmp_path, monkeypatch):
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"#!/bin/sh\necho 'release {(torch.version.cuda or '13.0')}, a stand-in'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert f"-DCMAKE_CUDA_COMPILER={nvcc}" in program(".ci/gpu.py").cmake_arguments()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match="the CUDA library cannot be built: there is no nvcc"):
+        program(".ci/gpu.py").cmake_arguments()
+
+
+# ---- what was built -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", backends.LIBRARIES.values())

@@ -306,6 +306,25 @@ def test_the_compiled_writer_guards_its_memory():
         with pytest.raises(RuntimeError, match=message):
             write(target, None if stale is None else torch.tensor(stale), torch.tensor(rows), values)
     assert not target.any()
+    with pytest.raises(RuntimeError, match="target: expected float64, float32, float16 or bfloat16"):
+        write(torch.zeros(4, 3, dtype=torch.uint8), None, torch.tensor([1]), torch.ones(1, 3, dtype=torch.uint8))
+
+
+def test_the_compiled_writer_refuses_an_index_in_what_it_writes():
+    """It would change after it was looked at."""
+    if obstacle := backends.library_obstacle("cpu"):
+        pytest.skip(obstacle)
+    target = torch.zeros(4, 3, dtype=torch.float64)
+    target.view(torch.int64)[0] = torch.tensor([0, 2, 3])
+    rows, values = target.view(torch.int64)[0], target[1:]
+    for stale, index, gradient in (
+        (None, rows, torch.ones(3, 3).double()),
+        (rows, torch.tensor([1]), torch.ones(1, 3).double()),
+    ):
+        with pytest.raises(RuntimeError, match=r"(rows|stale): expected other memory than that of target"):
+            torch.ops.wuskern_native.write_rows(target, stale, index, gradient)
+    with pytest.raises(RuntimeError, match="values: expected other memory than that of target"):
+        torch.ops.wuskern_native.write_rows(target, None, torch.tensor([0, 1, 2]), values)
 
 
 def kept(layer: nn.Module) -> Tensor | None:

@@ -178,7 +178,7 @@ def test_numbers_that_do_not_fit(shape, k, block, groups, message):
     with pytest.raises(ValueError, match=message):
         ops.select_rows(torch.zeros(shape), k, block, groups)
     if obstacle_to("select_rows", "native") is None:
-        with pytest.raises(RuntimeError, match=r"(scores|k|groups): expected"):
+        with pytest.raises(RuntimeError, match=r"(scores|k|block|groups): expected"):
             torch.ops.wuskern_native.select_rows(torch.zeros(shape), k, block, groups)
 
 

@@ -22,6 +22,7 @@ CANDIDATES = [(SMALL, 64), (LARGE, 64), (LARGE, 128)]
 def folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuning, "_caches", {})
+    monkeypatch.setattr(tuning, "_taken", {})
     return tmp_path / "wuskern" / "autotune"
 
 
@@ -68,6 +69,37 @@ def test_what_was_kept_is_taken_by_the_next_process(runs, folder, monkeypatch):
         ran = len(runs)
         assert pick(runs) == (LARGE, 128)
     assert len(runs) == ran
+
+
+def test_a_capture_takes_what_has_run_and_times_nothing(runs, monkeypatch):
+    """Code that was never loaded may not be loaded in a capture."""
+    with wk.autotune():
+        pick(runs)
+        ran = len(runs)
+        monkeypatch.setattr(tuning, "is_capturing", lambda device: True)
+        assert pick(runs) == (LARGE, 128)
+        assert pick(runs, "never met") == CANDIDATES[0]
+    assert pick(runs) == (LARGE, 128), "autotuning was on when it ran before"
+    assert pick(runs, "never met") == CANDIDATES[0]
+    assert len(runs) == ran
+
+
+def test_a_capture_takes_no_winner_of_another_process_that_has_not_run_here(runs, monkeypatch):
+    with wk.autotune():
+        pick(runs)
+        monkeypatch.setattr(tuning, "_taken", {})  # as in a new process
+        monkeypatch.setattr(tuning, "is_capturing", lambda device: True)
+        assert pick(runs) == CANDIDATES[0]
+
+
+def test_what_a_file_keeps_counts_as_run_once_it_was_picked(runs, monkeypatch):
+    with wk.autotune():
+        pick(runs)
+        for name in ("_caches", "_taken"):
+            monkeypatch.setattr(tuning, name, {})  # as in a new process
+        pick(runs)  # a warm-up
+        monkeypatch.setattr(tuning, "is_capturing", lambda device: True)
+        assert pick(runs) == (LARGE, 128)
 
 
 def test_what_is_no_candidate_any_more_is_timed_anew(runs):
@@ -181,7 +213,7 @@ def test_every_product_is_tuned_and_stays_right(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_timed_by_its_events_and_a_capture_takes_the_pure_choice(folder):
+def test_a_gpu_is_timed_by_its_events_and_a_capture_takes_what_has_run(folder):
     dy, x, rows = (t.cuda() for t in (torch.randn(512, 64), torch.randn(512, 128), torch.arange(0, 64, 4)))
     assert tuning.clock(lambda: dy.t() @ x, dy.device) > 0
     with wk.autotune(), backends.backend("triton"):
@@ -190,5 +222,7 @@ def test_a_gpu_is_timed_by_its_events_and_a_capture_takes_the_pure_choice(folder
         assert len(kept) == 1
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            ops.rowsparse_wgrad(dy, x[:, :96].contiguous(), rows)
+            found = ops.rowsparse_wgrad(dy, x, rows)
+        graph.replay()
+        torch.testing.assert_close(found, reference.rowsparse_wgrad(dy, x, rows))
     assert tuning.read(tuning.file_of(dy.device)) == kept

@@ -26,6 +26,7 @@ from wuskern.product import OPS as PRODUCTS
 
 NAMES = ("native", "triton", "reference")  # in order of preference
 LIBRARIES = {"cpu": "libwuskern_cpu.so", "cuda": "libwuskern_cuda.so"}
+TRITON_CAPABILITY = (8, 0)
 LIBRARY_DIR = Path(__file__).parent / "lib"
 
 
@@ -67,23 +68,32 @@ def library_obstacle(device: str) -> str | None:
 
 
 def gpu_obstacle() -> str | None:
-    """Why the CUDA library has no machine code for one of the GPUs here, or None."""
+    """Why the CUDA library has no code for one of the GPUs here, or None."""
     architectures = torch.ops.wuskern_native.cuda_architectures()
-    for i in range(torch.cuda.device_count()):
-        capability = torch.cuda.get_device_capability(i)
-        if not any(serves(a, capability) for a in architectures.split()):
-            return f"it was built for {architectures}, and cuda:{i} has {capability[0]}.{capability[1]}"
+    for name, capability in capabilities().items():
+        if code_for(architectures, capability) is None:
+            return f"it was built for {architectures}, and {name} has {capability[0]}.{capability[1]}"
     return None
 
 
-def serves(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether code for an architecture ("8.0", "9.0a", "12.0+PTX") runs on a GPU: the same major and no newer minor,
-    with a feature letter exactly that GPU, with PTX any later one."""
-    major, minor, feature, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", architecture).groups()  # type: ignore[union-attr]
-    built = int(major), int(minor)
-    if feature:
-        return built == capability
-    return built <= capability and (bool(ptx) or built[0] == capability[0])
+def capabilities() -> dict[str, tuple[int, int]]:
+    """Of each GPU here, by its name in PyTorch; of NVIDIA's alone."""
+    count = 0 if torch.version.hip is not None else torch.cuda.device_count()
+    return {f"cuda:{i}": torch.cuda.get_device_capability(i) for i in range(count)}
+
+
+def code_for(architectures: str, capability: tuple[int, int]) -> str | None:
+    """What of a library's architectures ("8.0 9.0a 12.0+PTX") a GPU runs, in words, or None: machine code of the same major and
+    no newer minor, with a feature letter of exactly that GPU; else PTX of an earlier one."""
+    machine, ptx = "", ""
+    for architecture in architectures.split():
+        major, minor, feature, later = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", architecture).groups()  # type: ignore[union-attr]
+        built = int(major), int(minor)
+        if built == capability or (built[0] == capability[0] and built <= capability and not feature):
+            machine = f"machine code for {major}.{minor}{feature}"
+        elif later and built <= capability and not feature:
+            ptx = f"PTX of {major}.{minor}, which the driver compiles at the first launch"
+    return machine or ptx or None
 
 
 def build_record() -> dict[str, str]:
@@ -100,6 +110,10 @@ def triton_obstacle(device: str) -> str | None:
         return "Triton serves GPUs; on the CPU only its interpreter runs (TRITON_INTERPRET=1)"
     if device not in ("cpu", "cuda"):
         return f"Triton does not serve {device}"
+    for name, capability in capabilities().items() if device == "cuda" else ():
+        if capability < TRITON_CAPABILITY:
+            least, found = (f"{major}.{minor}" for major, minor in (TRITON_CAPABILITY, capability))
+            return f"Triton compiles bfloat16 from compute capability {least} on, and {name} has {found}"
     return None
 
 

@@ -12,6 +12,7 @@ from wuskern.shapes import output_size
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SCORES = ("l1", "l2")
 MOST = 2**30  # of a geometry's integers: kernels count with 32 bits, and sums of two of them fit
+RANKS = {1: "one dimension", 2: "two dimensions", 4: "four dimensions"}
 MOST_PIXELS = 2**31 - 1  # along a side of an image, with its padding; and taps of a kernel
 
 _INTEGERS = (int, torch.SymInt)
@@ -29,7 +30,7 @@ Check = Callable[..., None]
 # ---- types and devices: one check for all ops -------------------------------------------------------------------------
 
 
-def of_schema(schema: torch.FunctionSchema, elsewhere: Sequence[str] = ()) -> Check:
+def of_schema(schema: torch._C.FunctionSchema, elsewhere: Sequence[str] = ()) -> Check:
     """The check of an op's arguments against its schema: their types, and all tensors on the device of the first; those named
     in ``elsewhere`` may be on the CPU as well."""
     (_, owner, _), *arguments = [(place, a.name, str(a.type)) for place, a in enumerate(schema.arguments)]
@@ -63,6 +64,16 @@ def strided(name: str, t: Any) -> None:
         raise TypeError(f"{name}: expected a strided tensor, got {'a nested one' if t.is_nested else t.layout}")
 
 
+def floating(name: str, t: Tensor) -> None:
+    if t.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {t.dtype}")
+
+
+def rank(name: str, t: Tensor, n: int) -> None:
+    if t.ndim != n:
+        raise ValueError(f"{name}: expected {RANKS[n]}, got {t.ndim}")
+
+
 def pair_of_integers(name: str, given: Any) -> None:
     if isinstance(given, (list, tuple)) and len(given) == 2:
         h, w = given
@@ -75,8 +86,7 @@ def pair_of_integers(name: str, given: Any) -> None:
 
 
 def gradient(dy: Tensor, dim: int) -> None:
-    if dy.dtype not in DTYPES:
-        raise TypeError(f"dy: expected float64, float32, float16 or bfloat16, got {dy.dtype}")
+    floating("dy", dy)
     if not -dy.ndim <= dim < dy.ndim:
         raise ValueError(f"dim: expected a dimension of dy, which has {dy.ndim}, got {dim}")
 
@@ -88,10 +98,8 @@ def row_stats(dy: Tensor, dim: int, score: str) -> None:
 
 
 def select_rows(scores: Tensor, k: int, block: int, groups: int) -> None:
-    if scores.dtype not in DTYPES:
-        raise TypeError(f"scores: expected float64, float32, float16 or bfloat16, got {scores.dtype}")
-    if scores.ndim != 1:
-        raise ValueError(f"scores: expected one dimension, got {scores.ndim}")
+    floating("scores", scores)
+    rank("scores", scores, 1)
     n = scores.shape[0]
     for name, value in (("block", block), ("groups", groups)):
         if value < 1:
@@ -105,8 +113,12 @@ def select_rows(scores: Tensor, k: int, block: int, groups: int) -> None:
 def indices(rows: Tensor) -> None:
     if rows.dtype != torch.int64:
         raise TypeError(f"rows: expected int64, got {rows.dtype}")
-    if rows.ndim != 1:
-        raise ValueError(f"rows: expected one dimension, got {rows.ndim}")
+    rank("rows", rows, 1)
+
+
+def _at_most(rows: Tensor, n: int, owner: str) -> None:
+    if rows.shape[0] > n:
+        raise ValueError(f"rows: expected at most {n}, as many as {owner} has, got {rows.shape[0]}")
 
 
 def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> None:
@@ -115,18 +127,12 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> None:
     _at_most(rows, dy.shape[dim], "dy")
 
 
-def _at_most(rows: Tensor, n: int, owner: str) -> None:
-    if rows.shape[0] > n:
-        raise ValueError(f"rows: expected at most {n}, as many as {owner} has, got {rows.shape[0]}")
-
-
 # ---- products ---------------------------------------------------------------------------------------------------------
 
 
 def _operands(dy: Tensor, other: Tensor, name: str, rows: Tensor) -> None:
     indices(rows)
-    if dy.dtype not in DTYPES:
-        raise TypeError(f"dy: expected float64, float32, float16 or bfloat16, got {dy.dtype}")
+    floating("dy", dy)
     if other.dtype != dy.dtype:
         raise TypeError(f"{name}: expected {dy.dtype} as dy has, got {other.dtype}")
 
@@ -140,8 +146,7 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> None:
 
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> None:
     _operands(dy, weight, "weight", rows)
-    if weight.ndim != 2:
-        raise ValueError(f"weight: expected two dimensions, got {weight.ndim}")
+    rank("weight", weight, 2)
     _units(dy, -1, weight, rows)
 
 
@@ -160,8 +165,7 @@ def rowsparse_dgrad_conv2d(
     dy: Tensor, weight: Tensor, rows: Tensor, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> None:
     _operands(dy, weight, "weight", rows)
-    if weight.ndim != 4:
-        raise ValueError(f"weight: expected four dimensions, got {weight.ndim}")
+    rank("weight", weight, 4)
     _in_groups(dy, rows, groups)
     if weight.shape[0] % groups:
         raise ValueError(f"groups: expected a divisor of {weight.shape[0]} units of weight, got {groups}")
@@ -176,35 +180,31 @@ def _units(dy: Tensor, dim: int, weight: Tensor, rows: Tensor) -> None:
 
 
 def _in_groups(dy: Tensor, rows: Tensor, groups: int) -> None:
-    if dy.ndim != 4:
-        raise ValueError(f"dy: expected four dimensions, got {dy.ndim}")
+    rank("dy", dy, 4)
     if groups < 1 or rows.shape[0] % groups or dy.shape[1] % groups:
         raise ValueError(f"groups: expected a divisor of {rows.shape[0]} rows and {dy.shape[1]} channels of dy, got {groups}")
 
 
 def geometry(dy: Tensor, size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> None:
     """That dy, of four dimensions, has the pixels which such a convolution makes of an input of ``size``."""
+    pixels, fits = dy.shape, True
+    for side in (0, 1):
+        k, s, p, d = kernel_size[side], stride[side], padding[side], dilation[side]
+        if not (1 <= k < MOST and 1 <= s < MOST and 0 <= p < MOST and 1 <= d < MOST):
+            for name, value, least in (("kernel_size", k, 1), ("stride", s, 1), ("padding", p, 0), ("dilation", d, 1)):
+                if not least <= value < MOST:
+                    raise ValueError(f"{name}: expected integers from {least} to 2**30, got {value}")
+        n, extent = size[side], d * (k - 1) + 1
+        if n < 0 or n + 2 * p > MOST_PIXELS:
+            raise ValueError(f"input_size: expected from 0 to 2**31 - 1 pixels with their padding, got {tuple(size)}")
+        if extent > n + 2 * p:
+            raise ValueError(f"kernel_size: expected one that fits into {n + 2 * p} pixels, got {k} with dilation {d}")
+        fits = fits and pixels[2 + side] == (n + 2 * p - extent) // s + 1
     if kernel_size[0] * kernel_size[1] > MOST_PIXELS:
         raise ValueError(f"kernel_size: expected fewer than 2**31 taps, got {tuple(kernel_size)}")
-    pixels = dy.shape
-    for side in (0, 1):
-        n, k, s, p, d = size[side], kernel_size[side], stride[side], padding[side], dilation[side]
-        if not (1 <= k < MOST and 1 <= s < MOST and 0 <= p < MOST and 1 <= d < MOST):
-            _refuse_numbers(kernel_size=(k, 1), stride=(s, 1), padding=(p, 0), dilation=(d, 1))
-        padded, extent = n + 2 * p, d * (k - 1) + 1
-        if n < 0 or padded > MOST_PIXELS:
-            raise ValueError(f"input_size: expected from 0 to 2**31 - 1 pixels with their padding, got {tuple(size)}")
-        if extent > padded:
-            raise ValueError(f"kernel_size: expected one that fits into {padded} pixels, got {k} with dilation {d}")
-        if pixels[2 + side] != (padded - extent) // s + 1:
-            out = output_size(size, kernel_size, stride, padding, dilation)
-            raise ValueError(f"dy: expected {['B', 'N', *out]} for an input of {list(size)}, got {list(pixels)}")
-
-
-def _refuse_numbers(**numbers: tuple[int, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if not least <= value < MOST:
-            raise ValueError(f"{name}: expected integers from {least} to 2**30, got {value}")
+    if not fits:
+        out = output_size(size, kernel_size, stride, padding, dilation)
+        raise ValueError(f"dy: expected {['B', 'N', *out]} for an input of {list(size)}, got {list(pixels)}")
 
 
 # ---- a whole backward -------------------------------------------------------------------------------------------------
@@ -212,8 +212,7 @@ def _refuse_numbers(**numbers: tuple[int, int]) -> None:
 
 def linear_backward(dy: Tensor, x: Tensor, weight: Tensor) -> None:
     _backward(dy, x, weight)
-    if weight.ndim != 2:
-        raise ValueError(f"weight: expected two dimensions, got {weight.ndim}")
+    rank("weight", weight, 2)
     if x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected {['...', weight.shape[1]]}, got {list(x.shape)}")
     if dy.shape != (*x.shape[:-1], weight.shape[0]):
@@ -227,14 +226,15 @@ def conv2d_backward(dy: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding
     if not isinstance(groups, int) or groups < 1:
         raise ValueError(f"groups: expected an integer from 1, got {groups!r}")
     for name, t in (("dy", dy), ("x", x), ("weight", weight)):
-        if t.ndim != 4:
-            raise ValueError(f"{name}: expected four dimensions, got {t.ndim}")
+        rank(name, t, 4)
     if weight.shape[0] % groups:
         raise ValueError(f"groups: expected a divisor of {weight.shape[0]} units of weight, got {groups}")
     if x.shape[1] != weight.shape[1] * groups:
         raise ValueError(f"x: expected {weight.shape[1] * groups} channels, got {list(x.shape)}")
     if dy.shape[:2] != (x.shape[0], weight.shape[0]):
         raise ValueError(f"dy: expected {[x.shape[0], weight.shape[0], 'HO', 'WO']}, got {list(dy.shape)}")
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x: expected at least one pixel, got {list(x.shape)}")
     geometry(dy, x.shape[2:], weight.shape[2:], stride, padding, dilation)
 
 
@@ -243,8 +243,7 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor) -> None:
         strided(name, t)
         if t.device != dy.device:
             raise ValueError(f"{name}: expected it on {dy.device} as dy is, got {t.device}")
-        if t.dtype not in DTYPES:
-            raise TypeError(f"{name}: expected float64, float32, float16 or bfloat16, got {t.dtype}")
+        floating(name, t)
         if t.dtype != dy.dtype:
             raise TypeError(f"{name}: expected {dy.dtype} as dy has, got {t.dtype}")
 
@@ -253,29 +252,45 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor) -> None:
 
 
 def rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
-    if param.dtype not in DTYPES:
-        raise TypeError(f"param: expected float64, float32, float16 or bfloat16, got {param.dtype}")
+    floating("param", param)
     if param.ndim < 1:
         raise ValueError("param: expected at least one dimension, got none")
+    writable("param", param)
     indices(rows)
     _at_most(rows, param.shape[0], "param")
-    like(param, "values", values, (rows.shape[0], *param.shape[1:]))
+    _like(param, "values", values, (rows.shape[0], *param.shape[1:]))
 
 
-def like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:
+def state_of(param: Tensor, name: str, state: Tensor) -> None:
+    _like(param, name, state, param.shape)
+    writable(name, state)
+
+
+def _like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:
     if other.dtype != param.dtype:
         raise TypeError(f"{name}: expected {param.dtype} as param has, got {other.dtype}")
     if other.shape != shape:
         raise ValueError(f"{name}: expected {list(shape)}, got {list(other.shape)}")
 
 
-def at_least_zero(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not value >= 0:
-            raise ValueError(f"{name}: expected at least 0, got {value}")
+def writable(name: str, t: Tensor) -> None:
+    """In place: torch itself writes through no negative view, and not twice to one element."""
+    if t.is_neg():
+        raise ValueError(f"{name}: expected a tensor that holds its numbers, got a negative view")
+    if not t.is_contiguous() and any(n > 1 and step == 0 for n, step in zip(t.shape, t.stride(), strict=True)):
+        raise ValueError(f"{name}: expected memory for each element, got strides {t.stride()}")
 
 
-def below_one(**numbers: float) -> None:
+def apart(param: Tensor, *others: Tensor | None) -> None:
+    """That no two are one memory; in compiled code there is none to ask for."""
+    if type(param) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+        return
+    starts = [t.data_ptr() for t in (param, *others) if t is not None and t.numel() and not t.is_meta]
+    if len(set(starts)) < len(starts):
+        raise ValueError("param: expected it, its state, rows and values in memory of their own, got two of them in one")
+
+
+def at_least_zero(below_one: bool = False, **numbers: float) -> None:
     for name, value in numbers.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{name}: expected at least 0 and less than 1, got {value}")
+        if not value >= 0 or (below_one and value >= 1):
+            raise ValueError(f"{name}: expected at least 0{' and less than 1' * below_one}, got {value}")

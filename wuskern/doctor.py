@@ -9,8 +9,10 @@ import torch.nn as nn
 
 from wuskern import backends, ops
 from wuskern.convert import survey
+from wuskern.gpus import architecture
 
 Line = tuple[str, str]
+UNKNOWN = (99, 0)  # a compute capability of the future
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def doctor(model: nn.Module | None = None) -> Report:
             lines.append((f"{op} on {device}", f"{choice.backend} ({choice.reason})"))
     for device, name in backends.LIBRARIES.items():
         lines.append((name, backends.library_obstacle(device) or _loaded(device)))
+    lines.append(("a GPU yet unknown", f"{_code(UNKNOWN)}, the tiles and rates of {architecture('99.0')}"))
     lines.append(("triton on GPUs", backends.triton_obstacle("cuda") or f"version {package_version('triton')}"))
     if model is not None:
         lines += [(f.name or "(root)", f.obstacle or _layer(f.module)) for f in survey(model)]
@@ -53,8 +56,27 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _devices() -> list[tuple[str, str]]:
-    gpus = [(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
+    gpus = [(f"cuda:{i}", _gpu(f"cuda:{i}")) for i in range(torch.cuda.device_count())]
     return [("cpu", f"{processor()}, {torch.get_num_threads()} threads"), *gpus]
+
+
+def _gpu(name: str) -> str:
+    kind, capability = torch.cuda.get_device_name(name), backends.capabilities().get(name)
+    if capability is None:
+        return kind
+    number = f"{capability[0]}.{capability[1]}"
+    return f"{kind}, {number}: {_code(capability)}, the tiles and rates of {architecture(number)}"
+
+
+def _code(capability: tuple[int, int]) -> str:
+    """Of ours, what a GPU runs."""
+    loaded = backends.library_obstacle("cuda") is None
+    code = backends.code_for(torch.ops.wuskern_native.cuda_architectures(), capability) if loaded else None
+    if code is not None:
+        return code
+    if capability < backends.TRITON_CAPABILITY or backends.triton_obstacle("cuda"):
+        return "no code of ours, PyTorch's own"
+    return "Triton's code alone, compiled here"
 
 
 def processor() -> str:

@@ -1,6 +1,7 @@
 """The products of the chosen rows by a GPU's libraries, cuBLAS and cuDNN, through PyTorch: way "library" of ``choice``.
 
-Each takes dy gathered, as ``gather_rows`` gives it. (The CPU's libraries have paths of their own, see native.py.)
+Each takes dy gathered, as ``gather_rows`` gives it. (The CPU's libraries have paths of their own, see native.py.) Sums and bits
+are the library's, under PyTorch's settings: see :mod:`wuskern.ops`.
 """
 
 from collections.abc import Callable, Sequence

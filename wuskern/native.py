@@ -163,11 +163,12 @@ def _problem(
 def rowsparse_wgrad_conv2d(
     dy: Tensor, x: Tensor, rows: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
+    dy = _gathered(dy, rows, 1)
     if dy.numel() == 0 or x.numel() == 0:
         return x.new_zeros(rows.shape[0], x.shape[1] // groups, *kernel_size)
     x = x.contiguous(memory_format=memory_format(x))
     problem = _problem(x.dtype, x.shape, memory_format(x), rows.shape[0], kernel_size, stride, padding, dilation, groups)
-    return WGRAD[paths.conv2d_wgrad_path(problem, _vectors())](_gathered(dy, rows, 1), x, problem)
+    return WGRAD[paths.conv2d_wgrad_path(problem, _vectors())](dy, x, problem)
 
 
 def _wgrad_library(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
@@ -220,11 +221,11 @@ def rowsparse_dgrad_conv2d(
     dy: Tensor, weight: Tensor, rows: Tensor, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     like, size = memory_format(dy), (dy.shape[0], weight.shape[1] * groups, *input_size)
+    dy, weight = _gathered(dy, rows, 1), weight.index_select(0, rows)
     if dy.numel() == 0 or weight.numel() == 0:
         return torch.empty(size, dtype=dy.dtype, memory_format=like).zero_()
     problem = _problem(dy.dtype, size, like, rows.shape[0], weight.shape[2:], stride, padding, dilation, groups)
-    run = DGRAD[paths.conv2d_dgrad_path(problem, _vectors())]
-    return run(_gathered(dy, rows, 1), weight.index_select(0, rows), problem)
+    return DGRAD[paths.conv2d_dgrad_path(problem, _vectors())](dy, weight, problem)
 
 
 def _dgrad_library(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:

@@ -6,6 +6,16 @@ do in eager mode what ``wuskern::<op>`` does, without a dispatch into Python.
 
 ``rows`` are indices of output units: int64, ascending, each once, as :func:`select_rows` gives them. Their values are not
 looked at here, which would wait for a GPU: one out of range raises on the CPU and is undefined elsewhere.
+
+All tensors of a call are on one device. What is no argument of an op raises ``TypeError`` or ``ValueError`` by the argument's
+name, before anything is read or written; ``wuskern_native``, called by itself, raises ``RuntimeError``.
+
+A product of the chosen rows is summed by whoever multiplies. Our kernels sum in float32 (float64 for float64), in an order that
+depends on the problem and the machine alone: the same bits each time. PyTorch's libraries, which multiply most on the CPU and
+what is faster so on a GPU, sum as PyTorch has them, under its settings: cuBLAS may join partial sums in 16 bits unless
+``torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`` and its twin for fp16 are False, float32 may be TF32,
+cuDNN's weight gradient may have other bits each time unless ``torch.use_deterministic_algorithms`` asks for the same, and a
+processor without products of 16 bits may join the sums of images in 16 bits. ``backend("native")`` takes none on a GPU.
 """
 
 import math
@@ -226,7 +236,7 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
         rows: ``[k]``, see the top of this module.
 
     Returns:
-        ``[k, K]``, contiguous; zeros where there are no tokens. Summed in float32 or wider (float64 for float64).
+        ``[k, K]``, contiguous; zeros where there are no tokens. Summed as the top of this module says.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
@@ -268,7 +278,7 @@ def rowsparse_wgrad_conv2d(
         kernel_size, stride, padding, dilation: two integers each. groups: as for ``F.conv2d``.
 
     Returns:
-        ``[k, C / groups, kh, kw]``, contiguous. Summed in float32 or wider (float64 for float64).
+        ``[k, C / groups, kh, kw]``, contiguous. Summed as the top of this module says.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
@@ -306,7 +316,7 @@ def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
         rows: ``[k]``, see the top of this module.
 
     Returns:
-        ``[..., K]``, contiguous. Summed in float32 or wider (float64 for float64).
+        ``[..., K]``, contiguous. Summed as the top of this module says.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.
@@ -349,8 +359,8 @@ def rowsparse_dgrad_conv2d(
         stride, padding, dilation: two integers each. groups: as for ``F.conv2d``.
 
     Returns:
-        ``[B, C, H, W]``: channels_last where ``dy`` is that and not contiguous, else contiguous. Summed in float32 or
-        wider (float64 for float64).
+        ``[B, C, H, W]``: channels_last where ``dy`` is that and not contiguous, else contiguous. Summed as the top of this
+        module says.
 
     Raises:
         TypeError, ValueError: dtypes, shapes or ``rows`` do not fit.

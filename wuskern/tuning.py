@@ -1,9 +1,11 @@
 """Autotuning of the Triton products, off by default: ``WUSKERN_AUTOTUNE=1``, or ``with wuskern.autotune():``.
 
 The first time a problem is met on a kind of GPU, each configuration that its table has is timed, and the fastest one is kept,
-in ``$XDG_CACHE_HOME/wuskern/autotune/`` (``~/.cache`` without it), one JSON file for each kind of GPU. Without autotuning, and
-while a CUDA graph is captured, the pure functions of ``configs`` choose. What writes to its arguments is never tuned: a
-candidate must be free to run many times.
+in ``$XDG_CACHE_HOME/wuskern/autotune/`` (``~/.cache`` without it), one JSON file for each kind of GPU. Without autotuning the
+pure functions of ``configs`` choose. What writes to its arguments is never tuned: a candidate must be free to run many times.
+
+While a CUDA graph is captured, nothing may be timed, and no code may be loaded: what has run before must run. That is the
+configuration that autotuning took for the problem in this process, on this GPU, or else the one of the pure functions.
 """
 
 import contextlib
@@ -40,6 +42,7 @@ def _asked() -> bool:
 _on = _asked()
 _lock = threading.Lock()
 _caches: dict[Path, dict[str, list[int]]] = {}  # of this process: file -> problem -> configuration
+_taken: dict[tuple[torch.device, str], Config] = {}  # and which have run, so that their code is loaded
 
 
 @contextlib.contextmanager
@@ -66,20 +69,31 @@ def pick(
 
     ``run`` launches one, into memory of its own. A kept configuration that is no candidate (any more) is timed anew.
     """
-    if not _on or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+    if (_on or _taken) and is_capturing(device):
+        return _taken.get((device, problem()), default)
+    if not _on:
         return default
     with _lock:
-        path = file_of(device)
-        if path not in _caches:
-            _caches[path] = read(path)
-        key, tried = problem(), candidates()
-        kept = _caches[path].get(key)
-        for candidate in tried:
-            if _as_list(candidate) == kept:
-                return candidate
-        best = fastest(tried, run, device)
-        _caches[path][key] = _as_list(best)
-        write(path, _caches[path])
+        key = problem()
+        taken = _taken[device, key] = _kept_or_fastest(key, device, candidates(), run)
+    return taken
+
+
+def is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _kept_or_fastest(key: str, device: torch.device, candidates: Sequence[Config], run: Callable[[Config], object]) -> Config:
+    path = file_of(device)
+    if path not in _caches:
+        _caches[path] = read(path)
+    kept = _caches[path].get(key)
+    for candidate in candidates:
+        if _as_list(candidate) == kept:
+            return candidate
+    best = fastest(candidates, run, device)
+    _caches[path][key] = _as_list(best)
+    write(path, _caches[path])
     return best
 
 

@@ -57,9 +57,10 @@ def _check_sgd(
     *_: Any,
 ) -> None:
     checks.rows_of(param, rows, values)
+    checks.apart(param, momentum_buffer, rows, values)
     checks.at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
     if momentum_buffer is not None:
-        checks.like(param, "momentum_buffer", momentum_buffer, param.shape)
+        checks.state_of(param, "momentum_buffer", momentum_buffer)
     elif momentum:
         raise ValueError(f"momentum: expected 0 without a momentum_buffer, got {momentum}")
 
@@ -138,16 +139,18 @@ def _check_adam(
     *_: Any,
 ) -> None:
     checks.rows_of(param, rows, values)
-    checks.like(param, "exp_avg", exp_avg, param.shape)
-    checks.like(param, "exp_avg_sq", exp_avg_sq, param.shape)
+    checks.state_of(param, "exp_avg", exp_avg)
+    checks.state_of(param, "exp_avg_sq", exp_avg_sq)
     if max_exp_avg_sq is not None:
-        checks.like(param, "max_exp_avg_sq", max_exp_avg_sq, param.shape)
+        checks.state_of(param, "max_exp_avg_sq", max_exp_avg_sq)
+    checks.apart(param, exp_avg, exp_avg_sq, max_exp_avg_sq, rows, values)
     checks.at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
-    checks.below_one(beta1=beta1, beta2=beta2)
+    checks.at_least_zero(below_one=True, beta1=beta1, beta2=beta2)
     if step.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"step: expected float32 or float64, got {step.dtype}")
     if step.numel() != 1:
         raise ValueError(f"step: expected one number, got {list(step.shape)}")
+    checks.writable("step", step)
 
 
 def _adam_flops(param_shape, first, second, most, step, rows_shape, values_shape, *numbers, **_) -> int:  # type: ignore[no-untyped-def]

@@ -166,6 +166,7 @@ void wgrad(const Unfold& u, const float* dy, const float* x, const Input& input,
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
 void check_float(const Tensor& tensor, const char* name) {
+  check_defined(tensor, name);
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
 }
 

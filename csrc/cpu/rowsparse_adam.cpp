@@ -13,8 +13,6 @@ double count(Tensor& step) {
 void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Tensor> most, Tensor step, Tensor rows,
                      Tensor values, double lr, double beta1, double beta2, double eps, double weight_decay,
                      bool decoupled, bool maximize) {
-  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
-  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {&first, &second, pointer(most)}, rows, values);
   check_rows(rows, param.size(0), true);
   check_step(step, param, rows);

@@ -6,8 +6,6 @@ namespace {
 
 void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Tensor values, double lr, double momentum,
                     double dampening, double weight_decay, bool nesterov, bool maximize) {
-  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
-  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
   check_rows(rows, param.size(0), true);
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {

@@ -7,8 +7,8 @@ namespace wuskern {
 namespace {
 
 Tensor select_rows(Tensor scores, int64_t k, int64_t block, int64_t groups) {
-  const int64_t n = scores.numel();
   check_choice(scores, k, block, groups);
+  const int64_t n = scores.numel();
   Tensor rows = new_vector(scores, k, ScalarType::Long);
   if (!scores.is_contiguous()) scores = torch::stable::contiguous(scores);
   const void* const src = scores.const_data_ptr();

@@ -36,7 +36,7 @@ void write_rows(Tensor target, std::optional<Tensor> stale, Tensor rows, Tensor 
   std::vector<int64_t> sizes(target.sizes().begin(), target.sizes().end());
   for (const auto& [index, name] : {std::pair{&rows, "rows"}, std::pair{stale ? &*stale : &rows, "stale"}}) {
     check_index(*index, target, out, "target", name);
-    check_rows(*index, out, true, name);
+    check_rows(*index, out, false, name);
     check_apart(*index, name, target, "target");
   }
   sizes[0] = rows.numel();

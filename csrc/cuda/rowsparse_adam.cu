@@ -69,9 +69,8 @@ struct Counted {
 void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Tensor> most, Tensor step, Tensor rows,
                      Tensor values, double lr, double beta1, double beta2, double eps, double weight_decay,
                      bool decoupled, bool maximize) {
+  check_defined(param, "param");
   const torch::stable::accelerator::DeviceGuard guard(param.get_device_index());
-  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
-  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {&first, &second, pointer(most)}, rows, values);
   check_step(step, param, rows);
   const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};

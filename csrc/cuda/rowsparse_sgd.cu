@@ -26,9 +26,8 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Tensor values, double lr, double momentum,
                     double dampening, double weight_decay, bool nesterov, bool maximize) {
+  check_defined(param, "param");
   const torch::stable::accelerator::DeviceGuard guard(param.get_device_index());
-  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
-  if (!values.is_contiguous()) values = torch::stable::contiguous(values);
   const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
   const cudaStream_t stream = current_stream(param.get_device_index());
   for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {

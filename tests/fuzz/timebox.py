@@ -5,8 +5,11 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+from wuskern import backends
 
 SHOWN = 20  # faults
 
@@ -17,7 +20,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--count", type=int, help="or how many")
     made.add_argument("--seed", type=int, default=0, help="of all inputs (default: 0)")
     made.add_argument("--only", type=int, help="the number of the one input to try, as a fault names it")
+    made.add_argument("--library", type=Path, help="the folder of the compiled library (default: that of the package)")
     return made
+
+
+def load_library(chosen: argparse.Namespace) -> None:
+    if chosen.library is not None:
+        backends.LIBRARY_DIR = chosen.library
+    if obstacle := backends.library_obstacle("cpu"):
+        raise SystemExit(f"the compiled library is needed: {obstacle}")
 
 
 def run(chosen: argparse.Namespace, attempt: Callable[[random.Random], str | None]) -> int:

@@ -282,6 +282,15 @@ def test_wrong_arguments(name):
             call(*replaced(name, **wrong))
 
 
+@pytest.mark.op("rowsparse_sgd_")
+@pytest.mark.parametrize("name", OPS)
+def test_one_memory_for_two_is_refused(name, backend):
+    param = torch.zeros(6, 50)
+    state = "momentum_buffer" if name == "rowsparse_sgd_" else "exp_avg"
+    with pytest.raises(ValueError, match="param: expected it, its state, rows and values in memory of their own"):
+        getattr(update_ops, name)(*replaced(name, param=param, **{state: param}))
+
+
 @pytest.mark.parametrize("name", ["beta1", "beta2"])
 @pytest.mark.parametrize("value", [-0.1, 1, float("nan")])
 def test_betas_below_one(name, value):
