@@ -64,7 +64,8 @@ def declare(
         fits_schema(*arguments)
         check(*arguments)
         first = arguments[0]
-        found = backends.choose(name, first.device.type, first.numel()).run(*arguments)
+        device = "cpu" if first.is_cpu else first.device.type
+        found = backends.choose(name, device, first.numel()).run(*arguments)
         if written:
             torch.autograd.graph.increment_version([t for t in arguments[:written] if t is not None])
         return found
