@@ -75,7 +75,7 @@ def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor |
     kind: Kind = ctx.call.kind
     plain = torch.is_grad_enabled() or is_batched(dy)
     dy = dy if plain else kind.laid_out(dy, ctx.like)
-    dx = None if operand is None else kind.dgrad(dy, operand.detach() if plain else operand, ctx.like)
+    dx = None if operand is None else kind.dgrad(dy, operand, ctx.like)
     db = None
     if needs_bias:
         db = bias_grad(dy, kind.dim) if plain else ops.bias_grad(dy, kind.dim)

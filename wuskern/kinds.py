@@ -55,7 +55,7 @@ class Kind(Protocol):
         """``t``, x or dy, as ``[tokens, ...]``."""
 
     def dgrad(self, dy: Tensor, weight: Tensor, like: Any) -> Tensor:
-        """The gradient of x. Made of calls that autograd knows: it can be differentiated again."""
+        """The gradient of x, by a constant weight. Made of calls that autograd knows: it can be differentiated again."""
 
     def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: Any) -> Tensor:
         """The gradient of x from the chosen rows, of which ``dy`` has no others."""
@@ -96,6 +96,7 @@ class Linear:
         return as_matrix(t)
 
     def dgrad(self, dy: Tensor, weight: Tensor, like: bool) -> Tensor:
+        weight = weight.detach()  # of one that requires a gradient torch.matmul takes other ways, with copies
         return weight.t().mm(dy.t()).t() if like else dy.matmul(weight)
 
     def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: bool) -> Tensor:
@@ -171,6 +172,7 @@ class Conv2d:
         A transposed convolution is the same computation and, unlike ``convolution_backward``, wants no input for its shape: an
         allocation of that size, though nothing reads it, makes the C library return memory and fault it in again.
         """
+        weight = weight.detach()  # of one that requires a gradient torch.matmul takes other ways, with copies
         size, x_stride, wanted = like
         stride, padding, dilation, groups = self._geometry
         if wanted is not None and dy.is_cpu and not is_batched(dy):
