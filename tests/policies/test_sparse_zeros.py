@@ -115,6 +115,7 @@ def test_moments_that_were_there_before_are_forgotten():
     policy = make("mest", net)
     assert state_of(update, net[0].weight)[0][~policy.masks["0"]].any()
     policy.attach(update)
+    train(net, update, policy, range(1))
     check_zeros(policy, update)
     assert state_of(update, net[0].weight)[0].any()
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch.nn as nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from wuskern.choices import DEFAULTS, Parts, Plan, RowChoice
-from wuskern.modules import check_plan, skippable_layers, weight_owners
+from wuskern.modules import skippable_layers
+from wuskern.plans import check_plan
+from wuskern.policies.attach import Attachment
 
 # What one policy alone can decide of a layer.
 CLAIMS = {
@@ -19,9 +20,6 @@ CLAIMS = {
     "tokens": "which tokens its weight gradient sums over",
     "shape": "its shape, which a frozen one keeps",
 }
-
-
-FLATTENING = ("LBFGS", "ZeroRedundancyOptimizer")  # names of optimizers that step all parameters as one vector
 
 
 class Wants(Parts, total=False):
@@ -95,10 +93,10 @@ class Policy(ABC):
             layer.plan = layer.plan.replace(**{part: DEFAULTS[part] for part in parts_of(self.wants(name))})
 
     def observe(self) -> None:  # noqa: B027
-        """Reads the gradients that the optimizer is about to use, once attached to it."""
+        """Reads the gradients that an attached optimizer is about to use; those of skipped weights are None."""
 
     def watch(self, optimizer: Optimizer) -> None:  # noqa: B027
-        """Told by ``attach`` which optimizer steps the weights."""
+        """Told by ``attach`` which optimizer moves the weights: of a wrapper the one inside."""
 
     def frozen_parameters(self) -> Collection[nn.Parameter]:
         """Those that have no backward now, of layers and of whatever lies between them."""
@@ -131,41 +129,24 @@ class Policy(ABC):
         """Raises, with the layer's name, where it cannot have these rows."""
         check_plan(self.layers[name], Plan(rows=rows), f"{name or 'the model itself'}: ")
 
-    def attach(self, optimizer: Optimizer) -> RemovableHandle:
-        """Makes a skip a skip for this optimizer: before each step, gradients of skipped weights and of frozen parameters
-        become ``None``.
+    def attach(self, optimizer: Optimizer) -> Attachment:
+        """Makes a skip a skip for this optimizer: before it moves anything, gradients of skipped weights and of frozen
+        parameters become ``None``. Returns what ``remove`` can be called on.
 
         A skipped layer leaves ``weight.grad`` alone, but plain DDP and ``zero_grad(set_to_none=False)`` put zeros
         there, and zeros still let momentum and weight decay move the weight. A weight that some other module shares is
-        left alone unless all its owners are skipping layers; what a parametrization computes a weight from counts as the
-        weight. What counts is each layer's flag when the optimizer steps: let the policy decide after that, not between
-        backward and step.
+        left alone unless all its owners are skipping layers; what a weight is computed from, by a parametrization or a hook
+        such as pruning's, counts as the weight. What counts is each layer's flag when the optimizer steps: let the policy
+        decide after that, not between backward and step.
+
+        ``step(closure)`` is looked at behind the closure. Of a wrapper (accelerate's, a Lookahead, SAM) the optimizer inside
+        counts. The order of ``attach`` and of loading states does not matter.
+
+        Args:
+            optimizer: one of torch's or derived from it, or a wrapper that has it as its ``optimizer``.
 
         Raises:
-            ValueError: the optimizer holds none of the layers' weights, or flattens parameters.
+            ValueError: the optimizer holds none of the layers' weights, or flattens parameters, or a layer of the policy was
+                replaced in the model. TypeError: no optimizer.
         """
-        for cls in type(optimizer).__mro__:
-            if cls.__name__ in FLATTENING:
-                raise ValueError(
-                    f"optimizer: expected one that steps each parameter by itself, got {type(optimizer).__name__}, which "
-                    "flattens them: a skipped weight would move with the others"
-                )
-        owners = weight_owners(self.model, self.layers)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        watched = [(p, layers) for p, layers in owners if id(p) in held]
-        if not watched:
-            raise ValueError(
-                f"optimizer: expected one that holds weights of the converted layers, got {type(optimizer).__name__} "
-                "with other parameters (a flattening wrapper such as FSDP1 replaces them)"
-            )
-
-        def drop_skipped(*_: Any) -> None:
-            self.observe()
-            for parameter, layers in watched:
-                if all(getattr(layer, "skip", False) for layer in layers):  # a reverted layer has none
-                    parameter.grad = None
-            for parameter in self.frozen_parameters():
-                parameter.grad = None
-
-        self.watch(optimizer)
-        return optimizer.register_step_pre_hook(drop_skipped)
+        return Attachment(self, optimizer)

@@ -79,10 +79,13 @@ class SparseTraining(Policy):
         self.on = True
         self.masks: dict[str, Tensor] = {}
         self._densities: dict[str, float] = {}
+        self._before: dict[str, Tensor] = {}  # until the first step: weights without the zeros of the start at random
+        self._remembers = False  # whether an optimizer may remember something of zeros
 
     def _begin(self) -> None:
         """Draws the masks and sets weights to zero: the last act of a constructor."""
         for name, weight in self.weights.items():
+            self._before[name] = weight.detach().clone()
             units = largest(self._random(name), self._in_groups(name, self._first_sparsity(name)))
             self.masks[name] = self.pattern.mask(units, weight)
         self.apply()
@@ -160,10 +163,16 @@ class SparseTraining(Policy):
     def after_step(self) -> None:
         """Counts a step and puts zeros back."""
         self.steps += 1
+        self._before = {}
         self._clear_weights()
 
     def observe(self) -> None:
-        """Sets the gradients of zeros to zero."""
+        """Sets the gradients of zeros to zero, and what the optimizer remembers of them, if it is new or a state was loaded."""
+        self._before = {}
+        if self._remembers and self.on:
+            for name, mask in self.masks.items():
+                self._forget(name, mask)
+            self._remembers = False
         for name, mask in self.masks.items() if self.on else ():
             weight = self.weights[name]
             grad = weight.grad
@@ -174,8 +183,7 @@ class SparseTraining(Policy):
 
     def watch(self, optimizer: Optimizer) -> None:
         self.optimizers.append(optimizer)
-        for name, mask in self.masks.items():
-            self._forget(name, mask)
+        self._remembers = True
 
     def apply(self) -> None:
         """Sets weights to zero where the masks say so. Idempotent."""
@@ -239,8 +247,20 @@ class SparseTraining(Policy):
         shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
         if (found := {name: list(mask.shape) for name, mask in state["masks"].items()}) != shapes:
             raise ValueError(f"state: expected masks of {shapes}, got {found}")
+        self._undo_start()
+        self._remembers = bool(self.optimizers)
         self.epoch, self.steps, self.due = state["epoch"], state["steps"], set(state["due"])
         for name, weight in self.weights.items():
             self.masks[name] = torch.empty_like(weight, dtype=torch.bool).copy_(state["masks"][name])
         self.generator.set_state(state["generator"].cpu())
         self.apply()
+
+    @torch.no_grad()
+    def _undo_start(self) -> None:
+        """Puts back what the start at random has set to zero, of weights that are as it left them: those of a model that was
+        loaded before the policy was made."""
+        for name, before in self._before.items():
+            weight = self.weights[name]
+            if torch.equal(weight, before * self.masks[name]):
+                weight.copy_(before)
+        self._before = {}

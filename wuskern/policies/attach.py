@@ -1,0 +1,102 @@
+"""What makes a skip a skip for an optimizer, however it is stepped: ``step()``, ``step(closure)``, or inside of a wrapper."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from wuskern.modules import check_layers, weight_owners
+
+if TYPE_CHECKING:
+    from wuskern.policies.base import Policy
+
+FLATTENING = ("LBFGS", "ZeroRedundancyOptimizer")  # names of optimizers that step all parameters as one vector
+INSIDE = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")  # where wrappers keep the optimizer that they step
+
+
+class Attachment:
+    """A policy's hooks on an optimizer, and on those inside of it. ``remove`` takes them away."""
+
+    def __init__(self, policy: "Policy", optimizer: Any) -> None:
+        stepped = _stepped(optimizer)
+        owned = {id(p) for p, _ in weight_owners(policy.model, policy.layers)}
+        if not any(id(p) in owned for group in stepped[-1].param_groups for p in group["params"]):
+            raise ValueError(
+                f"optimizer: expected one that holds weights of the converted layers, got {type(optimizer).__name__} "
+                "with other parameters (a flattening wrapper such as FSDP1 replaces them)"
+            )
+        check_layers(policy.model, policy.layers)
+        self._policy, self._moving = policy, stepped[-1]
+        policy.watch(stepped[-1])
+        self._handles: list[RemovableHandle] = [each.register_step_pre_hook(self._before_step) for each in stepped]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Acts now, and again behind each call of a closure, which computes the gradients that count."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._act(optimizer)
+            return None
+        self._drop()
+
+        def acting() -> Any:
+            loss = closure()
+            self._act(optimizer)
+            return loss
+
+        return ((args[0], acting, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": acting})
+
+    def _act(self, optimizer: Optimizer) -> None:
+        self._drop()
+        if optimizer is self._moving:
+            self._policy.observe()
+
+    def _drop(self) -> None:
+        policy = self._policy
+        skips = {layer: getattr(layer, "skip", False) for layer in policy.layers.values()}  # a reverted layer has none
+        if any(skips.values()):
+            check_layers(policy.model, policy.layers)
+            for parameter, layers in weight_owners(policy.model, policy.layers):
+                if all(skips[layer] for layer in layers):
+                    parameter.grad = None
+        for parameter in policy.frozen_parameters():
+            parameter.grad = None
+
+
+def _stepped(optimizer: Any) -> list[Optimizer]:
+    """The optimizers whose ``step`` calls hooks, from the outermost to the one that moves parameters."""
+    found: list[Optimizer] = []
+    inside: Any = optimizer
+    passed: list[Any] = []
+    while inside is not None and inside not in passed:
+        passed.append(inside)
+        _refuse_flattening(inside)
+        if isinstance(inside, Optimizer) and _calls_hooks(inside):
+            found.append(inside)
+        inner = [getattr(inside, name, None) for name in INSIDE]
+        inside = next((each for each in inner if isinstance(each, Optimizer)), None)
+    if not found:
+        raise TypeError(
+            f"optimizer: expected a torch.optim.Optimizer, or a wrapper with one as its {INSIDE[0]}, got "
+            f"{type(optimizer).__name__}"
+        )
+    return found
+
+
+def _calls_hooks(optimizer: Optimizer) -> bool:
+    """False of a wrapper that never ran ``Optimizer.__init__``."""
+    step: Callable[..., Any] = type(optimizer).step
+    return "_optimizer_step_pre_hooks" in vars(optimizer) and getattr(step, "hooked", False)
+
+
+def _refuse_flattening(optimizer: Any) -> None:
+    for cls in type(optimizer).__mro__:
+        if cls.__name__ in FLATTENING:
+            raise ValueError(
+                f"optimizer: expected one that steps each parameter by itself, got {type(optimizer).__name__}, which "
+                "flattens them: a skipped weight would move with the others"
+            )
