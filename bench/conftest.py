@@ -88,6 +88,14 @@ def pytest_sessionfinish(session, exitstatus):
         results.write(path, rows, session.config.stash[CEILINGS])
 
 
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    """Makes what a case is parametrized by plain JSON, so that results can be grouped by it."""
+    plain = (str, int, float, bool, type(None))
+    for row in output_json["benchmarks"]:
+        given = row["params"] or {}
+        row["params"] = {name: v if isinstance(v, plain) else str(v).removeprefix("torch.") for name, v in given.items()}
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """How each group went, and whether the file was written."""
     rows = config.stash[ROWS]

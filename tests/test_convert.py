@@ -152,8 +152,43 @@ def test_what_is_left_alone_says_why(caplog):
     with caplog.at_level(logging.INFO, logger="wuskern"):
         wk.convert(model)
     assert "left alone: conv1d: there is no skipping Conv1d" in caplog.messages
-    assert len(caplog.messages) == len(reasons) - 1
+    assert "left alone: 95 % of the weights, in layers of type Special, LazyLinear, Conv1d, MultiheadAttention" in caplog.text
+    assert len(caplog.messages) == len(reasons)
     assert [type(m) for m in model.values()] == [wk.SkippableLinear, *classes[1:]]
+
+
+def test_most_weights_left_alone_are_a_warning_and_few_are_none(caplog):
+    few = nn.Sequential(nn.Linear(8, 8), nn.Conv1d(2, 2, 1), nn.Embedding(100, 8))
+    wk.convert(few)
+    wk.convert(
+        nn.Sequential(nn.Linear(8, 8), nn.Linear(80, 80)), filter_fn=lambda module, name: name == "0"
+    )  # as was asked for
+    assert caplog.messages == []
+    wk.convert(nn.Sequential(nn.Linear(8, 8), Conv1D(), nn.LSTM(8, 8)))
+    assert caplog.messages == ["left alone: 89 % of the weights, in layers of type Conv1D, LSTM"]
+
+
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:.*reduce_range.*:UserWarning", "ignore:.*are deprecated:UserWarning"
+)
+@pytest.mark.parametrize("qat", [False, True])
+def test_quantisation_says_that_it_passes_converted_layers_over(qat):
+    """It goes by exact type."""
+
+    def quantised(model):
+        if not qat:
+            return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+        model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+        return torch.ao.quantization.prepare_qat(model.train())
+
+    def model():
+        return wk.convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU()))
+
+    with pytest.warns(UserWarning, match=r"passes a SkippableLinear over: call wuskern.revert\(model\) first"):
+        passed_over = quantised(model())
+    assert type(passed_over[0]) is wk.SkippableLinear
+    assert type(quantised(wk.revert(model()))[0]) not in (nn.Linear, wk.SkippableLinear)
+    assert type(quantised(wk.revert(passed_over))[0]) not in (nn.Linear, wk.SkippableLinear)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -138,26 +138,6 @@ def test_a_gradient_that_is_there_stays(make, shape):
     assert torch.equal(layer.weight.grad, before)
 
 
-def test_set_skip_and_skipping():
-    model = wk.convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
-    model[0].skip = True
-    with wk.skipping(model):
-        assert (model[0].skip, model[2].skip) == (True, True)
-        with wk.skipping(model, False):
-            assert (model[0].skip, model[2].skip) == (False, False)
-        assert (model[0].skip, model[2].skip) == (True, True)
-    assert (model[0].skip, model[2].skip) == (True, False)
-    wk.set_skip(model, True)
-    assert (model[0].skip, model[2].skip) == (True, True)
-
-
-def test_skipping_puts_the_flags_back_after_an_error():
-    model = wk.convert(nn.Linear(3, 4))
-    with pytest.raises(KeyError), wk.skipping(model):
-        raise KeyError
-    assert model.skip is False
-
-
 @pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
 def test_without_gradients_it_is_the_stock_path(make, shape):
     layer = make()

@@ -8,9 +8,10 @@ from wuskern.choices import PerExample, Plan, Rows, Tokens, TopK
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.doctor import doctor
-from wuskern.modules import SkippableConv2d, SkippableLinear, set_plan, set_rows, set_skip, set_tokens, skipping
+from wuskern.modules import SkippableConv2d, SkippableLinear
 from wuskern.observer import Observer
 from wuskern.optim import unscale_
+from wuskern.plans import set_plan, set_rows, set_skip, set_tokens, skipping
 from wuskern.simplify import fit_, simplify, simplify_
 from wuskern.sparse_grad import RowGrad
 from wuskern.tuning import autotune
@@ -52,3 +53,7 @@ __all__ = [
     "survey",
     "unscale_",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,7 +14,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from wuskern import by_problem, library, native, native_updates, reference
+from wuskern.overlap import Overlapping
 from wuskern.product import OPS as PRODUCTS
 
 NAMES = ("native", "triton", "reference")  # in order of preference
@@ -148,18 +149,21 @@ _BACKENDS = {"native": _native, "triton": _triton, "reference": _reference}
 _wish: str | None = None  # of `with backend(...)`; process-wide, since backward runs in threads of its own
 
 
-@contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Every op inside runs on the named backend ("native", "triton" or "reference"), in all threads, or raises.
+def _set_wish(name: str | None) -> None:
+    global _wish
+    _wish = name
+
+
+_wishes = Overlapping(lambda: _wish, _set_wish)
+
+
+def backend(name: str) -> contextlib.AbstractContextManager[None]:
+    """Every op inside runs on the named backend ("native", "triton" or "reference"), in all threads, or raises. Of blocks that
+    overlap, the one entered last counts until it is left.
 
     Raises ``ValueError`` for another name here, and ``RuntimeError`` from an op that the backend cannot run.
     """
-    global _wish
-    previous, _wish = _wish, _known(name, "name")
-    try:
-        yield
-    finally:
-        _wish = previous
+    return _wishes.block(_known(name, "name"))
 
 
 def _known(name: str, argument: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch.nn as nn
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Parameter, UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from wuskern import ops
@@ -13,6 +13,7 @@ from wuskern.choices import Parts
 from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear
 
 VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside its stock twin
+LEFT_OUT = "filter_fn left it out"
 
 _log = logging.getLogger("wuskern")
 _SKIPPABLE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear, nn.Conv2d: SkippableConv2d}
@@ -71,7 +72,7 @@ def _obstacle(module: nn.Module) -> str | None:
 
 def _choice(module: nn.Module, name: str, filter_fn: FilterFn | None) -> str | None:
     taken = type(module) not in _SKIPPABLE or filter_fn is None or filter_fn(module, name)
-    return None if taken else "filter_fn left it out"
+    return None if taken else LEFT_OUT
 
 
 def _other(module: nn.Module) -> str | None:
@@ -96,8 +97,12 @@ def convert(model: nn.Module, filter_fn: FilterFn | None = None) -> nn.Module:
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
     root itself included. Results do not change until a flag is set. Exact types only: subclasses, whose owner may read
     their weight without calling them, are left alone, as are parametrized, lazy and quantised layers and weights that
-    are no plain Parameter. Each layer left alone and its reason goes to the logger "wuskern" (level INFO) and is listed
-    by :func:`survey`. Calling it again converts what has become convertible, and nothing else.
+    are no plain Parameter. Each layer left alone and its reason goes to the logger "wuskern" (level INFO, and one line of
+    level WARNING where they hold most of the weights) and is listed by :func:`survey`. Calling it again converts what has
+    become convertible, and nothing else.
+
+    Tools that look layers up by their exact type pass converted ones over: dynamic quantisation and ``prepare_qat`` (there is
+    a warning then), ``fuse_modules``, thop, initialisers that ask ``type(module) is nn.Linear``. Call :func:`revert` first.
 
     Args:
         model: any module.
@@ -122,11 +127,30 @@ def convert(model: nn.Module, filter_fn: FilterFn | None = None) -> nn.Module:
             finding.module.__class__ = _SKIPPABLE[type(finding.module)]
     for line in left:
         _log.info("left alone: %s", line)
+    _warn_of_most_left(found)
     return model
+
+
+def _warn_of_most_left(found: list[Finding]) -> None:
+    """Says in the log if most of the weights lie in layers that cannot skip: one would believe that something is saved."""
+    left = [finding for finding in found if finding.obstacle not in (None, LEFT_OUT)]
+    alone, converted = _weights(left), _weights([finding for finding in found if finding.obstacle is None])
+    if alone > converted:
+        kinds = ", ".join(dict.fromkeys(type(finding.module).__name__ for finding in left))
+        _log.warning("left alone: %.0f %% of the weights, in layers of type %s", 100 * alone / (alone + converted), kinds)
+
+
+def _weights(findings: list[Finding]) -> int:
+    """How many there are in matrices of these layers."""
+    own = {p for finding in findings for p in finding.module.parameters(recurse=False)}
+    matrices = [p for p in own if not isinstance(p, UninitializedParameter) and p.ndim >= 2]
+    return sum(matrix.numel() for matrix in matrices)
 
 
 def revert(model: nn.Module) -> nn.Module:
     """Undoes :func:`convert`: every skippable layer is a stock layer again, the same object. Returns the model.
+
+    Tools that go by exact type, such as quantisation, know its layers then.
 
     Layers parametrized since keep their parametrization. Subclasses of the skippable layers are left alone.
     """

@@ -1,8 +1,8 @@
 """``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a plan of what backward does about the weight."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +13,28 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from wuskern import functional
-from wuskern.choices import DENSE, Parts, Plan, Planned, RowChoice, Tokens, Units
+from wuskern.choices import DENSE, Parts, Plan, Planned, Units
 from wuskern.grad_home import GradHome, refuse_momentum
 from wuskern.kinds import LINEAR, Conv2d, Kind
 
 PLAN_ATTRIBUTES = ("_plan", "_in_use", "_home", "_asked", "_planned")  # of a layer's own, beside its stock twin's
 FilterFn = Callable[[nn.Module, str], bool]
+
+
+class _QConfig:
+    """``qconfig``, which quantisation sets on every module of a model, of which it then changes those of exact types."""
+
+    def __get__(self, layer: nn.Module | None, owner: type) -> Any:
+        if layer is None or "qconfig" not in layer.__dict__:
+            raise AttributeError("qconfig")
+        return layer.__dict__["qconfig"]
+
+    def __set__(self, layer: nn.Module, value: Any) -> None:
+        layer.__dict__["qconfig"] = value
+        warnings.warn(f"quantisation passes a {type(layer).__name__} over: call wuskern.revert(model) first", stacklevel=3)
+
+    def __delete__(self, layer: nn.Module) -> None:
+        del layer.__dict__["qconfig"]
 
 
 class Skippable(Planned, nn.Module):
@@ -45,8 +61,9 @@ class Skippable(Planned, nn.Module):
     _home: GradHome | None = None
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
     _planned: bool = False  # whether that is anything but the dense backward
+    qconfig = _QConfig()
     __jit_unused_properties__ = ("plan", "kind", "units", "is_sparse", *Parts.__annotations__)
-    __jit_ignored_attributes__ = (*__jit_unused_properties__, *PLAN_ATTRIBUTES)
+    __jit_ignored_attributes__ = (*__jit_unused_properties__, *PLAN_ATTRIBUTES, "qconfig")
 
     @property
     def plan(self) -> Plan:
@@ -187,75 +204,34 @@ def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
 
 
 def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
-    """Weights, or what a parametrization computes them from, whose every owner in the model is a converted layer."""
-    holders: dict[nn.Module, SkippableLayer] = {}  # module that holds the parameters of a weight -> its layer
-    for layer in layers.values():
-        holders[layer.parametrizations["weight"] if is_parametrized(layer, "weight") else layer] = layer  # type: ignore[index]
+    """Weights, or what they are computed from, whose every owner in the model is a converted layer."""
+    holders = {_holder(layer): layer for layer in layers.values()}
     owners: dict[Parameter, list[SkippableLayer | None]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            weight = module in holders and (name == "weight" or module is not holders[module])
-            owners.setdefault(parameter, []).append(holders[module] if weight else None)
+            owners.setdefault(parameter, []).append(holders[module] if _is_weight(name, module, holders) else None)
     return [(p, [o for o in own if o is not None]) for p, own in owners.items() if None not in own]
 
 
-# ---- the plans of a model -------------------------------------------------------------------------------------------
+def _holder(layer: SkippableLayer) -> nn.Module:
+    """The module that holds the weight, or what a parametrization computes it from."""
+    return layer.parametrizations["weight"] if is_parametrized(layer, "weight") else layer  # type: ignore[index, return-value]
 
 
-def set_plan(model: nn.Module, *, filter_fn: FilterFn | None = None, **parts: Any) -> None:
-    """Sets ``parts`` of the plan (``skip``, ``rows``, ``tokens``) of every converted layer, or of those ``filter_fn`` takes.
-
-    Args:
-        filter_fn: ``filter_fn(module, name) -> bool``.
-
-    Raises:
-        ValueError, TypeError: the model has no converted layer, ``filter_fn`` takes none, or a part does not fit one of them,
-            by name. No layer is then changed.
-    """
-    if not parts:
-        raise TypeError(f"parts: expected some of {', '.join(Parts.__annotations__)}, got none")
-    layers = skippable_layers(model)
-    if filter_fn is not None:
-        layers = {name: layer for name, layer in layers.items() if filter_fn(layer, name)}
-        if not layers:
-            raise ValueError("filter_fn: expected it to take at least one converted layer, got none")
-    plans = {name: layer.plan.replace(**parts) for name, layer in layers.items()}
-    for name, plan in plans.items():
-        check_plan(layers[name], plan, f"{name or 'the model itself'}: ")
-    for name, plan in plans.items():
-        layers[name].plan = plan
+def _is_weight(name: str, module: nn.Module, holders: dict[nn.Module, SkippableLayer]) -> bool:
+    """Whether that parameter of ``module`` is a layer's weight or what it is computed from: all of a parametrization, and
+    ``weight_orig``, ``weight_g``, ``weight_v`` of the hooks of torch.nn.utils."""
+    if module not in holders or module is not holders[module]:
+        return module in holders
+    return name == "weight" if "weight" in module._parameters else name.startswith("weight_")
 
 
-def set_skip(model: nn.Module, skip: bool) -> None:
-    """Sets ``skip`` of every converted layer, as :func:`set_plan`."""
-    set_plan(model, skip=skip)
-
-
-def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
-    """Sets ``rows`` of every converted layer, as :func:`set_plan`; None: all rows."""
-    set_plan(model, rows=rows)
-
-
-def set_tokens(model: nn.Module, tokens: Tokens | None) -> None:
-    """Sets ``tokens`` of every converted layer, as :func:`set_plan`; None: all."""
-    set_plan(model, tokens=tokens)
-
-
-@contextlib.contextmanager
-def skipping(model: nn.Module, skip: bool = True) -> Iterator[None]:
-    """``set_skip`` for the length of a ``with`` block; every layer then gets back the flag it had."""
-    before = {layer: layer.skip for layer in skippable_layers(model).values()}
-    set_skip(model, skip)
-    try:
-        yield
-    finally:
-        for layer, flag in before.items():
-            layer.skip = flag
-
-
-def check_plan(layer: SkippableLayer, plan: Plan, where: str = "") -> None:
-    """Raises ``ValueError`` or ``TypeError``, its text behind ``where``, if ``layer`` cannot have ``plan``."""
-    try:
-        plan.check(layer.units)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{where}{error}") from error
+def check_layers(model: nn.Module, layers: dict[str, SkippableLayer]) -> None:
+    """Raises ``ValueError`` if one of the layers is no longer in the model, by name."""
+    modules = set(model.modules())
+    for name, layer in layers.items():
+        if layer not in modules:
+            raise ValueError(
+                f"model: expected the layer {name} that the policy was made for, got a model in which it was replaced: "
+                "convert the model again and make the policy anew"
+            )

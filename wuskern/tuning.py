@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from wuskern.gpus import capability_of
+from wuskern.overlap import Overlapping
 from wuskern.tiles import GemmTile
 
 FORMAT = 1
@@ -45,17 +46,19 @@ _caches: dict[Path, dict[str, list[int]]] = {}  # of this process: file -> probl
 _taken: dict[tuple[torch.device, str], Config] = {}  # and which have run, so that their code is loaded
 
 
-@contextlib.contextmanager
-def autotune(enabled: bool = True) -> Iterator[None]:
+def _turn(on: bool) -> None:
+    global _on
+    _on = on
+
+
+_blocks = Overlapping(lambda: _on, _turn)
+
+
+def autotune(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
     """Inside, in all threads, the Triton products of a problem met for the first time on this kind of GPU are timed in every
     configuration, for some milliseconds, and the fastest is kept, in a file, for good. Outside, and with ``enabled=False``,
-    nothing is timed, and no file is read."""
-    global _on
-    before, _on = _on, enabled
-    try:
-        yield
-    finally:
-        _on = before
+    nothing is timed, and no file is read. Of blocks that overlap, the one entered last counts until it is left."""
+    return _blocks.block(enabled)
 
 
 def pick(

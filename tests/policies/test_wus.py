@@ -142,6 +142,23 @@ def test_state_is_plain_data(tmp_path):
     assert policy.history == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "metrics", "warned"),
+    [
+        ({}, [98.0, 98.1, 98.2], True),
+        ({}, [0.98, 0.981, 1.0], False),
+        ({"mode": "min"}, [2.3, 2.2], False),
+        ({"threshold": 0.5, "guard": 5.0}, [98.0, 98.1], False),
+    ],
+)
+def test_a_metric_in_percent_under_thresholds_for_shares_is_said_once(arguments, metrics, warned, caplog):
+    policy = WUS(model(), **arguments)
+    for metric in metrics:
+        policy.step(metric)
+    said = "metric: expected a share, as threshold 0.005 and guard 0.05 are for, got 98: give accuracies from 0 to 1, or both"
+    assert [message.startswith(said) for message in caplog.messages] == [True] * warned
+
+
 # ---- attach ----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable would import all of the compiler now
 from torch.autograd import Variable
 from torch.futures import Future
 from torch.nn import Parameter
@@ -88,7 +89,7 @@ class Prepared:
 
     # ---- forward ----------------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _before_forward(self, ddp_model: Any, _: Any) -> None:
         if not torch.is_grad_enabled():
             return
@@ -149,7 +150,7 @@ class Prepared:
 
         return agree
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _after_forward(self, *_: Any) -> None:
         for name, plan in self.own.items():
             self.layers[name].plan = plan

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable would import all of the compiler now
 from torch.optim import Optimizer
 
 from wuskern.grad_home import ask
@@ -65,7 +66,7 @@ class RowSparse(Optimizer):
             self._step_in_rows(in_rows, len(in_rows) < len(gradients))
         return loss
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _step_in_rows(self, in_rows: list[tuple[Group, Tensor]], others: bool) -> None:
         for group, _ in in_rows:
             _refuse(group)  # before anything moves

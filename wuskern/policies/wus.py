@@ -6,6 +6,7 @@ Those are arguments here, and their defaults are ours.
 """
 
 import itertools
+import logging
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -14,7 +15,12 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.arguments import check_keys, finite, flag, number, one_of, positive, whole
+from wuskern.plans import warn_of_nothing_left
 from wuskern.policies.base import Policy, Wants
+
+THRESHOLD, GUARD = 0.005, 0.05  # of an accuracy in [0, 1]
+
+_log = logging.getLogger("wuskern")
 
 
 def _mean_change(values: Sequence[float]) -> float:
@@ -45,7 +51,8 @@ class WUS(Policy):
     Args:
         model: a model with converted layers.
         mode: "max" for a metric that grows as the model improves (accuracy), "min" for a loss.
-        threshold: in the metric's own unit; .01 is one percentage point of an accuracy in [0, 1].
+        threshold: in the metric's own unit; .01 is one percentage point of an accuracy in [0, 1]. With a metric over 1 and the
+            defaults, which are for shares, a warning goes to the logger "wuskern".
         window: changes looked at, >= 1. patience: periods of a skip window, >= 1. cooldown: FULL periods after one, >= 1.
         warmup: evaluations before the first look, >= 0.
         guard: how much worse the metric may become inside a window, > 0; infinity never ends one early.
@@ -60,12 +67,12 @@ class WUS(Policy):
         model: nn.Module,
         *,
         mode: str = "max",
-        threshold: float = 0.005,
+        threshold: float = THRESHOLD,
         window: int = 2,
         patience: int = 3,
         cooldown: int = 1,
         warmup: int = 5,
-        guard: float = 0.05,
+        guard: float = GUARD,
         statistic: str = "mean_change",
     ) -> None:
         super().__init__(model)
@@ -93,15 +100,26 @@ class WUS(Policy):
             ValueError: the metric is NaN or infinite. TypeError: it is not a number. The policy is then unchanged.
         """
         metric = finite("metric", metric)
+        if metric > 1 and self._is_for_shares() and not any(before > 1 for before in self.history):
+            _log.warning(
+                "metric: expected a share, as threshold %g and guard %g are for, got %g: give accuracies from 0 to 1, or both "
+                "arguments in the metric's unit", self.threshold, self.guard, metric,
+            )  # fmt: skip
         self.history.append(metric)
         self.left = max(0, self.left - 1)
+        was_skipping = self.skipping
         if self.skipping:
             if self.left == 0 or self._worse_by(metric) > self.guard:
                 self.skipping, self.left, self.entry = False, self.cooldown, math.nan
         elif self.left == 0 and self._stands_still():
             self.skipping, self.left, self.entry = True, self.patience, metric
         self.apply()
+        if self.skipping and not was_skipping:
+            warn_of_nothing_left(self.model)
         return self.skipping
+
+    def _is_for_shares(self) -> bool:
+        return self.mode == "max" and (self.threshold, self.guard) == (THRESHOLD, GUARD)
 
     def _worse_by(self, metric: float) -> float:
         return self.entry - metric if self.mode == "max" else metric - self.entry

@@ -1,0 +1,29 @@
+"""What ``import wuskern`` shows, brings along and needs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import wuskern as wk
+
+
+@pytest.mark.parametrize("module", [wk])
+def test_an_editor_sees_the_public_names_alone(module):
+    assert {name for name in dir(module) if not name.startswith("_")} == set(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_torchs_compiler_is_not_imported_and_nothing_needs_a_folder_to_write_to(tmp_path):
+    missing = str(tmp_path / "missing")
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP", "HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR"), missing)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON")}
+    program = (
+        "import sys, torch, wuskern; print([m for m in ('torch._dynamo', 'torch._inductor', 'sympy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], env=environment | places, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert list(tmp_path.iterdir()) == []

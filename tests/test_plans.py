@@ -1,0 +1,65 @@
+"""The plans of all layers of a model, set together. (tests/test_overlap.py: blocks that overlap.)"""
+
+import pytest
+import torch.nn as nn
+
+import wuskern as wk
+
+
+def test_set_skip_and_skipping():
+    model = wk.convert(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    model[0].skip = True
+    with wk.skipping(model):
+        assert (model[0].skip, model[2].skip) == (True, True)
+        with wk.skipping(model, False):
+            assert (model[0].skip, model[2].skip) == (False, False)
+        assert (model[0].skip, model[2].skip) == (True, True)
+    assert (model[0].skip, model[2].skip) == (True, False)
+    wk.set_skip(model, True)
+    assert (model[0].skip, model[2].skip) == (True, True)
+
+
+def test_skipping_puts_the_flags_back_after_an_error():
+    model = wk.convert(nn.Linear(3, 4))
+    with pytest.raises(KeyError), wk.skipping(model):
+        raise KeyError
+    assert model.skip is False
+
+
+def without_bias(**also):
+    return wk.convert(nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), *also.values(), nn.Linear(16, 4, bias=False)))
+
+
+@pytest.mark.parametrize("also", [{}, {"norm": nn.BatchNorm1d(16, affine=False)}])
+def test_a_skip_that_leaves_nothing_to_train_is_said(also, caplog):
+    """As in models without biases, and of adapters."""
+    net = without_bias(**also)
+    wk.set_skip(net, True)
+    said = "skip: expected a bias or another parameter to be left to train, got none: backward works only for an input that"
+    assert [message.startswith(said) for message in caplog.messages] == [True]
+
+
+def test_a_skip_that_leaves_something_is_silent(caplog):
+    wk.set_skip(without_bias(norm=nn.BatchNorm1d(16)), True)
+    wk.set_plan(without_bias(), skip=True, filter_fn=lambda module, name: name == "0")
+    tied = without_bias()
+    tied.append(nn.Embedding(16, 8))
+    tied[-1].weight = tied[0].weight  # which trains through the embedding
+    wk.set_skip(tied, True)
+    assert caplog.messages == []
+
+
+def test_frozen_parameters_are_nothing_left(caplog):
+    net = without_bias(norm=nn.BatchNorm1d(16).requires_grad_(False))
+    with wk.skipping(net):
+        assert caplog.messages == []  # for a while, by a block
+    wk.set_skip(net, True)
+    assert len(caplog.messages) == 1
+
+
+def test_windows_of_a_policy_that_leave_nothing_to_train_are_said(caplog):
+    policy = wk.policies.WUS(without_bias(), warmup=0, window=1, patience=2)
+    assert policy.step(0.5) is False
+    assert caplog.messages == []
+    assert policy.step(0.5) is True
+    assert caplog.messages[0].startswith("skip: expected a bias")
