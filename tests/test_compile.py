@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
+from wuskern.deliver import new_key
 from wuskern.distributed.prepared import _Agreed
 
 pytestmark = [
@@ -354,3 +355,16 @@ def test_rows_that_processes_agree_on_in_backward_stay_eager():
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="rows by the scores of all processes"):
         torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(6, 24))
+
+
+def test_what_is_delivered_is_a_copy():
+    """Compiled code uses its memory again."""
+
+    class Receiver:
+        def receive(self, part):
+            self.part = part
+
+    receiver, part = Receiver(), torch.ones(3)
+    torch.ops.wuskern.deliver(new_key(receiver), None, [part])
+    part.zero_()
+    assert receiver.part.tolist() == [1, 1, 1]

@@ -182,6 +182,18 @@ def test_nested_tensors_take_the_stock_path():
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("plan", [wk.Plan(skip=True), wk.Plan(rows=wk.Rows([0])), wk.Plan(tokens=wk.Tokens(k=1))], ids=str)
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
+def test_an_input_of_another_dtype_is_refused_as_stock_refuses_it(make, shape, plan):
+    layer, x = wk.convert(make()), torch.randn(shape, dtype=torch.bfloat16, requires_grad=True)
+    with pytest.raises(RuntimeError) as stock:
+        layer(x)
+    layer.plan = plan
+    with pytest.raises(RuntimeError) as ours:
+        layer(x)
+    assert str(ours.value) == str(stock.value)
+
+
 def test_bad_input():
     with pytest.raises(TypeError, match="skip: expected True or False, got 1"):
         wk.set_skip(wk.convert(nn.Linear(2, 2)), 1)

@@ -196,6 +196,14 @@ def test_rows_that_collect_scores_add_those_of_all_rows(kind, score, needs_bias)
     assert not observer.total.any()
 
 
+def test_a_row_that_is_not_alive_ranks_behind_one_without_a_gradient():
+    layer = wk.SkippableLinear(2, 4)
+    layer.plan = wk.Plan(rows=wk.TopK(k=2), observer=wk.Observer(alive=torch.tensor([False, True, False, True])))
+    layer(torch.ones(1, 2)).backward(torch.tensor([[9.0, 0.0, 0.0, 0.0]]))
+    assert layer.plan.observer.hits.tolist() == [0, 1, 0, 1]
+    assert not layer.weight.grad.any()
+
+
 def test_an_observer_is_no_part_of_what_a_plan_is():
     observed = wk.Plan(rows=wk.Rows([1]), observer=wk.Observer("l1"))
     assert observed == wk.Plan(rows=wk.Rows([1]))

@@ -123,6 +123,14 @@ def test_images_keep_their_memory_format(memory_format):
     assert torch.equal(some.scaled(x), torch.stack([x[4], 2 * x[0], 0.5 * x[4]]))
 
 
+def test_one_token_fewer_than_there_are_leaves_that_one_out():
+    x = torch.eye(4)[:, :3] + 1  # each token adds something
+    layer = wk.SkippableLinear(3, 2)
+    layer.tokens = wk.Tokens(k=3, pick="top")
+    layer(x).backward(torch.tensor([[4.0, 4.0], [3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]))
+    assert layer.weight.grad.tolist() == [[8 + 3 + 2, 4 + 6 + 2, 4 + 3 + 2]] * 2  # of tokens 0, 1 and 3
+
+
 def test_of_equal_tokens_the_first_are_chosen():
     x = torch.ones(6, 3)
     assert draw(wk.Tokens(k=2), torch.ones(6, 2), x).index.tolist() == [0, 1]
@@ -294,3 +302,26 @@ def test_functional_forms_take_tokens():
     images, out = torch.randn(8, 5, 3, 3).double(), torch.randn(8, 4, 3, 3).double()
     conv = wk.functional.conv2d_backward(out, images, weight[:, :, None, None], tokens=wk.Tokens(k=8, pick="wta"))
     torch.testing.assert_close(conv.weight[:, :, 0, 0], torch.einsum("nohw,nchw->oc", out, images))
+
+
+# Channels, rows, kernel, stride, padding, height and width.
+UNWRITTEN = {"NHWC": (8, 8, (2, 3), (2, 3), (0, 1), 2, 1), "NCHW": (16, 4, (2, 5), (1, 3), (0, 4), 6, 1)}
+
+
+@pytest.mark.parametrize("layout", UNWRITTEN)
+@pytest.mark.parametrize("also", [{}, {"rows": wk.Rows([0, 2])}], ids=["tokens", "tokens and rows"])
+def test_taps_that_meet_padding_alone_are_zero(also, layout, monkeypatch):
+    """oneDNN leaves them unwritten in bfloat16: what was in its memory, here NaN, would be their gradient."""
+    channels, out, kernel, stride, padding, *size = UNWRITTEN[layout]
+    layer = wk.SkippableConv2d(channels, out, kernel, stride, padding).bfloat16()
+    layer.plan = wk.Plan(tokens=wk.Tokens(k=3), **also)
+    x = torch.randn(4, channels, *size).bfloat16().contiguous(memory_format=MEMORY_FORMATS[layout])
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        layer(x).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    grad = layer.weight.grad
+    assert grad.isfinite().all()
+    assert grad[0].any()

@@ -138,5 +138,7 @@ def test_records_add_up(digits):
 
 @pytest.mark.parametrize("model", ["vgg11", "resnet18"])
 def test_channels_last_trains(digits, model):
-    run = Run(WUS, settings(model=model, channels_last=True), digits, seed=0)
+    """Of 16 channels on: of fewer, oneDNN for AVX2 writes the gradient of a strided 1x1 kernel beyond its memory."""
+    few = replace(digits, x_train=digits.x_train[:256], y_train=digits.y_train[:256])
+    run = Run(WUS, settings(model=model, channels_last=True, width=0.25), few, seed=0)
     assert run.epoch().loss < 3

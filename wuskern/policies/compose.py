@@ -101,8 +101,8 @@ class Compose(Policy):
         claims = [{kind for kind, names in policy.claims.items() if name in names} for policy in self.policies]
         together: Wants = {**merge(zip(map(parts_of, wishes), claims, strict=True))}  # type: ignore[typeddict-item]
         for wanted in wishes:
-            if "frozen" in wanted:
-                together["frozen"] = together.get("frozen", False) or wanted["frozen"]
+            if "frozen" in wanted:  # of one policy alone, as the density
+                together["frozen"] = wanted["frozen"]
             if "density" in wanted:
                 together["density"] = wanted["density"]
         return together
