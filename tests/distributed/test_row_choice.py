@@ -78,3 +78,19 @@ def test_the_state_of_the_choice_continues(ranks):
     for result in ranks.run(resume_rows):
         for expected, found in result:
             assert found == expected
+
+
+def scores_after_nothing(rank):
+    model, prepared = wrapped(nn.Linear(3, 12, bias=False))
+    model.module.rows, found = wk.TopK(k=3), []
+    for size in (1, 0):
+        model.zero_grad()
+        (model(draw(rank, 5, 3)) * draw(20, 12) * size).sum().backward()
+        found.append({name: scores.clone() for name, scores in prepared.state_dict()["scores"].items()})
+    return found
+
+
+def test_a_step_without_gradients_leaves_the_scores_of_the_one_before(ranks):
+    for before, after in ranks.run(scores_after_nothing):
+        assert before[""].any()
+        assert torch.equal(after[""], before[""])
