@@ -69,5 +69,5 @@ def leave(holders: Collection[Holder]) -> None:
 def wanted() -> bool:
     """Whether constants make a difference: gradients are on, and no tracer or exporter is at work, which shall see the stock
     model."""
-    tracing = torch.jit.is_tracing() or torch.fx._symbolic_trace._is_fx_tracing_flag  # type: ignore[attr-defined, no-untyped-call]
+    tracing = torch.jit.is_tracing() or torch.fx._symbolic_trace.is_fx_symbolic_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return torch.is_grad_enabled() and not tracing and not torch.compiler._is_exporting_flag
