@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern.arguments import check_keys, one_of, share, whole
+from wuskern import states
+from wuskern.arguments import one_of, share, whole
 from wuskern.choices import SCOPES, PerExample, TopK
 from wuskern.observer import Observer
 from wuskern.policies.base import Policy, Wants
@@ -243,16 +244,35 @@ class MeSimp(Policy):
             name: tuple(None if t is None else t.clone() for t in (r.alive, self.counts[name], r.hits, r.seen))
             for name, r in self.records.items()
         }
-        return {"epoch": self.epoch, "steps": self.steps, "records": records}
+        return {"policy": type(self).__name__, "epoch": self.epoch, "steps": self.steps, "records": records}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.count("epoch", state["epoch"])
+        states.count("steps", state["steps"])
+        states.names("records", state["records"], self.records)
+        for name, its in state["records"].items():
+            states.items(f"records of {name}", its, 4)
+            self._check_record(name, *its)
+
+    def _check_record(self, name: str, alive: Any, counts: Any, hits: Any, seen: Any) -> None:
+        """What its tensors are, :meth:`state_dict` says."""
+        out = self._out(name)
+        states.tensor(f"{out} rows of {name} (see wuskern.fit_), alive or not", alive, [out], torch.bool)
+        if not alive.any():
+            states.refuse(f"some row of {name} to be alive", "none")
+        states.counts(f"counts of {name}", counts, [out + 1])
+        states.counts(f"counts of {name}", counts[:-1], [out], int(counts[-1]))
+        if (hits is None) != (seen is None):
+            states.refuse(f"hits and choices of {name}, or None for both", "one of them")
+        if hits is not None:
+            states.counts(f"choices of {name}", seen, [])
+            states.counts(f"hits of {name}", hits, [out], int(seen))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for other keys or layers, or for a model that has not the
-        state's shapes: see ``wuskern.fit_``."""
-        check_keys(state, self.state_dict())
-        check_keys(state["records"], self.records)
-        for name, (alive, *_) in state["records"].items():
-            if len(alive) != self._out(name):
-                raise ValueError(f"state: expected {self._out(name)} rows of {name}, got {len(alive)} (see wuskern.fit_)")
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for a model that has not
+        its shapes: see ``wuskern.fit_``. Nothing has changed then."""
+        self.check_state(state)
         self.epoch, self.steps = state["epoch"], state["steps"]
         for name, record in self.records.items():
             device = self.layers[name].weight.device

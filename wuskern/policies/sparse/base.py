@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern.arguments import check_keys, whole
+from wuskern import states
+from wuskern.arguments import whole
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.sparse.distribution import sparsities
 from wuskern.policies.sparse.patterns import Pattern, largest, remaining
@@ -113,6 +114,10 @@ class SparseTraining(Policy):
 
     def _first_sparsity(self, name: str) -> float:
         return self.sparsities[name]
+
+    def _sparsities(self, name: str) -> Collection[float] | None:
+        """Those that a layer may have at some time; None: any."""
+        return None
 
     @abstractmethod
     def _evolve(self, name: str) -> tuple[Tensor, Tensor] | None:
@@ -226,19 +231,43 @@ class SparseTraining(Policy):
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps."""
         return {
+            "policy": type(self).__name__,
             "epoch": self.epoch,
             "steps": self.steps,
             "due": sorted(self.due),
-            "masks": {name: mask.cpu() for name, mask in self.masks.items()},
+            "masks": {name: mask.cpu().clone() for name, mask in self.masks.items()},
             "generator": self.generator.get_state(),
         }
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.count("epoch", state["epoch"])
+        states.count("steps", state["steps"])
+        states.items("due", state["due"])
+        if not all(isinstance(name, str) and name in self.weights for name in state["due"]):
+            states.refuse(f"due, names among {sorted(self.weights)}", states.said(state["due"]))
+        states.names("masks", state["masks"], self.weights)
+        for name, weight in self.weights.items():
+            states.tensor(f"mask of {name}", state["masks"][name], weight.shape, torch.bool)
+            self._check_mask(name, state["masks"][name])
+        states.generator(state["generator"])
+
+    def _check_mask(self, name: str, mask: Tensor) -> None:
+        """Of whole units, as many as this policy trains."""
+        units, sparsities = self.pattern.units(mask), self._sparsities(name)
+        if not torch.equal(self.pattern.mask(units, mask), mask):
+            states.refuse(f"a mask of {name} in blocks of {self.pattern.block}", "one that has parts of them")
+        wanted = [self._in_groups(name, sparsity).tolist() for sparsity in sparsities or ()]
+        if sparsities is not None and units.sum(1).tolist() not in wanted:
+            some = " or ".join(map(str, sorted({sum(counts) for counts in wanted})))
+            states.refuse(
+                f"a mask of {name} that trains {some} of {units.numel()} units, as many of each group", f"{units.sum()}"
+            )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for other keys or layers."""
-        check_keys(state, self.state_dict())
-        shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
-        if (found := {name: list(mask.shape) for name, mask in state["masks"].items()}) != shapes:
-            raise ValueError(f"state: expected masks of {shapes}, got {found}")
+        """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for what is no such state, and
+        for that of another model or sparsity; nothing has changed then."""
+        self.check_state(state)
         self.epoch, self.steps, self.due = state["epoch"], state["steps"], set(state["due"])
         for name, weight in self.weights.items():
             self.masks[name] = torch.empty_like(weight, dtype=torch.bool).copy_(state["masks"][name])
