@@ -260,9 +260,7 @@ class SparseTraining(Policy):
         wanted = [self._in_groups(name, sparsity).tolist() for sparsity in sparsities or ()]
         if sparsities is not None and units.sum(1).tolist() not in wanted:
             some = " or ".join(map(str, sorted({sum(counts) for counts in wanted})))
-            states.refuse(
-                f"a mask of {name} that trains {some} of {units.numel()} units, as many of each group", f"{units.sum()}"
-            )
+            states.refuse(f"a mask of {name} that trains {some} units, as many of each group", f"{int(units.sum())}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for what is no such state, and
