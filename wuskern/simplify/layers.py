@@ -11,7 +11,7 @@ from wuskern.simplify.graph import Graph, Owner, argument, operation, shape, whe
 from wuskern.simplify.units import Cut, Fold, Ledger, Units, varying
 
 OF_ROWS = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
-BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d
+BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 PARAMETER_NAMES = {  # of the arguments that are tensors of the module
     "linear": {1: "weight", 2: "bias"},
     "conv2d": {1: "weight", 2: "bias"},
@@ -36,6 +36,10 @@ def layer(node: Node, x: Units | None, graph: Graph, ledger: Ledger) -> Units | 
             ledger.refused.setdefault(owner.name, found)
         if x is not None:
             ledger.pin(x, f"{where(node)}: {found}")
+            if operation(node) in ("batch_norm", "group_norm") and argument(
+                node, 1 if "batch" in operation(node) else 2, "weight"
+            ):
+                ledger.without_norm.update(x.ids.tolist())
         return None
     if operation(node) == "linear":
         return _linear(node, x, found, ledger)
@@ -112,8 +116,9 @@ def _conv2d(node: Node, x: Units | None, owner: Owner, ledger: Ledger) -> Units 
     reason = f"{where(node)} has {module.groups} groups, which stay equal"
     if x is not None:
         ledger.pin(x, reason)
-    ledger.refused[owner.name] = reason
-    return None
+    units = _rows(owner, dim, ledger)
+    ledger.pin(units, reason)
+    return units
 
 
 def _padded(node: Node) -> bool:
