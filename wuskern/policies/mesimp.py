@@ -287,10 +287,10 @@ class MeSimp(Policy):
         its shapes: see ``wuskern.fit_``. Nothing has changed then."""
         self.check_state(state)
         self.epoch, self.steps = state["epoch"], state["steps"]
-        for name, record in self.records.items():
+        for name in self.records:
             device = self.layers[name].weight.device
             alive, counts, *since = state["records"][name]
-            self.alive[name].copy_(alive)
             self.counts[name] = counts.to(device, copy=True)
+            self.records[name] = record = Observer(alive=alive.to(device, copy=True))
             record.load(None, *(None if t is None else t.to(device) for t in since))
         self._set_choices()

@@ -19,6 +19,7 @@ PARAMETER_NAMES = {  # of the arguments that are tensors of the module
     "group_norm": {2: "weight", 3: "bias"},
     "prelu": {1: "weight"},
 }
+SCALES = {"batch_norm": 1, "group_norm": 2}  # norms that scale each row by an argument, at that place
 KINDS: dict[str, Any] = {
     "linear": nn.Linear,
     "conv2d": nn.Conv2d,
@@ -36,9 +37,7 @@ def layer(node: Node, x: Units | None, graph: Graph, ledger: Ledger) -> Units | 
             ledger.refused.setdefault(owner.name, found)
         if x is not None:
             ledger.pin(x, f"{where(node)}: {found}")
-            if operation(node) in ("batch_norm", "group_norm") and argument(
-                node, 1 if "batch" in operation(node) else 2, "weight"
-            ):
+            if operation(node) in SCALES and argument(node, SCALES[operation(node)], "weight") is not None:
                 ledger.without_norm.update(x.ids.tolist())
         return None
     if operation(node) == "linear":

@@ -95,10 +95,12 @@ def reshaped(node: Node, x: Units, ledger: Ledger) -> Units | None:
         return None
     before = shape(node.all_input_nodes[0])
     places = torch.arange(len(x.ids)).view([-1 if d == x.dim else 1 for d in range(len(before))]).expand(before)
-    if operation(node) == "view" and not isinstance(argument(node, 1, "size"), list | tuple):
-        ledger.pin(x, mixes(node))  # of a dtype
-        return None
-    moved = node.target(places.contiguous(), *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    if operation(node) == "view":
+        places = places.contiguous()
+        if not isinstance(argument(node, 1, "size"), list | tuple):
+            ledger.pin(x, mixes(node))  # of a dtype
+            return None
+    moved = node.target(places, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     found = [d for d in range(moved.ndim) if _varies_along(moved, d)]
     if len(found) != 1 or not _follows(node, x.dim, found[0], before, ledger):
         ledger.pin(x, f"{where(node)} has sizes of its own")
