@@ -126,7 +126,7 @@ def test_norms_without_parameters_and_grouped_convolutions_are_no_reason():
     first, second = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 4, 3, groups=2)
     norms = nn.BatchNorm2d(6, affine=False, track_running_stats=False), nn.BatchNorm2d(4)
     net = wk.convert(nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.Flatten(), nn.Linear(4, 3)).double())
-    policy = MeSimp(net, IMAGES, ratio=0.5, per="batch", prune=0.9, interval=1, cycle=9)
+    policy = MeSimp(net, IMAGES, ratio=0.5, per="batch", prune=0.9, cycle=9)
     train(net, policy, adam(net), 2, IMAGES)
     nn.init.ones_(net[4].bias)
     policy.after_step()

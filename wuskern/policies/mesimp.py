@@ -117,12 +117,12 @@ class MeSimp(Policy):
     def _all_alive(self, name: str) -> Observer:
         layer, where = self.layers[name], name or "the model itself"
         for tensor in ("weight", "bias"):
-            value = layer._parameters.get(tensor)
-            if value is None and getattr(layer, tensor) is not None:
+            if tensor not in layer._parameters:
                 raise ValueError(
                     f"dense: expected {where} in it, whose {tensor} is computed from other parameters: that they are zero "
                     "does not make a row of it zero"
                 )
+            value = layer._parameters[tensor]
             if value is not None and sum(value is p for m in self.model.modules() for p in m._parameters.values()) > 1:
                 raise ValueError(
                     f"dense: expected {where} in it, whose {tensor} is shared: its rows would be zero elsewhere too"

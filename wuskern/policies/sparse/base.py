@@ -89,7 +89,7 @@ class SparseTraining(Policy):
         self.apply()
 
     def _weight(self, name: str) -> Parameter:
-        weight = self.layers[name].weight
+        weight = self.layers[name]._parameters.get("weight")  # not computed anew
         where = name or "the model itself"
         owners = sum(weight is p for module in self.model.modules() for p in module._parameters.values())
         if owners != 1 or type(weight) is not Parameter:
