@@ -99,7 +99,7 @@ class LaggedRows:
         states.names("scores", state["scores"], self.layers, some=True)
         for name, scores in state["scores"].items():
             wide = isinstance(scores, Tensor) and scores.dtype is torch.float64  # as soon as one of the layers is
-            states.sums(f"scores of {name}", scores, [self.layers[name].units.out], torch.float64 if wide else torch.float32)
+            states.sums(f"scores of {name!r}", scores, [self.layers[name].units.out], torch.float64 if wide else torch.float32)
         states.generator(state["generator"])
         self.known = {name: scores.cpu().clone() for name, scores in state["scores"].items()}
         self.choices.clear()

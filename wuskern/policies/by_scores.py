@@ -143,11 +143,11 @@ class ByScores(Policy):
             self._check_rows(name, state["rows"][name])
             if state["scores"][name] is not None:
                 dtype = torch.promote_types(self.layers[name].weight.dtype, torch.float32)
-                states.sums(f"scores of {name}", state["scores"][name], [self._out(name)], dtype)
+                states.sums(f"scores of {name!r}", state["scores"][name], [self._out(name)], dtype)
 
     def _check_rows(self, name: str, index: Any) -> None:
         """As many as this policy chooses, ascending, in its blocks, and as many of each group."""
-        what, out, k = f"rows of {name}", self._out(name), len(index) if isinstance(index, Tensor) and index.ndim == 1 else 0
+        what, out, k = f"rows of {name!r}", self._out(name), len(index) if isinstance(index, Tensor) and index.ndim == 1 else 0
         states.counts(what, index, [k], out - 1)
         if k not in (wanted := self._counts(name)) or (index.diff() <= 0).any():
             states.refuse(f"{what}, {' or '.join(map(str, sorted(wanted)))} of them, ascending", states.said(index.tolist()))

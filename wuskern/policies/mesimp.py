@@ -265,22 +265,22 @@ class MeSimp(Policy):
         states.count("steps", state["steps"])
         states.names("records", state["records"], self.records)
         for name, its in state["records"].items():
-            states.items(f"records of {name}", its, 4)
+            states.items(f"records of {name!r}", its, 4)
             self._check_record(name, *its)
 
     def _check_record(self, name: str, alive: Any, counts: Any, hits: Any, seen: Any) -> None:
         """What its tensors are, :meth:`state_dict` says."""
         out = self._out(name)
-        states.tensor(f"{out} rows of {name} (see wuskern.fit_), alive or not", alive, [out], torch.bool)
+        states.tensor(f"{out} rows of {name!r} (see wuskern.fit_), alive or not", alive, [out], torch.bool)
         if not alive.any():
-            states.refuse(f"some row of {name} to be alive", "none")
-        states.counts(f"counts of {name}", counts, [out + 1])
-        states.counts(f"counts of {name}", counts[:-1], [out], int(counts[-1]))
+            states.refuse(f"some row of {name!r} to be alive", "none")
+        states.counts(f"counts of {name!r}", counts, [out + 1])
+        states.counts(f"counts of {name!r}", counts[:-1], [out], int(counts[-1]))
         if (hits is None) != (seen is None):
-            states.refuse(f"hits and choices of {name}, or None for both", "one of them")
+            states.refuse(f"hits and choices of {name!r}, or None for both", "one of them")
         if hits is not None:
-            states.counts(f"choices of {name}", seen, [])
-            states.counts(f"hits of {name}", hits, [out], int(seen))
+            states.counts(f"choices of {name!r}", seen, [])
+            states.counts(f"hits of {name!r}", hits, [out], int(seen))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for a model that has not

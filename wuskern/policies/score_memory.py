@@ -77,7 +77,7 @@ class ScoreMemory(ByScores):
         super().check_state(state)
         states.names("memory", state["memory"], self.memory)
         for name, values in state["memory"].items():
-            states.sums(f"memory of {name}", values, [self._out(name)], torch.float64)
+            states.sums(f"memory of {name!r}", values, [self._out(name)], torch.float64)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

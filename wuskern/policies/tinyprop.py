@@ -98,7 +98,7 @@ class TinyProp(ByScores):
         super().check_state(state)
         states.names("largest", state["largest"], self.largest)
         for name, value in state["largest"].items():
-            states.positive(f"largest of {name}", value)
+            states.positive(f"largest of {name!r}", value)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

@@ -102,10 +102,10 @@ class AutoFreeze(Freezing):
         states.count("steps", state["steps"], self.interval - 1)
         states.names("sums", state["sums"], self.prefix.order)
         for name, sums in state["sums"].items():
-            states.sums(f"sums of {name}", sums, [2], torch.float64)
+            states.sums(f"sums of {name!r}", sums, [2], torch.float64)
         states.names("norms", state["norms"], self.prefix.order, some=True)
         for name, norm in state["norms"].items():
-            states.positive(f"norm of {name}", norm, infinite=True)
+            states.positive(f"norm of {name!r}", norm, infinite=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for that of other layers;

@@ -248,7 +248,7 @@ class SparseTraining(Policy):
             states.refuse(f"due, names among {sorted(self.weights)}", states.said(state["due"]))
         states.names("masks", state["masks"], self.weights)
         for name, weight in self.weights.items():
-            states.tensor(f"mask of {name}", state["masks"][name], weight.shape, torch.bool)
+            states.tensor(f"mask of {name!r}", state["masks"][name], weight.shape, torch.bool)
             self._check_mask(name, state["masks"][name])
         states.generator(state["generator"])
 
@@ -256,11 +256,11 @@ class SparseTraining(Policy):
         """Of whole units, as many as this policy trains."""
         units, sparsities = self.pattern.units(mask), self._sparsities(name)
         if not torch.equal(self.pattern.mask(units, mask), mask):
-            states.refuse(f"a mask of {name} in blocks of {self.pattern.block}", "one that has parts of them")
+            states.refuse(f"a mask of {name!r} in blocks of {self.pattern.block}", "one that has parts of them")
         wanted = [self._in_groups(name, sparsity).tolist() for sparsity in sparsities or ()]
         if sparsities is not None and units.sum(1).tolist() not in wanted:
             some = " or ".join(map(str, sorted({sum(counts) for counts in wanted})))
-            states.refuse(f"a mask of {name} that trains {some} units, as many of each group", f"{int(units.sum())}")
+            states.refuse(f"a mask of {name!r} that trains {some} units, as many of each group", f"{int(units.sum())}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for what is no such state, and
