@@ -135,10 +135,11 @@ def test_norms_without_parameters_and_grouped_convolutions_are_no_reason():
     assert not net[:5](IMAGES)[:, dead].any()
 
 
-def test_a_weight_that_becomes_a_computed_one_later_raises():
+@pytest.mark.parametrize("method", ZEROING)
+def test_a_weight_that_becomes_a_computed_one_later_raises(method):
     """What it is computed from is no longer the layer's weight: with zeros in it, a weight_norm gives NaN."""
     net = wk.convert(mlp())
-    policy = MeSimp(net, X, k=2)
+    policy = ZEROING[method](net)
     parametrizations.weight_norm(net[0])
     before = values(net)
     with pytest.raises(ValueError, match="model: expected weight of 0 to stay a parameter"):
@@ -146,15 +147,23 @@ def test_a_weight_that_becomes_a_computed_one_later_raises():
     assert all(map(torch.equal, values(net), before))
 
 
-def test_a_weight_that_another_parameter_replaces_is_zeroed_as_well():
-    """As ``load_state_dict(assign=True)`` does it."""
+@pytest.mark.parametrize("method", ZEROING)
+def test_a_weight_that_another_parameter_replaces_is_zeroed_as_well(method):
+    """As ``load_state_dict(assign=True)`` does it; also what the next gradient gives."""
     net = wk.convert(mlp())
-    policy = MeSimp(net, X, k=2)
-    policy.records["0"].alive[:3] = False
+    policy = ZEROING[method](net)
+    if method == "MeSimp":
+        policy.records["0"].alive[:3] = False
+        policy.after_step()
+    zeros = net[0].weight == 0
     net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()}, assign=True)
+    policy.attach(optimizer := torch.optim.SGD(net.parameters(), 0.1))
+    policy.before_step()
+    net(X).square().sum().backward()
+    optimizer.step()
     policy.after_step()
-    assert not net[0].weight[:3].any()
-    assert net[0].weight[3:].any()
+    assert zeros.any()
+    assert torch.equal(net[0].weight == 0, zeros)
 
 
 @pytest.mark.parametrize("kind", COMPUTED)

@@ -12,9 +12,11 @@ from torch.optim import Optimizer
 
 from wuskern import states
 from wuskern.arguments import whole
+from wuskern.modules import SkippableLayer
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.sparse.distribution import sparsities
 from wuskern.policies.sparse.patterns import Pattern, largest, remaining
+from wuskern.policies.sparse.weights import Weights
 
 DEFAULT_SPARSITY = 0.9
 
@@ -69,7 +71,7 @@ class SparseTraining(Policy):
         whole("seed", seed, 0)
         self.epochs, self.pattern = epochs, Pattern.of(pattern, block)
         self.dense = self.names_or_last(dense)
-        self.weights = {name: self._weight(name) for name in self.layers if name not in self.dense}
+        self.weights = Weights({name: self._layer(name) for name in self.layers if name not in self.dense})
         self.sparsities = sparsities(self.weights, self._sparsity(sparsity, distribution), distribution)
         sizes = {name: weight.numel() for name, weight in self.weights.items()}
         self.sparsity = sum(sizes[name] * share for name, share in self.sparsities.items()) / sum(sizes.values())
@@ -88,8 +90,10 @@ class SparseTraining(Policy):
             self.masks[name] = self.pattern.mask(units, weight)
         self.apply()
 
-    def _weight(self, name: str) -> Parameter:
-        weight = self.layers[name]._parameters.get("weight")  # not computed anew
+    def _layer(self, name: str) -> SkippableLayer:
+        """Whose weight can have a mask."""
+        layer = self.layers[name]
+        weight = layer._parameters.get("weight")  # not computed anew
         where = name or "the model itself"
         owners = sum(weight is p for module in self.model.modules() for p in module._parameters.values())
         if owners != 1 or type(weight) is not Parameter:
@@ -98,7 +102,7 @@ class SparseTraining(Policy):
             self.pattern.check(weight)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        return weight
+        return layer
 
     def _sparsity(self, given: float | Mapping[str, float] | None, distribution: str) -> float | Mapping[str, float]:
         n, m = self.pattern.n, self.pattern.m
