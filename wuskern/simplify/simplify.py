@@ -22,8 +22,9 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
     """A smaller copy of ordinary layers, without the dead rows: rows of a Linear's weight, or output channels of a Conv2d's,
     that are all zero, with a zero bias.
 
-    With a row go the columns that it feeds, in every layer behind, through activations, dropout, BatchNorm, pooling, Flatten
-    and depthwise convolutions; rows that are summed, multiplied or joined go together or not at all. What a dead unit
+    With a row go the columns that it feeds, in every layer behind, through activations, dropout, BatchNorm, pooling, Flatten,
+    views and depthwise convolutions; rows that are summed, multiplied or joined go together or not at all. A view goes along
+    whose sizes are -1 or computed from those of its input; one that says ``view(-1, 288)`` keeps the rows. What a dead unit
     gives to all inputs (0.5 behind a sigmoid, a BatchNorm's shift) goes into the bias of the layers behind. A row stays where
     that is not exact, where an operation mixes rows, or where a weight is shared or used several times; the report says why.
     Each layer keeps at least one row. A layer whose rows become dead only by this loses them in a second call.
