@@ -60,7 +60,8 @@ class MeSimp(Policy):
             how often each row was chosen, and of how many choices, since it was last time to prune, without this epoch.
 
     Raises:
-        ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, by name.
+        ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, or whose weight, bias or
+            norm is shared or computed, by name.
     """
 
     def __init__(
