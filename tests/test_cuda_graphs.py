@@ -83,6 +83,19 @@ def test_a_replay_reads_what_is_set_now():
     assert trained("cpu", Again)[0] == trained("cpu", None)[0]
 
 
+def test_a_model_that_became_smaller_has_a_graph_of_its_own():
+    """The old one reads memory that is the model's no more."""
+    model = wk.convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+    run, x = Again(model, lambda x: model(x).sum().backward()), torch.randn(2, 4)
+    with torch.no_grad():
+        model[0].weight[:2], model[0].bias[:2] = 0, 0
+    run(x)
+    assert wk.simplify_(model, x).layers["0"].after == 4
+    run(x)
+    run(x)
+    assert len(run._captured) == 2
+
+
 @pytest.mark.parametrize("method", [wk.policies.ScoreMemory, wk.policies.TinyProp])
 def test_what_a_policy_observes_is_observed_in_a_graph(method):
     """Each step's choice is by the scores of the one before, graphed or not."""
@@ -127,7 +140,7 @@ def test_each_depth_of_a_frozen_prefix_is_captured_once():
     step = Again(model, lambda x: model(x).sum().backward())
     captures = []
     for epoch in (0, 1, 2, 3, 0, 3):
-        policy.load_state_dict({"epoch": epoch})
+        policy.load_state_dict(policy.state_dict() | {"epoch": epoch})
         model.train()
         step(torch.randn(2, 12))
         captures.append(len(step._captured))

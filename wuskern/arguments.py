@@ -1,7 +1,7 @@
 """Checks of arguments that several rooms share. Each raises with the argument's name, what was expected and what came."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 
@@ -59,9 +59,3 @@ def finite(name: str, value: Any) -> float:
     if not math.isfinite(found):
         raise ValueError(f"{name}: expected a finite number, got {found}")
     return found
-
-
-def check_keys(state: Mapping[str, Any], expected: Collection[str]) -> None:
-    """Of what a ``load_state_dict`` is given."""
-    if set(state) != set(expected):
-        raise ValueError(f"state: expected the keys {sorted(expected)}, got {sorted(state)}")

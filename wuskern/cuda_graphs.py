@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.choices import Plan, Rows
+from wuskern.choices import Rows
 from wuskern.modules import SkippableLayer, skippable_layers
 from wuskern.observer import Observer
 
@@ -27,9 +27,10 @@ class _Captured(NamedTuple):
 class GraphedStep:
     """A training step on a GPU that is captured once for each setting of the model's flags, and replayed from then on.
 
-    ``skip``, ``TopK``, ``Tokens``, the depth of a frozen prefix and the shapes of the inputs choose the graph. A changed
-    ``Rows`` of the same length, scope and bias does not need another one: its index is copied into the one that the graph
-    reads. What an observer sums, a replay adds to. Graphs share their memory: what a step returned is valid until the next one.
+    ``skip``, ``TopK``, ``Tokens``, the depth of a frozen prefix, the layers' sizes and the shapes of the inputs choose the
+    graph. A changed ``Rows`` of the same length, scope and bias does not need another one: its index is copied into that which
+    the graph reads. What an observer sums, a replay adds to. Graphs share their memory: what a step returned is valid until the
+    next one.
 
     Args:
         model: with converted layers, all of its parameters on one GPU.
@@ -106,5 +107,6 @@ class GraphedStep:
 
 def _kind(layer: SkippableLayer) -> Key:
     """What a graph of this layer depends on. A frozen prefix shows in the hooks of the layers behind it."""
-    plan: Plan = layer.plan
-    return len(layer._forward_pre_hooks), plan.key, id(plan.observer)
+    plan, weight = layer.plan, layer._parameters.get("weight")
+    size = None if weight is None else tuple(weight.shape)  # another one after simplify_
+    return len(layer._forward_pre_hooks), plan.key, id(plan.observer), size

@@ -3,6 +3,10 @@
 ``weight.grad`` then holds ``[1, k]`` indices and ``[k, ...]`` values, and whatever works on such a gradient in torch works:
 clearing, hooks, GradScaler, saving, SparseAdam. What torch lacks is added here once, the first time that one is made: the norm
 that clipping asks for, and a refusal of SGD's momentum, whose buffer would grow in each step.
+
+Two gradients of the same fixed ``Rows`` are added without a look at them: as often as you like, also while a CUDA graph is
+captured. With other rows, as ``TopK`` has them in each backward, the second one asks which there are: that waits for a GPU, and
+a capture refuses it.
 """
 
 import functools

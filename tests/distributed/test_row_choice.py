@@ -94,3 +94,30 @@ def test_a_step_without_gradients_leaves_the_scores_of_the_one_before(ranks):
     for before, after in ranks.run(scores_after_nothing):
         assert before[""].any()
         assert torch.equal(after[""], before[""])
+
+
+def refused_rows(rank):
+    model, prepared = wrapped(nn.Linear(3, 12, bias=False))
+    model.module.rows = wk.TopK(k=3)
+    model(draw(rank, 5, 3)).sum().backward()
+    state, words = prepared.state_dict(), []
+    for change in (
+        {"scores": {"": torch.zeros(11)}},
+        {"scores": {"": -torch.ones(12)}},
+        {"scores": {"other": torch.zeros(12)}},
+        {"generator": torch.zeros(3, dtype=torch.uint8)},
+        {"more": 1},
+    ):
+        with pytest.raises(ValueError, match="state: expected ") as caught:
+            prepared.load_state_dict({"scores": {}} | state | change)
+        words.append(str(caught.value))
+        after = prepared.state_dict()
+        assert torch.equal(after["scores"][""], state["scores"][""])
+        assert torch.equal(after["generator"], state["generator"])
+    return words
+
+
+def test_the_state_of_other_layers_is_refused_whole(ranks):
+    for words in ranks.run(refused_rows):
+        assert "scores of '', torch.float32 [12], got torch.float32 [11]" in words[0]
+        assert len(set(words)) == 5

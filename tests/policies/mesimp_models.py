@@ -21,6 +21,20 @@ def cnn() -> nn.Sequential:
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(4, 3)).double()
 
 
+class Viewing(nn.Module):
+    """A convolution, its norm, and a head that says ``view(size(0), -1)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.conv, self.norm, self.fc, self.out = nn.Conv2d(2, 6, 2), nn.BatchNorm2d(6), nn.Linear(24, 7), nn.Linear(7, 3)
+        self.double()
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x)))
+        return self.out(F.relu(self.fc(x.view(x.size(0), -1))))
+
+
 def adam(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(net.parameters(), lr=0.02)
 

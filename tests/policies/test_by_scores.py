@@ -101,6 +101,19 @@ def test_ratios_worked_by_hand():
     assert policy.largest == {"0": 190.0, "2": 380.0}
 
 
+@pytest.mark.parametrize("overflown", [float("inf"), float("nan")])
+def test_a_gradient_that_overflows_is_no_maximum(overflown):
+    """As a GradScaler leaves it out of a step: the next choice has the largest ratio, and the one after that is as ever."""
+    net = network(2, 20, 1)
+    policy = TinyProp(net, s_min=0.1, s_max=0.7, zeta=1.0)
+    observe(policy, _0=[1.0] * 20)
+    observe(policy, _0=[overflown] * 20)
+    assert len(rows(net[0])) == 14
+    assert policy.largest["0"] == 20.0
+    observe(policy, _0=[0.0] * 19 + [1.0])  # a twentieth of the largest
+    assert len(rows(net[0])) == 2
+
+
 # ---- both -----------------------------------------------------------------------------------------------------------
 
 MAKE = {
@@ -187,3 +200,23 @@ def test_a_state_of_another_model_is_refused():
         policy.load_state_dict({"steps": 0})
     with pytest.raises(ValueError, match="state: expected rows of"):
         policy.load_state_dict(ScoreMemory(network(6, 10, 3), k=2).state_dict())
+    with pytest.raises(ValueError, match=r"state: expected rows of '0', 2 of them, ascending, got \[0, 1, 2, 3\]"):
+        policy.load_state_dict(policy.state_dict() | {"rows": {"0": torch.arange(4), "2": torch.arange(2)}})
+
+
+@pytest.mark.parametrize(
+    ("index", "fits"), [([0, 1, 4, 5], True), ([2, 3, 6, 7], True), ([0, 1, 2, 3], False), ([0, 2, 4, 6], False)]
+)
+def test_rows_of_a_state_lie_in_blocks_and_groups(index, fits):
+    """Of a convolution with two groups of four rows, in blocks of two."""
+    net = wk.convert(nn.Sequential(nn.Conv2d(2, 8, 1, groups=2), nn.Conv2d(8, 2, 1)))
+    policy = ScoreMemory(net, ratio=0.5, block=2)
+    before = rows(net[0])
+    state = policy.state_dict() | {"rows": {"0": torch.tensor(index)}}
+    if fits:
+        policy.load_state_dict(state)
+        assert rows(net[0]) == index
+    else:
+        with pytest.raises(ValueError, match="state: expected rows of '0' in blocks of 2, as many of each group, got"):
+            policy.load_state_dict(state)
+        assert rows(net[0]) == before

@@ -61,7 +61,7 @@ def test_bad_arguments_change_nothing(arguments, error, message):
 
 
 def test_a_state_of_another_policy_is_refused():
-    with pytest.raises(ValueError, match=r"state: expected no keys, got \['t'\]"):
+    with pytest.raises(ValueError, match=r"state: expected the keys \['policy'\], got \['t'\]"):
         ColumnRowSampling(mlp(3, 4, 2), k=1).load_state_dict({"t": 0})
 
 

@@ -199,5 +199,5 @@ def test_bad_arguments_and_states():
     with pytest.raises(ValueError, match="interval: expected at least 1, got 0"):
         AutoFreeze(five(), torch.randn(1, 2), interval=0)
     state = AutoFreeze(five(), torch.randn(1, 2)).state_dict()
-    with pytest.raises(ValueError, match="state: expected that of 2 layers, got 5"):
+    with pytest.raises(ValueError, match=r"state: expected .* of \[\'0\', \'2\'\]"):
         AutoFreeze(network(2, 2, 2), torch.randn(1, 2)).load_state_dict(state)

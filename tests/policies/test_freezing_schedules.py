@@ -164,7 +164,7 @@ def test_a_saved_policy_goes_on_as_it_would_have(name):
 
 
 def test_a_state_of_others_is_refused():
-    with pytest.raises(ValueError, match=r"state: expected the keys \['epoch'\], got \['step'\]"):
+    with pytest.raises(ValueError, match=r"state: expected the keys \['epoch', 'policy'\], got \['step'\]"):
         SingleShotFreezing(network(), EXAMPLE, at=1).load_state_dict({"step": 1})
 
 

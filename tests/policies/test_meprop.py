@@ -73,7 +73,7 @@ def test_step_apply_and_state_leave_the_choices_and_skip_alone(tmp_path):
         assert (net[0].skip, net[2].skip) == (True, False)
 
 
-@pytest.mark.parametrize("restore", [lambda p: p.apply(), lambda p: p.load_state_dict({})])
+@pytest.mark.parametrize("restore", [lambda p: p.apply(), lambda p: p.load_state_dict(p.state_dict())])
 def test_choices_that_were_changed_come_back(restore):
     net = mlp(3, 4, 4, 2)
     policy = MeProp(net, k=2)
@@ -215,5 +215,5 @@ def test_models_and_states_that_do_not_fit():
         MeProp(nn.Linear(2, 2), k=1)
     with pytest.raises(ValueError, match="dense: expected some converted layer not to be dense, got all 1"):
         MeProp(wk.convert(nn.Linear(2, 2)), k=1)
-    with pytest.raises(ValueError, match=r"state: expected no keys, got \['left'\]"):
+    with pytest.raises(ValueError, match=r"state: expected the keys \['policy'\], got \['left'\]"):
         MeProp(mlp(3, 4, 2), k=1).load_state_dict({"left": 1})

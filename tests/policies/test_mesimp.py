@@ -172,6 +172,15 @@ def test_rows_that_are_pruned_are_not_chosen_again():
     assert hits.sum() == 3
 
 
+def test_pruned_rows_are_written_where_a_captured_graph_reads_them():
+    net = wk.convert(mlp())
+    policy = MeSimp(net, X, k=2, prune=0.6)
+    alive = net[0].plan.observer.alive
+    train(net, policy, adam(net), 1)
+    assert not alive.all()
+    assert net[0].plan.observer.alive is policy.alive["0"] is alive
+
+
 def test_a_pruned_channel_gives_nothing_behind_its_batch_norm():
     x = torch.randn(24, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     net = wk.convert(cnn())

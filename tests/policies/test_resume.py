@@ -93,7 +93,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("SingleShotFreezing", ("policy", "epoch"), 0),
         ("AutoFreeze", ("policy", "norms"), {}),
         ("MEST", ("policy", "generator"), torch.Generator().manual_seed(9).get_state()),
-        ("RigL", ("policy", "steps"), 0),
+        ("RigL", ("policy", "steps"), 4),
         ("RigL", ("policy", "masks"), None),
         ("MeSimp", ("policy", "epoch"), 0),
         ("MeSimp, each", ("policy", "steps"), 0),

@@ -345,3 +345,14 @@ def test_bad_arguments_are_refused():
     assert savings.trained == 0
     with pytest.raises(ValueError, match="state: expected the keys"):
         savings.load_state_dict({})
+    state = savings.state_dict()
+    for change in (
+        {"trained": -1},
+        {"trained": 1.5},
+        {"depth": 4},
+        {"left_out": {}},
+        {"left_out": state["left_out"] | {"rows": -1}},
+    ):
+        with pytest.raises(ValueError, match=f"state: expected {next(iter(change))}|rows"):
+            savings.load_state_dict(state | {"trained": 7} | change)
+        assert savings.state_dict() == state

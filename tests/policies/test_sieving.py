@@ -151,7 +151,7 @@ def test_records_that_do_not_fit_are_refused_and_change_nothing():
     with pytest.raises(ValueError, match="index: expected numbers from 0 to 3, got 0 to 4"):
         sampler.record(torch.tensor([0, 4]), torch.tensor([True, True]))
     assert not sampler.learned.any()
-    with pytest.raises(ValueError, match="state: expected that of 4 samples, got 5"):
+    with pytest.raises(ValueError, match="state: expected forgetting events of 4 samples"):
         sampler.load_state_dict(SievingSampler(5).state_dict())
     with pytest.raises(ValueError, match="state: expected the keys"):
         sampler.load_state_dict({})

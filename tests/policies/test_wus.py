@@ -287,19 +287,19 @@ def test_a_bad_metric_changes_nothing(metric, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"history": "x"}, "history: expected a number, got 'x'"),
-        ({"history": [math.nan]}, "history: expected a finite number, got nan"),
-        ({"left": -1}, "left: expected at least 0, got -1"),
-        ({"left": None}, "left: expected a whole number, got None"),
-        ({"skipping": 1}, "skipping: expected True or False, got 1"),
-        ({"entry": "x"}, "entry: expected a number, got 'x'"),
+        ({"history": "x"}, "state: expected history, a list, got 'x'"),
+        ({"history": [math.nan]}, "state: expected history, a finite number, got nan"),
+        ({"left": -1}, "state: expected left, a whole number from 0 to 3, got -1"),
+        ({"left": None}, "state: expected left, a whole number from 0 to 3, got None"),
+        ({"skipping": 1}, "state: expected skipping, True or False, got 1"),
+        ({"entry": "x"}, "state: expected entry, a number, got 'x'"),
     ],
 )
 def test_the_state_of_something_else_changes_nothing(change, message):
     policy = WUS(model(), warmup=0, window=1)
     policy.step(0.5)
     before = policy.state_dict()
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(ValueError, match=message):
         policy.load_state_dict(before | {"history": [0.1], "skipping": True} | change)
     assert str(policy.state_dict()) == str(before)
 

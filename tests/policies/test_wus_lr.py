@@ -212,8 +212,8 @@ def test_a_state_that_does_not_fit_changes_nothing():
     plain = WUS(model()).state_dict() | {"left": 3}
     with pytest.raises(ValueError, match=r"state: expected the keys .*'rates'"):
         policy.load_state_dict(plain)
-    with pytest.raises(ValueError, match="state: expected the rates of 2 groups, got 1"):
-        policy.load_state_dict(policy.state_dict() | {"left": 3, "rates": [0.1]})
+    with pytest.raises(ValueError, match="state: expected rates, a list of 2, got"):
+        policy.load_state_dict(policy.state_dict() | {"left": 1, "rates": [0.1]})
     assert str(policy.state_dict()) == before
 
 

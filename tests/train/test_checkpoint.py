@@ -239,10 +239,10 @@ class Sly:
             Sly(),
             r"expected a checkpoint that can be read, got '.*a.pt' \(it holds more than tensors and plain data: loading that",
         ),
-        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 3, got 1"),
-        ({"format": "wuskern train", "layout": 3, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
+        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 4, got 1"),
+        ({"format": "wuskern train", "layout": 4, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
         (
-            {"format": "wuskern train", "layout": 3, "torch": "2.13.0", "runs": []},
+            {"format": "wuskern train", "layout": 4, "torch": "2.13.0", "runs": []},
             "expected a checkpoint with experiment, arguments, data",
         ),
     ],

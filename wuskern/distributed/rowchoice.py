@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wuskern import ops
+from wuskern import ops, states
 from wuskern.choices import Rows, TopK
 from wuskern.modules import SkippableLayer
 from wuskern.observer import Observer
@@ -91,14 +91,16 @@ class LaggedRows:
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scores": dict(self.known), "generator": self.generator.get_state()}
+        scores = {name: scores.clone() for name, scores in self.known.items()}
+        return {"scores": scores, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        states.keys(state, self.state_dict())
+        states.names("scores", state["scores"], self.layers, some=True)
         for name, scores in state["scores"].items():
-            if name not in self.layers or list(scores.shape) != [self.layers[name].units.out]:
-                raise ValueError(
-                    f"state: expected scores of the rows of converted layers, got {list(scores.shape)} of {name!r}"
-                )
-        self.known = dict(state["scores"])
+            wide = isinstance(scores, Tensor) and scores.dtype is torch.float64  # as soon as one of the layers is
+            states.sums(f"scores of {name!r}", scores, [self.layers[name].units.out], torch.float64 if wide else torch.float32)
+        states.generator(state["generator"])
+        self.known = {name: scores.cpu().clone() for name, scores in state["scores"].items()}
         self.choices.clear()
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"].cpu())

@@ -108,6 +108,10 @@ class Policy(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
+    def check_state(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Raises ``ValueError`` for what ``load_state_dict`` refuses, and changes nothing: ``Compose`` asks all of its policies
+        before one of them loads."""
+
     def names_or_last(self, dense: Collection[str] | None) -> tuple[str, ...]:
         """The converted layers of these names, in the order of ``named_modules``; of None the last one, as the output layer.
 

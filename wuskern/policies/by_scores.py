@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern import ops
-from wuskern.arguments import check_keys, one_of, whole
+from wuskern import ops, states
+from wuskern.arguments import one_of, whole
 from wuskern.choices import BIASES, SCOPES, Rows
 from wuskern.observer import Observer
 from wuskern.policies.base import Policy, Wants
@@ -60,6 +60,10 @@ class ByScores(Policy):
     @abstractmethod
     def _first_count(self, name: str) -> int:
         """How many rows of a layer the first choice takes."""
+
+    def _counts(self, name: str) -> set[int]:
+        """How many rows of a layer a choice may take."""
+        return {self._first_count(name)}
 
     @abstractmethod
     def _index(self, name: str, scores: Tensor) -> Tensor:
@@ -127,14 +131,35 @@ class ByScores(Policy):
         """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes each
         has its own."""
         totals = {name: None if o.total is None else o.total.clone() for name, o in self.observers.items()}
-        index = {name: rows.index.cpu() for name, rows in self.rows.items()}
-        return {"steps": self.steps, "rows": index, "scores": totals}
+        index = {name: rows.index.cpu().clone() for name, rows in self.rows.items()}
+        return {"policy": type(self).__name__, "steps": self.steps, "rows": index, "scores": totals}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.count("steps", state["steps"], self.reuse - 1)
+        for what in ("rows", "scores"):
+            states.names(what, state[what], self.observers)
+        for name in self.observers:
+            self._check_rows(name, state["rows"][name])
+            if state["scores"][name] is not None:
+                dtype = torch.promote_types(self.layers[name].weight.dtype, torch.float32)
+                states.sums(f"scores of {name!r}", state["scores"][name], [self._out(name)], dtype)
+
+    def _check_rows(self, name: str, index: Any) -> None:
+        """As many as this policy chooses, ascending, in its blocks, and as many of each group."""
+        what, out, k = f"rows of {name!r}", self._out(name), len(index) if isinstance(index, Tensor) and index.ndim == 1 else 0
+        states.counts(what, index, [k], out - 1)
+        if k not in (wanted := self._counts(name)) or (index.diff() <= 0).any():
+            states.refuse(f"{what}, {' or '.join(map(str, sorted(wanted)))} of them, ascending", states.said(index.tolist()))
+        chosen = torch.zeros(out, dtype=torch.bool).index_fill_(0, index.cpu(), True)
+        blocks, groups = chosen.view(-1, self.block), chosen.view(self.layers[name].units.groups, -1).sum(1)
+        if (blocks != blocks[:, :1]).any() or (groups != groups[0]).any():
+            states.refuse(f"{what} in blocks of {self.block}, as many of each group", states.said(index.tolist()))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken, and sets the layers' rows. Raises ``ValueError`` for other keys or layers."""
-        check_keys(state, self.state_dict())
-        if set(state["rows"]) != set(self.observers):
-            raise ValueError(f"state: expected rows of {sorted(self.observers)}, got {sorted(state['rows'])}")
+        """Continues where the state was taken, and sets the layers' rows. Raises ``ValueError`` for what is no such state, and
+        for that of another model; nothing has changed then."""
+        self.check_state(state)
         self.steps = state["steps"]
         for name, observer in self.observers.items():
             weight, total = self.layers[name].weight, state["scores"][name]

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn as nn
 from torch.optim import Optimizer
 
+from wuskern import states
 from wuskern.choices import merge
 from wuskern.policies.base import CLAIMS, Policy, Wants, parts_of
 
@@ -109,13 +110,18 @@ class Compose(Policy):
 
     def state_dict(self) -> dict[str, Any]:
         """Those of the policies, in their order."""
-        return {"policies": [policy.state_dict() for policy in self.policies]}
+        return {"policy": type(self).__name__, "policies": [policy.state_dict() for policy in self.policies]}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.items("policies", state["policies"], len(self.policies))
+        for policy, its in zip(self.policies, state["policies"], strict=True):
+            policy.check_state(its)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for that of another number of policies."""
-        states = state.get("policies")
-        if set(state) != {"policies"} or len(states) != len(self.policies):  # type: ignore[arg-type]
-            raise ValueError(f"state: expected that of {len(self.policies)} policies, got {sorted(state)}")
-        for policy, its in zip(self.policies, states, strict=True):  # type: ignore[arg-type]
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state; nothing has changed then in any
+        of the policies."""
+        self.check_state(state)
+        for policy, its in zip(self.policies, state["policies"], strict=True):
             policy.load_state_dict(its)
         self.apply()

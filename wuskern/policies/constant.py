@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from wuskern import states
 from wuskern.policies.base import Policy
 
 
@@ -13,11 +14,13 @@ class Constant(Policy):
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: there is nothing but the arguments. What is random is drawn from torch's generator."""
-        return {}
+        """The method's name: there is nothing else but the arguments. What is random is drawn from torch's generator."""
+        return {"policy": type(self).__name__}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Sets the layers' flags. Raises ``ValueError`` for a state that is not empty."""
-        if state:
-            raise ValueError(f"state: expected no keys, got {sorted(state)}")
+        """Sets the layers' flags. Raises ``ValueError`` for the state of another method."""
+        self.check_state(state)
         self.apply()

@@ -13,17 +13,17 @@ Ours: convolutions, whose choice is of the whole batch; the batch norm behind a 
 neuron is always left; and ``simplify``, by which the model becomes smaller while it trains.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern.arguments import check_keys, one_of, share, whole
+from wuskern import states
+from wuskern.arguments import one_of, share, whole
 from wuskern.choices import SCOPES, PerExample, TopK
 from wuskern.observer import Observer
 from wuskern.policies.base import Policy, Wants
@@ -32,6 +32,7 @@ from wuskern.simplify import norms_of_rows, simplify_
 from wuskern.world import world_size
 
 RESETS = ("cycle", "each", "never")
+NORMS = nn.modules.batchnorm._BatchNorm | nn.GroupNorm
 
 
 class MeSimp(Policy):
@@ -59,7 +60,8 @@ class MeSimp(Policy):
             how often each row was chosen, and of how many choices, since it was last time to prune, without this epoch.
 
     Raises:
-        ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, by name.
+        ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, or whose weight, bias or
+            norm is shared or computed, by name.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class MeSimp(Policy):
         }
         self.k = {name: self._count(name, ratio, k) for name in self.records}
         norms = norms_of_rows(model, example)
-        self.rowwise = {name: self._rowwise(name, norms.get(name, ())) for name in self.records}
+        self.rowwise = {name: self._rowwise(name, norms) for name in self.records}
         self.choices = {name: self._choice(name) for name in self.records}
         self.epoch = self.steps = 0
         self.apply()
@@ -114,23 +116,34 @@ class MeSimp(Policy):
         return found
 
     def _all_alive(self, name: str) -> Observer:
-        weight = self.layers[name]._parameters.get("weight")
-        if weight is None:
-            raise ValueError(
-                f"dense: expected {name or 'the model itself'} in it, whose weight is computed from other parameters: that "
-                "they are zero does not make a row of it zero"
-            )
-        return Observer(alive=torch.ones(self._out(name), dtype=torch.bool, device=weight.device))
+        layer, where = self.layers[name], name or "the model itself"
+        for tensor in ("weight", "bias"):
+            if tensor not in layer._parameters:
+                raise ValueError(
+                    f"dense: expected {where} in it, whose {tensor} is computed from other parameters: that they are zero "
+                    "does not make a row of it zero"
+                )
+            value = layer._parameters[tensor]
+            if value is not None and sum(value is p for m in self.model.modules() for p in m._parameters.values()) > 1:
+                raise ValueError(
+                    f"dense: expected {where} in it, whose {tensor} is shared: its rows would be zero elsewhere too"
+                )
+        return Observer(alive=torch.ones(self._out(name), dtype=torch.bool, device=layer.weight.device))
 
     def _choice(self, name: str) -> TopK | PerExample:
         """A simplified layer may have fewer rows than are to be chosen: all of them, then, and none is pruned any more."""
         k = min(self.k[name], self._out(name))
         return TopK(k=k, scope=self.scope) if self.per == "batch" else PerExample(k=k)
 
-    def _rowwise(self, name: str, norms: Collection[str]) -> list[Parameter]:
-        """What is zero of a pruned row: the layer's parameters, and those of the norms behind it."""
-        modules = (self.layers[name], *map(self.model.get_submodule, norms))
-        return [parameter for module in modules for parameter in module.parameters()]
+    def _rowwise(self, name: str, norms: Mapping[str, Collection[str]]) -> list[tuple[nn.Module, str]]:
+        """What is zero of a pruned row: parameters of the layer and of the norms behind it, as modules and names."""
+        if name not in norms and any(isinstance(module, NORMS) for module in self.model.modules()):
+            raise ValueError(
+                f"dense: expected {name or 'the model itself'} in it: the graph of the model does not say which norm has a "
+                "scale and a shift of its own for each of its rows, to be pruned with it"
+            )
+        modules = (self.layers[name], *map(self.model.get_submodule, norms.get(name, ())))
+        return [(module, tensor) for module in modules for tensor, value in module._parameters.items() if value is not None]
 
     def _out(self, name: str) -> int:
         return self.layers[name].units.out
@@ -189,12 +202,11 @@ class MeSimp(Policy):
     def _prune(self, name: str) -> None:
         """Removes the rows that are seldom chosen, and counts anew. A layer without a backward since then keeps all, and one
         that does not train now is left alone, its counts too, until it does."""
-        record, hits, seen = self.records[name], self.counts[name][:-1], int(self.counts[name][-1])
-        alive = self.alive[name]
+        hits, seen, alive = self.counts[name][:-1], int(self.counts[name][-1]), self.alive[name]
         stays = (hits >= int(seen * self.prune)) & alive
         if not stays.any():
             stays[hits.masked_fill(~alive, -1).argmax()] = True
-        record.alive = stays
+        alive.copy_(stays)  # in its memory, which a captured CUDA graph reads
         self.counts[name].zero_()
 
     def _count_together(self) -> None:
@@ -211,7 +223,10 @@ class MeSimp(Policy):
     @torch.no_grad()
     def _set_zeros(self) -> None:
         for name, alive in self.alive.items():
-            for parameter in self.rowwise[name] if self.trains(name) else ():
+            for module, tensor in self.rowwise[name] if self.trains(name) else ():
+                parameter = module._parameters.get(tensor)
+                if parameter is None:
+                    raise ValueError(f"model: expected {tensor} of {name} to stay a parameter, got one that is computed by now")
                 parameter.masked_fill_(~alive.view(-1, *[1] * (parameter.ndim - 1)), 0)
 
     def _simplify(self) -> None:
@@ -243,20 +258,40 @@ class MeSimp(Policy):
             name: tuple(None if t is None else t.clone() for t in (r.alive, self.counts[name], r.hits, r.seen))
             for name, r in self.records.items()
         }
-        return {"epoch": self.epoch, "steps": self.steps, "records": records}
+        return {"policy": type(self).__name__, "epoch": self.epoch, "steps": self.steps, "records": records}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.count("epoch", state["epoch"])
+        states.count("steps", state["steps"])
+        states.names("records", state["records"], self.records)
+        for name, its in state["records"].items():
+            states.items(f"records of {name!r}", its, 4)
+            self._check_record(name, *its)
+
+    def _check_record(self, name: str, alive: Any, counts: Any, hits: Any, seen: Any) -> None:
+        """What its tensors are, :meth:`state_dict` says."""
+        out = self._out(name)
+        states.tensor(f"{out} rows of {name!r} (see wuskern.fit_), alive or not", alive, [out], torch.bool)
+        if not alive.any():
+            states.refuse(f"some row of {name!r} to be alive", "none")
+        states.counts(f"counts of {name!r}", counts, [out + 1])
+        states.counts(f"counts of {name!r}", counts[:-1], [out], int(counts[-1]))
+        if (hits is None) != (seen is None):
+            states.refuse(f"hits and choices of {name!r}, or None for both", "one of them")
+        if hits is not None:
+            states.counts(f"choices of {name!r}", seen, [])
+            states.counts(f"hits of {name!r}", hits, [out], int(seen))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for other keys or layers, or for a model that has not the
-        state's shapes: see ``wuskern.fit_``."""
-        check_keys(state, self.state_dict())
-        check_keys(state["records"], self.records)
-        for name, (alive, *_) in state["records"].items():
-            if len(alive) != self._out(name):
-                raise ValueError(f"state: expected {self._out(name)} rows of {name}, got {len(alive)} (see wuskern.fit_)")
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for a model that has not
+        its shapes: see ``wuskern.fit_``. Nothing has changed then."""
+        self.check_state(state)
         self.epoch, self.steps = state["epoch"], state["steps"]
-        for name, record in self.records.items():
+        for name in self.records:
             device = self.layers[name].weight.device
             alive, counts, *since = state["records"][name]
-            record.alive, self.counts[name] = alive.to(device, copy=True), counts.to(device, copy=True)
+            self.counts[name] = counts.to(device, copy=True)
+            self.records[name] = record = Observer(alive=alive.to(device, copy=True))
             record.load(None, *(None if t is None else t.to(device) for t in since))
         self._set_choices()

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wuskern.arguments import check_keys, whole
+from wuskern import states
+from wuskern.arguments import whole
 from wuskern.choices import PerExample
 from wuskern.configs import gathers
 from wuskern.modules import weight_owners
@@ -180,9 +181,13 @@ class Savings:
         return {"trained": self.trained, "depth": self.depth, "left_out": dict(self.left_out)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for other keys."""
-        check_keys(state, self.state_dict())
-        check_keys(state["left_out"], self.left_out)
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state; nothing has changed then."""
+        states.keys(state, self.state_dict())
+        states.count("trained", state["trained"])
+        states.count("depth", state["depth"], len(self.costs))
+        states.names("left_out", state["left_out"], self.left_out)
+        for kind, number in state["left_out"].items():
+            states.count(kind, number, 2**100)
         self.trained, self.depth, self.left_out = state["trained"], state["depth"], dict(state["left_out"])
 
 

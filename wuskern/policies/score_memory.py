@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from wuskern import states
 from wuskern.arguments import number
 from wuskern.choices import TopK
 from wuskern.policies.by_scores import ByScores
@@ -70,8 +71,18 @@ class ScoreMemory(ByScores):
         return index
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"memory": dict(self.memory)}
+        return super().state_dict() | {"memory": _copied(self.memory)}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        super().check_state(state)
+        states.names("memory", state["memory"], self.memory)
+        for name, values in state["memory"].items():
+            states.sums(f"memory of {name!r}", values, [self._out(name)], torch.float64)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.memory = dict(state["memory"])
+        self.memory = _copied(state["memory"])
+
+
+def _copied(memory: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values.cpu().clone() for name, values in memory.items()}

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from wuskern.arguments import check_keys, flag, number, share, whole
+from wuskern import states
+from wuskern.arguments import flag, number, share, whole
 
 UNSEEN, WRONG, RIGHT = range(3)
 
@@ -73,14 +74,18 @@ class SievingSampler(Sampler[int]):
         self.size, self.keep, self.rate, self.interval, self.once = size, keep, rate, interval, once
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch = 0
-        kept = max(1, int(keep * size))
         order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-        self.training = torch.arange(size) if once else order[:kept].sort()[0]
-        self.waiting = order[:0] if once else order[kept:]
+        self.training = torch.arange(size) if once else order[: self._kept].sort()[0]
+        self.waiting = order[:0] if once else order[self._kept :]
         self.forgotten = torch.zeros(size, dtype=torch.int64)
         self.learned = torch.zeros(size, dtype=torch.bool)  # was right, at least once
         self.last = torch.full((size,), UNSEEN)  # what the last presentation gave
         self._seen = torch.zeros(size, dtype=torch.bool)  # by this process, in this epoch
+
+    @property
+    def _kept(self) -> int:
+        """Samples that are trained on, once some are left out."""
+        return max(1, int(self.keep * self.size))
 
     def __len__(self) -> int:
         """Of this process's part."""
@@ -119,7 +124,7 @@ class SievingSampler(Sampler[int]):
         self._seen.zero_()
         if self.once:
             if self.epoch == self.interval:
-                self.training = self._without(self.size - max(1, int(self.keep * self.size)))[1]
+                self.training = self._without(self.size - self._kept)[1]
         elif self.epoch % self.interval == 0:
             self._exchange()
 
@@ -150,10 +155,24 @@ class SievingSampler(Sampler[int]):
         tensors = {name: getattr(self, name).clone() for name in ("training", "waiting", "forgotten", "learned", "last")}
         return {"epoch": self.epoch} | tensors
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raises ``ValueError`` for what ``load_state_dict`` refuses, and changes nothing."""
+        states.keys(state, self.state_dict())
+        states.count("epoch", state["epoch"])
+        states.counts(f"forgetting events of {self.size} samples", state["forgotten"], [self.size])
+        states.tensor(f"learned, of {self.size} samples", state["learned"], [self.size], torch.bool)
+        states.counts(f"last, of {self.size} samples", state["last"], [self.size], RIGHT)
+        kept = self._kept if not self.once or state["epoch"] >= self.interval else self.size
+        states.counts("training", state["training"], [kept], self.size - 1)
+        states.counts("waiting", state["waiting"], [0 if self.once else self.size - kept], self.size - 1)
+        both = torch.cat((state["training"].cpu(), state["waiting"].cpu()))
+        if (state["training"].diff() <= 0).any() or len(both.unique()) < len(both):
+            states.refuse("training and waiting with each sample once, training in ascending order", states.said(both.tolist()))
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for other keys, or another size of the data set."""
-        check_keys(state, self.state_dict())
-        if len(state["forgotten"]) != self.size:
-            raise ValueError(f"state: expected that of {self.size} samples, got {len(state['forgotten'])}")
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for that of another size of
+        the data set or another share; nothing has changed then."""
+        self.check_state(state)
         for name, value in state.items():
-            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+            setattr(self, name, value.cpu().clone() if isinstance(value, Tensor) else value)
+        self._seen.zero_()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import check_keys, whole
+from wuskern.arguments import whole
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import ProgressiveFreezing
 from wuskern.policies.recorded_run import Example
@@ -98,8 +98,11 @@ class SpFDE(Compose):
         """Those of the parts. Between epochs, for the sampler."""
         return super().state_dict() | {"sampler": self.sampler.state_dict()}
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        super().check_state(state)
+        self.sampler.check_state(state["sampler"])
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for other keys."""
-        check_keys(state, self.state_dict())
-        super().load_state_dict({"policies": state["policies"]})
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state; nothing has changed then."""
+        super().load_state_dict(state)
         self.sampler.load_state_dict(state["sampler"])

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import check_keys, flag, one_of, share, whole
+from wuskern import states
+from wuskern.arguments import flag, one_of, share, whole
 from wuskern.choices import TopK
 from wuskern.modules import SkippableConv2d
 from wuskern.policies.base import Policy, Wants
@@ -123,10 +124,14 @@ class SsProp(Policy):
 
     def state_dict(self) -> dict[str, Any]:
         """How many units have been."""
-        return {"t": self.t}
+        return {"policy": type(self).__name__, "t": self.t}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.count("t", state["t"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for other keys."""
-        check_keys(state, self.state_dict())
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state; nothing has changed then."""
+        self.check_state(state)
         self.t = state["t"]
         self.apply()

@@ -9,12 +9,14 @@ Ours: Y of the step before instead of the step's own, the unified form, at most 
 maximum is the layer's own.
 """
 
+import math
 from collections.abc import Collection
 from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
 
+from wuskern import states
 from wuskern.arguments import share
 from wuskern.choices import TopK
 from wuskern.policies.by_scores import ByScores
@@ -78,15 +80,26 @@ class TinyProp(ByScores):
     def _first_count(self, name: str) -> int:
         return self._amount(name, 1.0).count(*self.layers[name].units[1:])
 
+    def _counts(self, name: str) -> set[int]:
+        sizes = (level / (LEVELS - 1) for level in range(LEVELS))
+        return {self._amount(name, size).count(*self.layers[name].units[1:]) for size in sizes}
+
     def _index(self, name: str, scores: Tensor) -> Tensor:
-        y = scores.sum().item()
-        self.largest[name] = max(self.largest[name], y)
-        size = y / self.largest[name] if self.largest[name] > 0 else 1.0
+        y, size = scores.sum().item(), 1.0
+        if math.isfinite(y):  # not that of a step that a GradScaler has left out
+            self.largest[name] = max(self.largest[name], y)
+            size = y / self.largest[name] if self.largest[name] > 0 else 1.0
         return self._largest(name, scores, self._amount(name, size).count(*self.layers[name].units[1:]))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"largest": dict(self.largest)}
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        super().check_state(state)
+        states.names("largest", state["largest"], self.largest)
+        for name, value in state["largest"].items():
+            states.positive(f"largest of {name!r}", value)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.largest = dict(state["largest"])
+        self.largest = {name: float(value) for name, value in state["largest"].items()}

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import check_keys, finite, flag, number, one_of, positive, whole
+from wuskern import states
+from wuskern.arguments import finite, one_of, positive, whole
 from wuskern.plans import warn_of_nothing_left
 from wuskern.policies.base import Policy, Wants
 
@@ -133,16 +134,27 @@ class WUS(Policy):
         return {"skip": self.skipping}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists: safe for ``torch.load(weights_only=True)``."""
-        return {"skipping": self.skipping, "left": self.left, "entry": self.entry, "history": list(self.history)}
+        """Plain numbers, words and lists: safe for ``torch.load(weights_only=True)``."""
+        window = {"skipping": self.skipping, "left": self.left, "entry": self.entry}
+        return {"policy": type(self).__name__, **window, "history": list(self.history)}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.flag("skipping", state["skipping"])
+        states.count("left", state["left"], self.patience if state["skipping"] else self.cooldown)
+        states.items("history", state["history"])
+        for metric in state["history"]:
+            states.finite("history", metric)
+        states.number("entry", state["entry"])
+        if not math.isnan(state["entry"]):
+            states.finite("entry", state["entry"])
+        if state["history"] and state["skipping"] == math.isnan(state["entry"]):
+            states.refuse("an entry in a skip window, and NaN outside of it", str(state["entry"]))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken, and sets the layers' flags. Raises ``ValueError``, ``TypeError`` for what is no
-        such state; the policy is then unchanged."""
-        check_keys(state, self.state_dict())
-        flag("skipping", state["skipping"])
-        whole("left", state["left"], 0)
-        number("entry", state["entry"])
-        history = [finite("history", metric) for metric in state["history"]]
-        self.skipping, self.left, self.entry, self.history = state["skipping"], state["left"], state["entry"], history
+        """Continues where the state was taken, and sets the layers' flags. Raises ``ValueError`` for what is no such state;
+        nothing has changed then."""
+        self.check_state(state)
+        self.skipping, self.left, self.entry = state["skipping"], state["left"], state["entry"]
+        self.history = list(state["history"])
         self.apply()

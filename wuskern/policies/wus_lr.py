@@ -5,7 +5,9 @@ is stepped on entering a window, that by default it halves the rates, and that b
 the window, is ours.
 """
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn as nn
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlateau
 
+from wuskern import states
 from wuskern.arguments import number
 from wuskern.policies.wus import WUS
 
@@ -85,20 +88,52 @@ class WUSLR(WUS):
 
     def state_dict(self) -> dict[str, Any]:
         """That of ``WUS``, the scheduler's, and the rate of each group: numbers and lists, as far as the scheduler's is."""
-        return super().state_dict() | {"rates": self._rates(), "scheduler": self.scheduler.state_dict()}
+        return super().state_dict() | {"rates": self._rates(), "scheduler": copy.deepcopy(self.scheduler.state_dict())}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        super().check_state(state)
+        self._check_rates("rates", state["rates"])
+        own, its = self.scheduler.state_dict(), state["scheduler"]
+        if not isinstance(its, Mapping) or not own.keys() <= its.keys():
+            states.refuse(f"a {type(self.scheduler).__name__} with {sorted(own)}", states.said(its))
+        for name, value in its.items():
+            if name not in own and hasattr(type(self.scheduler), str(name)):
+                states.refuse(f"values of a {type(self.scheduler).__name__}", f"{name} in the place of its own")
+            if name in ("base_lrs", "_last_lr"):
+                self._check_rates(name, value)
+            elif name in ("last_epoch", "_step_count"):
+                states.count(name, value)
+            elif not _alike(own.get(name), value):
+                states.refuse(f"{name} of the scheduler like {states.said(own[name])}", states.said(value))
+        if type(self.scheduler) is ExponentialLR and its["gamma"] != self.scheduler.gamma:
+            states.refuse(f"a factor of {self.scheduler.gamma}", str(its["gamma"]))
+
+    def _check_rates(self, what: str, rates: Any) -> None:
+        states.items(what, rates, len(self.optimizer.param_groups))
+        for rate in rates:
+            states.positive(what, rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, the optimizer's rates of that moment included, whatever they are now.
 
-        Take the state, the optimizer's and an outer scheduler's at the same time. Raises ``ValueError`` for other keys or
-        another number of groups.
+        Take the state, the optimizer's and an outer scheduler's at the same time. Raises ``ValueError`` for what is no such
+        state, for another number of groups and another kind of scheduler; nothing has changed then.
         """
-        groups = len(self.optimizer.param_groups)
-        if len(state.get("rates", self._rates())) != groups:
-            raise ValueError(f"state: expected the rates of {groups} groups, got {len(state['rates'])}")
         super().load_state_dict(state)
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
         self._set_rates(state["rates"])
+
+
+def _alike(own: Any, value: Any) -> bool:
+    """Whether it can stand in the place of a scheduler's own value. Of one that is None not more can be said."""
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if isinstance(own, list | tuple):
+        its = [each for each in own if isinstance(each, Mapping)]  # schedulers that it steps itself
+        return isinstance(value, list | tuple) and (not its or (len(value) == len(own) and all(map(_alike, own, value))))
+    if isinstance(own, Mapping):
+        return isinstance(value, Mapping) and all(name in value and _alike(mine, value[name]) for name, mine in own.items())
+    return own is None or type(value) is type(own)
 
 
 def _check_scheduler(scheduler: LRScheduler, optimizer: Optimizer) -> None:

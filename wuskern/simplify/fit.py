@@ -10,7 +10,7 @@ from torch import Tensor
 from wuskern.simplify.surgery import replace, some
 
 Sizes = dict[str, int]
-NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def fit_(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
@@ -65,7 +65,7 @@ def _sizes(name: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> 
     for other, its in shapes.items():
         if its[0] != shape[0]:
             _refuse(name, other, f"[{shape[0]}], as {tensor} has", its)
-    if isinstance(module, nn.Linear | nn.Conv2d):
+    if isinstance(module, nn.Linear | nn.Conv2d) and shapes.keys() <= {"weight", "bias"}:
         weight = shapes.get("weight", tuple(module.weight.shape))
         bias = None if module.bias is None else shapes.get("bias", tuple(module.bias.shape))
         if bias is not None and bias[0] != weight[0]:

@@ -11,7 +11,7 @@ from wuskern.simplify.graph import Graph, Owner, argument, operation, shape, whe
 from wuskern.simplify.units import Cut, Fold, Ledger, Units, varying
 
 OF_ROWS = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
-BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d
+BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 PARAMETER_NAMES = {  # of the arguments that are tensors of the module
     "linear": {1: "weight", 2: "bias"},
     "conv2d": {1: "weight", 2: "bias"},
@@ -19,6 +19,7 @@ PARAMETER_NAMES = {  # of the arguments that are tensors of the module
     "group_norm": {2: "weight", 3: "bias"},
     "prelu": {1: "weight"},
 }
+SCALES = {"batch_norm": 1, "group_norm": 2}  # norms that scale each row by an argument, at that place
 KINDS: dict[str, Any] = {
     "linear": nn.Linear,
     "conv2d": nn.Conv2d,
@@ -36,6 +37,8 @@ def layer(node: Node, x: Units | None, graph: Graph, ledger: Ledger) -> Units | 
             ledger.refused.setdefault(owner.name, found)
         if x is not None:
             ledger.pin(x, f"{where(node)}: {found}")
+            if operation(node) in SCALES and argument(node, SCALES[operation(node)], "weight") is not None:
+                ledger.without_norm.update(x.ids.tolist())
         return None
     if operation(node) == "linear":
         return _linear(node, x, found, ledger)
@@ -112,8 +115,9 @@ def _conv2d(node: Node, x: Units | None, owner: Owner, ledger: Ledger) -> Units 
     reason = f"{where(node)} has {module.groups} groups, which stay equal"
     if x is not None:
         ledger.pin(x, reason)
-    ledger.refused[owner.name] = reason
-    return None
+    units = _rows(owner, dim, ledger)
+    ledger.pin(units, reason)
+    return units
 
 
 def _padded(node: Node) -> bool:

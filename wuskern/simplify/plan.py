@@ -24,6 +24,7 @@ class Plan:
     folds: of a module ``[columns]``, float64: what the columns that go are constantly given; 0 elsewhere.
     layers, kept: the report's.
     not_run: layers that the graph does not have.
+    open: views whose sizes may be computed or not.
     """
 
     keep: dict[tuple[str, str], dict[int, Tensor]]
@@ -32,11 +33,12 @@ class Plan:
     layers: dict[str, LayerRows]
     kept: dict[str, Tensor]
     not_run: list[str]
+    open: list[str]
 
 
-def plan(model: nn.Module, graph: Graph | str) -> Plan:
-    """A text in the place of the graph is why there is none: then everything stays."""
-    ledger = Ledger() if isinstance(graph, str) else _Walk(graph).ledger
+def plan(model: nn.Module, graph: Graph | str, own_sizes: bool = True) -> Plan:
+    """A text in the place of the graph is why there is none: then everything stays. ``own_sizes``: as for the ledger."""
+    ledger = Ledger() if isinstance(graph, str) else _Walk(graph, own_sizes).ledger
     gone = ledger.gone()
     modules = dict(model.named_modules())
     keep: dict[tuple[str, str], dict[int, Tensor]] = {}
@@ -60,14 +62,15 @@ def plan(model: nn.Module, graph: Graph | str) -> Plan:
         if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(module.weight, Tensor)
     }
     not_run = [name for name in layers if name not in ledger.refused and name not in {cut.module for cut in ledger.cuts}]
-    return Plan(keep, sizes, {name: c for name, c in folds.items() if c.any()}, layers, kept, not_run)
+    folds = {name: constants for name, constants in folds.items() if constants.any()}
+    return Plan(keep, sizes, folds, layers, kept, not_run, ledger.open)
 
 
 def norms(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Of each layer, the modules with a weight and a bias for each of its rows."""
-    cuts = _Walk(graph).ledger.cuts
-    scales = [cut for cut in cuts if not cut.rows and {"weight", "bias"} <= set(cut.tensors)]
-    layers = [cut for cut in cuts if cut.rows]
+    """Of each layer, the modules with a weight and a bias for each of its rows; none of a layer for which that is not known."""
+    ledger = _Walk(graph, own_sizes=False).ledger
+    scales = [cut for cut in ledger.cuts if not cut.rows and {"weight", "bias"} <= set(cut.tensors)]
+    layers = [cut for cut in ledger.cuts if cut.rows and ledger.without_norm.isdisjoint(cut.ids.tolist())]
     return {cut.module: tuple(scale.module for scale in scales if torch.equal(scale.ids, cut.ids)) for cut in layers}
 
 
@@ -97,9 +100,9 @@ def _layer_rows(name: str, module: nn.Linear | nn.Conv2d, ledger: Ledger, gone: 
 class _Walk:
     """Along the graph, with what is known of each tensor's units."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, own_sizes: bool) -> None:
         self.graph = graph
-        self.ledger = Ledger()
+        self.ledger = Ledger(own_sizes)
         self.values: dict[Node, Units] = {}
         self.memory: dict[Node, Node] = {}  # the tensor whose memory a view shares
         for place, node in enumerate(graph.nodes):

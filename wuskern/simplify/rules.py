@@ -95,9 +95,14 @@ def reshaped(node: Node, x: Units, ledger: Ledger) -> Units | None:
         return None
     before = shape(node.all_input_nodes[0])
     places = torch.arange(len(x.ids)).view([-1 if d == x.dim else 1 for d in range(len(before))]).expand(before)
+    if operation(node) == "view":
+        places = places.contiguous()
+        if not isinstance(argument(node, 1, "size"), list | tuple):
+            ledger.pin(x, mixes(node))  # of a dtype
+            return None
     moved = node.target(places, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     found = [d for d in range(moved.ndim) if _varies_along(moved, d)]
-    if len(found) != 1 or not _follows(node, x.dim, found[0], before):
+    if len(found) != 1 or not _follows(node, x.dim, found[0], before, ledger):
         ledger.pin(x, f"{where(node)} has sizes of its own")
         return None
     index = moved.movedim(found[0], 0).flatten(1)[:, 0] if moved.ndim > 1 else moved
@@ -110,12 +115,15 @@ def _varies_along(places: Tensor, dim: int) -> bool:
     return places.shape[dim] > 1 and rest.shape[1] > 0 and bool((rest == rest[:, :1]).all())
 
 
-def _follows(node: Node, dim: int, found: int, before: tuple[int, ...]) -> bool:
-    """Whether the operation, its arguments as they are, fits fewer units as well."""
+def _follows(node: Node, dim: int, found: int, before: tuple[int, ...], ledger: Ledger) -> bool:
+    """Whether the operation, its arguments as they are, fits fewer units as well. A size may have been computed: see the
+    ledger."""
     name = operation(node)
     if name in ("view", "reshape"):
         sizes = argument(node, 1, "size", argument(node, 1, "shape"))
-        return isinstance(sizes, list | tuple) and sizes[found] == -1
+        if sizes[found] != -1:
+            ledger.open.append(where(node))
+        return sizes[found] == -1 or not ledger.own_sizes
     if name in ("select", "slice", "unflatten"):
         return bool(argument(node, 1, "dim", 0) % len(before) != dim)
     if name == "squeeze":

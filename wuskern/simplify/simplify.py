@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from wuskern.convert import revert
 from wuskern.simplify.graph import Graph, evaluation, export
-from wuskern.simplify.plan import norms, plan
+from wuskern.simplify.plan import Plan, norms, plan
 from wuskern.simplify.report import Report
 from wuskern.simplify.surgery import Surgery, check_optimizer
 
@@ -22,8 +22,9 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
     """A smaller copy of ordinary layers, without the dead rows: rows of a Linear's weight, or output channels of a Conv2d's,
     that are all zero, with a zero bias.
 
-    With a row go the columns that it feeds, in every layer behind, through activations, dropout, BatchNorm, pooling, Flatten
-    and depthwise convolutions; rows that are summed, multiplied or joined go together or not at all. What a dead unit
+    With a row go the columns that it feeds, in every layer behind, through activations, dropout, BatchNorm, pooling, Flatten,
+    views and depthwise convolutions; rows that are summed, multiplied or joined go together or not at all. A view goes along
+    whose sizes are -1 or computed from those of its input; one that says ``view(-1, 288)`` keeps the rows. What a dead unit
     gives to all inputs (0.5 behind a sigmoid, a BatchNorm's shift) goes into the bias of the layers behind. A row stays where
     that is not exact, where an operation mixes rows, or where a weight is shared or used several times; the report says why.
     Each layer keeps at least one row. A layer whose rows become dead only by this loses them in a second call.
@@ -69,29 +70,49 @@ def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Opti
     try:
         with evaluation(model):
             expected = _outputs(model, inputs)
-            todo = plan(model, export(model, inputs))
-            if optimizer is not None:
-                check_optimizer(todo, model, optimizer)
+            graph = export(model, inputs)
             before = _parameters(model)
-            trains = bool(todo.kept and todo.not_run) and _trains(model, inputs)
-            surgery.apply(todo, model, optimizer)
-            _compare(model, inputs, expected)
-        if trains and not _trains(model, inputs):
-            raise RuntimeError(
-                f"the smaller model does not run in training, where {', '.join(todo.not_run)} may run, and only there"
-            )
+            todo = plan(model, graph, own_sizes=False)
+            try:
+                _apply(surgery, todo, model, inputs, expected, optimizer)
+            except RuntimeError:
+                if not todo.open:
+                    raise
+                surgery.undo()
+                todo = plan(model, graph)
+                _apply(surgery, todo, model, inputs, expected, optimizer)
     except BaseException:
         surgery.undo()
         raise
     return Report(todo.layers, before, _parameters(model), todo.kept)
 
 
+def _apply(
+    surgery: Surgery,
+    todo: Plan,
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    expected: list[Tensor],
+    optimizer: Optimizer | None,
+) -> None:
+    """Makes the model smaller, and raises ``RuntimeError`` where it does not run then, or gives something else."""
+    if optimizer is not None:
+        check_optimizer(todo, model, optimizer)
+    trains = bool(todo.kept and todo.not_run) and _trains(model, inputs)
+    surgery.apply(todo, model, optimizer)
+    _compare(model, inputs, expected)
+    if trains and not _trains(model, inputs):
+        raise RuntimeError(
+            f"the smaller model does not run in training, where {', '.join(todo.not_run)} may run, and only there"
+        )
+
+
 def norms_of_rows(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, tuple[str, ...]]:
     """The BatchNorms, and GroupNorms of one row each, that scale and shift the rows of each Linear and Conv2d, by names.
 
     For whoever makes rows dead: a BatchNorm behind a dead row gives its shift, which a convolution with zero padding behind it
-    cannot take up. Where weight and bias of the norm are zero too, the unit gives zero, and the row goes. None of a layer whose
-    rows the graph of the model does not follow.
+    cannot take up. Where weight and bias of the norm are zero too, the unit gives zero, and the row goes. A layer is missing
+    whose rows the graph of the model does not follow, or follows to a norm that is shared, or whose tensors are computed.
 
     Args, Raises: as :func:`simplify`.
     """

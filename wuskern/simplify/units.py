@@ -50,8 +50,14 @@ class Fold:
 
 @dataclass
 class Ledger:
-    """Every unit with a number; which are tied together, may not go, or are dead."""
+    """Every unit with a number; which are tied together, may not go, or are dead.
 
+    ``own_sizes``: whether numbers that a view has for a dimension of units are sizes of its own, and not computed from those of
+    its input, which a graph does not tell apart. ``open``: views where that makes a difference.
+    """
+
+    own_sizes: bool = True
+    open: list[str] = field(default_factory=list)
     count: int = 0
     dead: set[int] = field(default_factory=set)
     pinned: set[int] = field(default_factory=set)
@@ -60,6 +66,7 @@ class Ledger:
     cuts: list[Cut] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)  # layers that have no units, with the reason
+    without_norm: set[int] = field(default_factory=set)  # units whose norm cannot be named: it is shared, or computed
 
     def new(self, length: int) -> Tensor:
         ids = torch.arange(self.count, self.count + length)

@@ -12,7 +12,7 @@ import torch
 from wuskern.doctor import package_version
 from wuskern.train.files import opened, replacing
 
-FORMAT, LAYOUT = "wuskern train", 3  # a change of what the file holds is another layout
+FORMAT, LAYOUT = "wuskern train", 4  # a change of what the file holds is another layout
 CONTENT = {"experiment": str, "arguments": dict, "data": int, "finished": list, "runs": list}
 
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.arguments import check_keys, whole
+from wuskern import states
+from wuskern.arguments import whole
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.recorded_run import Example
 from wuskern.sparse_grad import to_rows
@@ -92,15 +93,27 @@ class AutoFreeze(Freezing):
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and a tensor: safe for ``torch.load(weights_only=True)``. Of several processes each has its own."""
-        own = {"frozen": self.frozen, "steps": self.steps, "norms": dict(self.norms), "sums": self.sums.cpu().clone()}
-        return super().state_dict() | own
+        sums = {name: sums.clone() for name, sums in zip(self.prefix.order, self.sums.cpu().unbind(1), strict=True)}
+        return super().state_dict() | {"frozen": self.frozen, "steps": self.steps, "norms": dict(self.norms), "sums": sums}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        super().check_state(state)
+        states.count("frozen", state["frozen"], self.count - 1)
+        states.count("steps", state["steps"], self.interval - 1)
+        states.names("sums", state["sums"], self.prefix.order)
+        for name, sums in state["sums"].items():
+            states.sums(f"sums of {name!r}", sums, [2], torch.float64)
+        states.names("norms", state["norms"], self.prefix.order, some=True)
+        for name, norm in state["norms"].items():
+            states.positive(f"norm of {name!r}", norm, infinite=True)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for other keys or another number of layers."""
-        check_keys(state, self.state_dict())
-        if state["sums"].shape != self.sums.shape:
-            raise ValueError(f"state: expected that of {self.count} layers, got {state['sums'].shape[-1]}")
-        super().load_state_dict(state | {"norms": dict(state["norms"]), "sums": state["sums"].to(self.sums, copy=True)})
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for that of other layers;
+        nothing has changed then."""
+        self.check_state(state)
+        self.frozen, self.steps, self.norms = state["frozen"], state["steps"], dict(state["norms"])
+        self.sums = torch.stack([state["sums"][name].to(self.sums) for name in self.prefix.order], 1)
+        super().load_state_dict(state)
 
 
 def _norm(weight: Tensor) -> Tensor | None:

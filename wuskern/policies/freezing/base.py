@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn as nn
 from torch.nn import Parameter
 
-from wuskern.arguments import check_keys
+from wuskern import states
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.freezing.prefix import Prefix
 from wuskern.policies.recorded_run import Example
@@ -71,12 +71,18 @@ class Freezing(Policy):
         return self.prefix.parameters
 
     def state_dict(self) -> dict[str, Any]:
-        """A number: safe for ``torch.load(weights_only=True)``."""
-        return {"epoch": self.epoch}
+        """A name and a number: safe for ``torch.load(weights_only=True)``."""
+        return {"policy": type(self).__name__, "epoch": self.epoch}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raises ``ValueError`` also where another policy has frozen a part of the model."""
+        states.of_policy(self, state)
+        states.count("epoch", state["epoch"])
+        self.prefix.check()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken, and freezes as then. Raises ``ValueError`` for other keys."""
-        check_keys(state, self.state_dict())
-        for key, value in state.items():
-            setattr(self, key, value)
+        """Continues where the state was taken, and freezes as then. Raises ``ValueError`` for what is no such state; nothing
+        has changed then."""
+        self.check_state(state)
+        self.epoch = state["epoch"]
         self.apply()

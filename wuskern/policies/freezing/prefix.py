@@ -109,7 +109,7 @@ class Prefix:
         depth = self.reachable(depth)
         if depth == self.depth:
             return
-        _check(self.model, self._forwards)
+        self.check()
         self._thaw()
         self.depth, self.modules, self._holders = depth, (), []
         if depth:
@@ -117,6 +117,10 @@ class Prefix:
             self.modules = tuple(module for module, end in self._trace.ended.items() if end < begin)
             self._holders = [Holder(*its) for its in self._names(lambda use: use.last < begin).items()]
             self._freeze(self._names(lambda use: use.first < begin <= use.last))
+
+    def check(self) -> None:
+        """Raises ``ValueError`` where another prefix of the model, or of a part of it, is frozen by now."""
+        _check(self.model, self._forwards)
 
     def _names(self, chosen: Callable[[Use], bool]) -> dict[nn.Module, list[str]]:
         """Of the parameters whose use is of that kind, by the modules that hold them."""

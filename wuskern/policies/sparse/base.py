@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern.arguments import check_keys, whole
+from wuskern import states
+from wuskern.arguments import whole
+from wuskern.modules import SkippableLayer
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.sparse.distribution import sparsities
 from wuskern.policies.sparse.patterns import Pattern, largest, remaining
+from wuskern.policies.sparse.weights import Weights
 
 DEFAULT_SPARSITY = 0.9
 
@@ -68,7 +71,7 @@ class SparseTraining(Policy):
         whole("seed", seed, 0)
         self.epochs, self.pattern = epochs, Pattern.of(pattern, block)
         self.dense = self.names_or_last(dense)
-        self.weights = {name: self._weight(name) for name in self.layers if name not in self.dense}
+        self.weights = Weights({name: self._layer(name) for name in self.layers if name not in self.dense})
         self.sparsities = sparsities(self.weights, self._sparsity(sparsity, distribution), distribution)
         sizes = {name: weight.numel() for name, weight in self.weights.items()}
         self.sparsity = sum(sizes[name] * share for name, share in self.sparsities.items()) / sum(sizes.values())
@@ -90,8 +93,10 @@ class SparseTraining(Policy):
             self.masks[name] = self.pattern.mask(units, weight)
         self.apply()
 
-    def _weight(self, name: str) -> Parameter:
-        weight = self.layers[name].weight
+    def _layer(self, name: str) -> SkippableLayer:
+        """Whose weight can have a mask."""
+        layer = self.layers[name]
+        weight = layer._parameters.get("weight")  # not computed anew
         where = name or "the model itself"
         owners = sum(weight is p for module in self.model.modules() for p in module._parameters.values())
         if owners != 1 or type(weight) is not Parameter:
@@ -100,7 +105,7 @@ class SparseTraining(Policy):
             self.pattern.check(weight)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-        return weight
+        return layer
 
     def _sparsity(self, given: float | Mapping[str, float] | None, distribution: str) -> float | Mapping[str, float]:
         n, m = self.pattern.n, self.pattern.m
@@ -116,6 +121,10 @@ class SparseTraining(Policy):
 
     def _first_sparsity(self, name: str) -> float:
         return self.sparsities[name]
+
+    def _sparsities(self, name: str) -> Collection[float] | None:
+        """Those that a layer may have at some time; None: any."""
+        return None
 
     @abstractmethod
     def _evolve(self, name: str) -> tuple[Tensor, Tensor] | None:
@@ -234,19 +243,41 @@ class SparseTraining(Policy):
     def state_dict(self) -> dict[str, Any]:
         """Numbers, names and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps."""
         return {
+            "policy": type(self).__name__,
             "epoch": self.epoch,
             "steps": self.steps,
             "due": sorted(self.due),
-            "masks": {name: mask.cpu() for name, mask in self.masks.items()},
+            "masks": {name: mask.cpu().clone() for name, mask in self.masks.items()},
             "generator": self.generator.get_state(),
         }
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.count("epoch", state["epoch"])
+        states.count("steps", state["steps"])
+        states.items("due", state["due"])
+        if not all(isinstance(name, str) and name in self.weights for name in state["due"]):
+            states.refuse(f"due, names among {sorted(self.weights)}", states.said(state["due"]))
+        states.names("masks", state["masks"], self.weights)
+        for name, weight in self.weights.items():
+            states.tensor(f"mask of {name!r}", state["masks"][name], weight.shape, torch.bool)
+            self._check_mask(name, state["masks"][name])
+        states.generator(state["generator"])
+
+    def _check_mask(self, name: str, mask: Tensor) -> None:
+        """Of whole units, as many as this policy trains."""
+        units, sparsities = self.pattern.units(mask), self._sparsities(name)
+        if not torch.equal(self.pattern.mask(units, mask), mask):
+            states.refuse(f"a mask of {name!r} in blocks of {self.pattern.block}", "one that has parts of them")
+        wanted = [self._in_groups(name, sparsity).tolist() for sparsity in sparsities or ()]
+        if sparsities is not None and units.sum(1).tolist() not in wanted:
+            some = " or ".join(map(str, sorted({sum(counts) for counts in wanted})))
+            states.refuse(f"a mask of {name!r} that trains {some} units, as many of each group", f"{int(units.sum())}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for other keys or layers."""
-        check_keys(state, self.state_dict())
-        shapes = {name: list(weight.shape) for name, weight in self.weights.items()}
-        if (found := {name: list(mask.shape) for name, mask in state["masks"].items()}) != shapes:
-            raise ValueError(f"state: expected masks of {shapes}, got {found}")
+        """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for what is no such state, and
+        for that of another model or sparsity; nothing has changed then."""
+        self.check_state(state)
         self._undo_start()
         self._remembers = bool(self.optimizers)
         self.epoch, self.steps, self.due = state["epoch"], state["steps"], set(state["due"])

@@ -107,6 +107,9 @@ class MEST(SparseTraining):
     def _first_sparsity(self, name: str) -> float:
         return self.bound(name, self.upper[0])
 
+    def _sparsities(self, name: str) -> set[float]:
+        return {self.bound(name, upper) for upper in self.upper}
+
     def step(self, metric: float | None = None) -> bool:
         """Counts an epoch. False: no step is skipped, whatever the metric."""
         before = self.phase

@@ -16,6 +16,7 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
+from wuskern import states
 from wuskern.arguments import one_of, share, whole
 from wuskern.policies.sparse.base import SparseTraining
 from wuskern.policies.sparse.patterns import largest
@@ -94,6 +95,9 @@ class RigL(SparseTraining):
         self._change()
         self._gradients = {}
 
+    def _sparsities(self, name: str) -> set[float]:
+        return {self.sparsities[name]}
+
     def _evolve(self, name: str) -> tuple[Tensor, Tensor] | None:
         scores = self._random(name) if self.growth == "random" else self._growth(name)
         if scores is None:
@@ -113,6 +117,11 @@ class RigL(SparseTraining):
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"begun": self.begun, "length": self.length}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        super().check_state(state)
+        states.count("begun", state["begun"], state["steps"])
+        states.count("length", state["length"], state["begun"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)

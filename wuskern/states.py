@@ -1,0 +1,114 @@
+"""Checks of what a ``load_state_dict`` is given, ahead of everything that it changes. Each raises ``ValueError`` with what was
+expected and what came. ``what``: the value, in words."""
+
+import math
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+MOST = 2**53  # of a count: floats hold all whole numbers up to it
+
+
+def refuse(expected: str, got: str) -> NoReturn:
+    raise ValueError(f"state: expected {expected}, got {got}")
+
+
+def said(value: object) -> str:
+    """The value, or as much of it as fits a line."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)} ({value.layout}, {value.device.type})"
+    return reprlib.repr(value)
+
+
+def keys(state: Any, expected: Collection[str]) -> None:
+    if not isinstance(state, Mapping):
+        refuse(f"the keys {sorted(expected)}", said(state))
+    if set(state) != set(expected):
+        refuse(f"the keys {sorted(expected)}", str(sorted(map(str, state))))
+
+
+def of_policy(policy: Any, state: Any) -> None:
+    """The keys, and the name of the class, which methods with the same keys differ in."""
+    keys(state, policy.state_dict())
+    if state["policy"] != type(policy).__name__:
+        refuse(f"that of {type(policy).__name__}", f"that of {said(state['policy'])}")
+
+
+def names(what: str, value: Any, expected: Collection[str], some: bool = False) -> None:
+    """A mapping from just these names, or from ``some`` of them."""
+    if not isinstance(value, Mapping):
+        refuse(f"{what} of {sorted(expected)}", said(value))
+    if not set(value) <= set(expected) or (len(value) < len(expected) and not some):
+        refuse(f"{what} of {sorted(expected)}", str(sorted(map(str, value))))
+
+
+def items(what: str, value: Any, length: int | None = None) -> None:
+    """A list or tuple; None: of any length."""
+    if not isinstance(value, list | tuple) or length not in (None, len(value)):
+        refuse(f"{what}, a list" + ("" if length is None else f" of {length}"), said(value))
+
+
+def flag(what: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        refuse(f"{what}, True or False", said(value))
+
+
+def count(what: str, value: Any, most: int = MOST) -> None:
+    """A whole number from 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        refuse(f"{what}, a whole number from 0 to {most}", said(value))
+
+
+def number(what: str, value: Any) -> None:
+    """A float, NaN and infinity among them, or an int that it can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        refuse(f"{what}, a number", said(value))
+    if isinstance(value, int) and abs(value) > MOST:
+        refuse(f"{what}, a number that a float holds", said(value))
+
+
+def finite(what: str, value: Any) -> None:
+    number(what, value)
+    if not math.isfinite(value):
+        refuse(f"{what}, a finite number", said(value))
+
+
+def positive(what: str, value: Any, infinite: bool = False) -> None:
+    """A number from 0. ``infinite``: also infinity, and NaN."""
+    (number if infinite else finite)(what, value)
+    if value < 0:
+        refuse(f"{what}, a number from 0", said(value))
+
+
+def tensor(what: str, value: Any, shape: Collection[int], dtype: torch.dtype) -> None:
+    """Values in memory, on whichever device, of this shape and dtype."""
+    fits = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    if not fits or tuple(value.shape) != tuple(shape) or value.dtype is not dtype:
+        refuse(f"{what}, {dtype} {list(shape)}", said(value))
+
+
+def counts(what: str, value: Any, shape: Collection[int], most: int | None = None) -> None:
+    """Whole numbers from 0."""
+    tensor(what, value, shape, torch.int64)
+    if value.numel() and not (value.min() >= 0 and (most is None or value.max() <= most)):
+        refuse(f"{what}, whole numbers from 0" + ("" if most is None else f" to {most}"), f"{value.min()} to {value.max()}")
+
+
+def sums(what: str, value: Any, shape: Collection[int], dtype: torch.dtype) -> None:
+    """Numbers from 0; of gradients that were infinite or NaN, these."""
+    tensor(what, value, shape, dtype)
+    if (value < 0).any():
+        refuse(f"{what}, numbers from 0", str(value.min().item()))
+
+
+def generator(value: Any) -> None:
+    """The state of a generator on the CPU."""
+    other = torch.Generator()
+    tensor("generator", value, other.get_state().shape, torch.uint8)
+    try:
+        other.set_state(value.cpu())
+    except RuntimeError as error:
+        raise ValueError(f"state: expected that of a generator, got another ({error})") from error
