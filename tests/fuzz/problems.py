@@ -86,8 +86,8 @@ def numbers(r: random.Random, shape: Shape, fine: bool) -> Tensor:
 
 def laid_out(r: random.Random, t: Tensor) -> Tensor:
     """t, in one of ``LAYOUTS``."""
-    last = ["channels_last"] * 5 if t.ndim == 4 else []
-    return LAYOUTS[r.choice([*LAYOUTS, *["contiguous"] * 5, *last] if last else [*PLAIN, *["contiguous"] * 3])](t)
+    names = [*LAYOUTS, *["channels_last"] * 4] if t.ndim == 4 else PLAIN
+    return LAYOUTS[r.choice([*names, *["contiguous"] * 5])](t)
 
 
 @functools.cache
