@@ -1,5 +1,5 @@
-"""Random trainings in two processes, under plain and prepared DDP, against one process on the joint batch: by stock PyTorch that
-masks gradients by hand, or with a policy, which then decides in both. Both processes serve all scenarios."""
+"""Random trainings in two processes, under plain and prepared DDP, against one process on the joint batch: by stock PyTorch
+that masks gradients by hand, or with a policy, which then decides in both. The two processes stay for all scenarios."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ import wuskern as wk
 from tests.distributed import training
 from tests.distributed.ranks import WORLD, Failed, Ranks
 from tests.fuzz import plans, timebox
-from tests.fuzz.plain_layers import plain
+from tests.fuzz.plain_layers import network, plain
 from wuskern import policies
 
 BATCH, STEPS = 8, 6
@@ -37,13 +37,6 @@ POLICIES: dict[str, tuple[Callable[[nn.Module, Tensor], policies.Policy], str]] 
     "RigL": (lambda net, _: policies.RigL(net, epochs=STEPS, sparsity=0.5, interval=2), ""),
     "PeriodicFreezing": (lambda net, x: policies.PeriodicFreezing(net, x, start=1, freeze=2, train=1, share=0.7), "unused"),
 }
-
-
-def network() -> nn.Module:
-    torch.manual_seed(3)
-    first, second = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3, groups=2)
-    parts = first, nn.Tanh(), second, nn.Tanh(), nn.Flatten(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 4, bias=False)
-    return nn.Sequential(*parts).double()
 
 
 class Scenario:
@@ -86,7 +79,9 @@ class Scenario:
 
 def train(rank: int, world: int, key: str, stock: bool = False) -> list[list[Tensor]]:
     """The parameters after each step."""
-    s, net = Scenario(key), network()
+    s = Scenario(key)
+    torch.manual_seed(3)
+    net = network()
     net = plain(net) if stock else wk.convert(net)
     layers = [m for m in net if isinstance(m, nn.Linear | nn.Conv2d)]
     called: nn.Module = net
@@ -150,7 +145,8 @@ def compare_lagged(ranks: Ranks, r: random.Random) -> None:
         return r.choice([None, True, fixed, wk.TopK(k=r.randint(1, out - 1), score=score)])
 
     plan = [tuple(map(flag, outs, scores)) for _ in range(STEPS)]
-    ddp = dict(bucket_cap_mb=r.choice([25, 1e-4]), gradient_as_bucket_view=r.random() < 0.5, find_unused_parameters=r.random() < 0.3)
+    flags = "gradient_as_bucket_view", "find_unused_parameters"
+    ddp = dict(bucket_cap_mb=r.choice([25, 1e-4]), **{name: r.random() < 0.4 for name in flags})
     how = dict(optimizer=r.choice(list(training.OPTIMIZERS)), micro=r.choice([1, 1, 3]), compact=r.random() < 0.5)
     attach, prepare = r.random() < 0.3, dict(check_flags=r.random() < 0.7)
     try:

@@ -23,7 +23,7 @@ from tests.policies.test_resume import same
 from wuskern import cli
 from wuskern.train import checkpoint, experiment, files, results
 
-MLP, VGG, ALEXNET = (("--model", model, "--width", width) for model, width in (("mlp", ".05"), ("vgg11", ".03"), ("alexnet", ".03")))
+MLP, VGG, ALEXNET = (("--width", w, "--model", m) for w, m in ((".05", "mlp"), (".03", "vgg11"), (".03", "alexnet")))
 WINDOWS = ":threshold=1:window=1:patience=2:cooldown=1:warmup=1:guard=1"
 AVERAGE, ROWS = ("--accumulate", "2"), ("--optimizer", "row-adamw", "--lr", ".01")
 METHODS: dict[str, tuple[str, ...]] = {
@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "sieve:keep=.6:interval=1": ALEXNET,
     "mest:sparsity=.5:interval=1": (*VGG, *ROWS),
     "rigl:sparsity=.5:interval=2": (*MLP, "--optimizer", "row-sgd"),
-    "rigl:pattern=2/4:interval=2:growth=random": MLP,
+    "rigl:sparsity=.5:interval=2:growth=random": MLP,
     "spfde:sparsity=.5:interval=1:sieve_interval=1:keep=.6:start=0:end=4": ALEXNET,
     f"wus{WINDOWS}+mest:sparsity=.5:interval=1+memory:ratio=.3": MLP,
     "meprop:ratio=.3+crs:ratio=.5+sieve:keep=.6:interval=1": (*MLP, *AVERAGE),
@@ -137,8 +137,9 @@ class End:
 
     def check(self, whole: "End") -> None:
         assert same(self.numbers, whole.numbers), "results.json has other numbers"
-        parts = [name for ours, theirs in zip(self.runs, whole.runs, strict=True) for name in theirs if not same(ours[name], theirs[name])]
-        assert not parts, f"other {', '.join(parts)} at the end"
+        for ours, theirs in zip(self.runs, whole.runs, strict=True):
+            parts = [name for name in theirs if not same(ours[name], theirs[name])]
+            assert not parts, f"other {', '.join(parts)} at the end"
 
 
 class Kills:

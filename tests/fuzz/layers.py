@@ -1,7 +1,11 @@
 """Layers of every kind, dtype, layout and plan, in every way of calling backward, against stock PyTorch in float64."""
 
+import argparse
 import contextlib
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -28,6 +32,9 @@ class Call:
 
     def passed(self, p: Problem, seed: int) -> plans.Passed:
         return plans.passed(self.plan, p.units, self.dy, p.seen(self.x.detach()), seed)
+
+
+New = tuple[Call, plans.Passed, Tensor]  # a use, what it passed, and the exact gradient that it adds
 
 
 class Case:
@@ -94,7 +101,8 @@ class Case:
         calls = [self._call(recomputed, alone=count == 1) for _ in range(count)]
         calls = [call for call in calls if call.y.requires_grad]
         if calls:
-            self._backward(calls, "backward" if recomputed == "reentrant" else self.r.choice(["backward"] * 3 + ["inputs", "grad"]))
+            ways = ["backward"] if recomputed == "reentrant" else ["backward"] * 3 + ["inputs", "grad"]
+            self._backward(calls, self.r.choice(ways))
 
     def _call(self, recomputed: str | None, alone: bool) -> Call:
         p, r = self.p, self.r
@@ -169,7 +177,9 @@ class Case:
         assert dx.stride() == stock.stride(), f"dX has strides {dx.stride()}, expected {stock.stride()}"
         self._judge("x", dx, exact.x.to(self.compute).to(dx.dtype), exact.x, [(call, part, exact.x)])
 
-    def _check_parameter(self, name: str, news: list, before: Tensor | None, copy: Tensor | None, returned: dict | None) -> None:
+    def _check_parameter(
+        self, name: str, news: list[New], before: Tensor | None, copy: Tensor | None, returned: dict[str, Tensor] | None
+    ) -> None:
         q = self.parameters[name]
         if returned is not None or not news:
             assert q.grad is before, f"{name}.grad was replaced"
@@ -184,9 +194,11 @@ class Case:
         expected = held + sum(e.to(self.compute).to(q.dtype) for _, _, e in news)
         self._judge(name, dense(total), expected.detach(), held.double() + sum(e for *_, e in news), news, held)
 
-    def _judge(self, name: str, ours: Tensor, expected: Tensor, exact: Tensor, news: list, held: Tensor | None = None) -> None:
-        """Equal where sums are exact, and else as right as stock, by the rule of accuracy.py. Products of two bytes are rounded on
-        their way by torch's convolutions on some processors, and where the scale of a drawn token is multiplied in."""
+    def _judge(
+        self, name: str, ours: Tensor, expected: Tensor, exact: Tensor, news: list[New], held: Tensor | None = None
+    ) -> None:
+        """Equal where sums are exact, and else as right as stock, by the rule of accuracy.py. Products of two bytes are rounded
+        on their way by torch's convolutions on some processors, and where the scale of a drawn token is multiplied in."""
         if torch.equal(ours, expected):
             return
 
@@ -241,11 +253,38 @@ def attempt(r: random.Random) -> str | None:
     return None
 
 
+# ---- instruction sets -----------------------------------------------------------------------------------------------
+
+NAMES = "WUSKERN_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
+SETS = {
+    "widest": {},
+    "avx2": dict(zip(NAMES, ("avx2", "avx2", "AVX2", "AVX2"), strict=True)),
+    "baseline": dict(zip(NAMES, ("baseline", "default", "SSE41", "SSE4_2"), strict=True)),
+}
+
+
+def _with_set(chosen: argparse.Namespace, name: str) -> int:
+    """A process of its own, with a third of the time, or of the count: the libraries read their variables once."""
+    if name == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        print("this processor has no avx2")
+        return 0
+    share = ["--seconds", str(chosen.seconds / len(SETS))]
+    if chosen.count is not None:
+        share = ["--count", str(-(-chosen.count // len(SETS)))]
+    library = ["--library", str(chosen.library)] if chosen.library else []
+    command = [sys.executable, "-m", "tests.fuzz.layers", "--set", name, "--seed", str(chosen.seed), *share, *library]
+    return subprocess.run(command, env=os.environ | SETS[name]).returncode
+
+
 def main() -> int:
-    chosen = timebox.parser(__doc__).parse_args()
+    parser = timebox.parser(__doc__)
+    parser.add_argument("--set", choices=SETS, help="the instruction set (default: each has a third)")
+    chosen = parser.parse_args()
+    if chosen.set is None and chosen.only is None:
+        return max([_with_set(chosen, name) for name in SETS])
     timebox.load_library(chosen)
     status = timebox.run(chosen, attempt)
-    print(f"layers by the instruction set {native._vectors()} of ours, {torch.backends.cpu.get_cpu_capability()} of torch")
+    print(f"with {native._vectors()} in wuskern, {torch.backends.cpu.get_cpu_capability()} in torch")
     return status
 
 

@@ -48,6 +48,13 @@ class PlainConv2d(Plain, nn.Conv2d):
         return self._conv_forward(x, weight, None)
 
 
+def network() -> nn.Module:
+    """A small one. x: ``[B, 2, 6, 6]``."""
+    first, second = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3, groups=2)
+    parts = first, nn.Tanh(), second, nn.Tanh(), nn.Flatten(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 4, bias=False)
+    return nn.Sequential(*parts).double()
+
+
 def plain(model: nn.Module) -> nn.Module:
     """Changes the class of every nn.Linear and nn.Conv2d, in place."""
     for module in model.modules():

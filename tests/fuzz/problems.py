@@ -19,6 +19,7 @@ from wuskern.choices import Units
 KINDS = 4000  # of layers; each is made once and used again
 PLAIN = [name for name in LAYOUTS if name != "channels_last"]
 Shape = tuple[int, ...]
+Size = Callable[[Tensor], Tensor]  # of numbers: the numbers themselves, or their absolute values
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class Problem:
         return x[0] if self.is_conv and len(x) and r.random() < 0.15 else x
 
     def backward(
-        self, x: Tensor, passed: Passed, compute: torch.dtype, dtype: torch.dtype, size: Callable[[Tensor], Tensor] = Tensor.detach
+        self, x: Tensor, passed: Passed, compute: torch.dtype, dtype: torch.dtype, size: Size = Tensor.detach
     ) -> Passed:
         """The gradients by stock PyTorch, in ``dtype``, of ``size`` of x, weight, bias and dY as ``compute`` has them."""
         given = x, self.layer.weight, self.layer.bias

@@ -4,14 +4,10 @@ and checkpoints. Its weights stay those of a plain loop that masks gradients by 
 import argparse
 import contextlib
 import functools
-import gc
 import io
-import os
 import random
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -20,11 +16,11 @@ from torch import Tensor
 
 import wuskern as wk
 from tests.fuzz import plans, timebox
-from tests.fuzz.plain_layers import plain, plain_layers
+from tests.fuzz.beside import Boom, Infers, grown, used
+from tests.fuzz.plain_layers import network, plain, plain_layers
 from wuskern import dense_grad
 
 WARM_UP, CHECKED = 0.2, 50  # of all steps, after which memory is flat; steps from check to check
-MORE = {"bytes": 16 * 2**20, "tensors": 40, "objects": 5000}  # that may be there at the end
 NEAR = 1e-9  # of the largest weight: two orders of the same sums in float64, over thousands of steps
 OPTIMIZERS = {
     "torch, with momentum and decay": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -34,21 +30,11 @@ OPTIMIZERS = {
 POLICIES: list[Callable[[nn.Module], wk.policies.Policy]] = [
     functools.partial(wk.policies.MeProp, ratio=0.4),
     functools.partial(wk.policies.ScoreMemory, ratio=0.4, reuse=2),
-    functools.partial(wk.policies.TinyProp),
+    wk.policies.TinyProp,
     functools.partial(wk.policies.SsProp, unit="step", length=3),
     functools.partial(wk.policies.ColumnRowSampling, ratio=0.5, pick="top"),
     functools.partial(wk.policies.WUS, window=1, warmup=0, patience=2, threshold=0.01),
 ]
-
-
-class Boom(Exception):
-    """Raised where nobody expects it."""
-
-
-def network() -> nn.Module:
-    first, second = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 3, groups=2)
-    parts = first, nn.Tanh(), second, nn.Tanh(), nn.Flatten(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 4, bias=False)
-    return nn.Sequential(*parts).double()
 
 
 def boom(*_: object) -> None:
@@ -59,35 +45,6 @@ def half_written(target: Tensor, stale: Tensor | None, grad: object) -> Tensor:
     """As a Ctrl-C leaves it."""
     target.flatten()[::2] = float("nan")
     raise Boom
-
-
-class Infers:
-    """A thread that calls the model beside training, whenever it is asked to."""
-
-    def __init__(self) -> None:
-        self.model: nn.Module | None = None
-        self.wanted, self.faults, self.calls = threading.Semaphore(0), [], 0
-        self.thread = threading.Thread(target=self._serve, daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.model = None
-        self.wanted.release()
-        self.thread.join()
-
-    def _serve(self) -> None:
-        x = torch.ones(3, 2, 6, 6, dtype=torch.float64)
-        while self.wanted.acquire() and (model := self.model) is not None:
-            try:
-                with torch.no_grad() if self.calls % 2 else contextlib.nullcontext():
-                    y = model(x)
-                if y.requires_grad == bool(self.calls % 2) or not y.isfinite().all():
-                    self.faults.append(f"a thread that infers got requires_grad={y.requires_grad}, {y}")
-            except Boom:  # a hook of the model's
-                pass
-            except Exception as error:
-                self.faults.append(f"a thread that infers: {type(error).__name__}: {error}")
-            self.calls += 1
 
 
 class Soak:
@@ -104,7 +61,7 @@ class Soak:
 
     def step(self) -> None:
         r = self.r
-        if r.random() < 0.4:
+        if r.random() < (0.4 if self.policy is None else 0.1):
             r.choice([self._one_layer, self._one_layer, self._all_layers, self._some_layers, self._take_policy])()
         if r.random() < 0.05:
             r.choice([self._raise_in_forward, self._raise_in_backward, self._raise_in_write, self._save, self._load])()
@@ -286,22 +243,6 @@ class Soak:
         for (name, ours), theirs in pairs:
             error, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
             assert error <= NEAR * size, f"{name} is {error:.2e} away from the plain loop's, of {size:.2e}"
-
-
-# ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-def used() -> dict[str, int]:
-    gc.collect()
-    objects = gc.get_objects()
-    tensors = sum(issubclass(type(each), Tensor) for each in objects)
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {"bytes": resident, "tensors": tensors, "objects": len(objects)}
-
-
-def grown(before: dict[str, int], after: dict[str, int]) -> list[str]:
-    """What there is more of than may be, in words."""
-    return [f"{name}: from {before[name]} to {after[name]}" for name in MORE if after[name] - before[name] > MORE[name]]
 
 
 def soak(chosen: argparse.Namespace) -> int:
