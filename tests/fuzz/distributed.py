@@ -124,9 +124,10 @@ def in_two(rank: int, key: str) -> list[list[Tensor]]:
     return train(rank, WORLD, key)
 
 
-def compare(ranks: Ranks, key: str) -> None:
+def compare(both: list[list[list[Tensor]]], key: str) -> None:
+    """What the two processes have given, with the one process."""
     expected = train(0, 1, key, stock=Scenario(key).policy is None)
-    for step, (first, second, right) in enumerate(zip(*ranks.run(in_two, key), expected, strict=True)):
+    for step, (first, second, right) in enumerate(zip(*both, expected, strict=True)):
         for number, (a, b, value) in enumerate(zip(first, second, right, strict=True)):
             assert torch.equal(a, b), f"step {step}: parameter {number} differs between the processes"
             torch.testing.assert_close(a, value, rtol=1e-9, atol=1e-12, msg=lambda m, s=step, n=number: f"step {s}: {n}: {m}")
@@ -161,34 +162,37 @@ def training_layers() -> list[nn.Module]:
 
 
 class Distributed:
-    """Scenarios, one after the other."""
+    """Scenarios, one after the other. ``training``: a scenario in one of the processes."""
 
-    def __init__(self) -> None:
-        self.ranks = Ranks()
+    def __init__(self, ranks: Ranks, training: Callable[[int, str], list[list[Tensor]]] = in_two) -> None:
+        self.ranks, self.training = ranks, training
 
     def __call__(self, r: random.Random) -> str | None:
         if r.random() < 0.3:
-            return self._tried(compare_lagged, r, "lagged rows")
-        key = str(r.random())
-        return self._tried(compare, key, Scenario(key))
+            return _fault(lambda: compare_lagged(self.ranks, r), "lagged rows")
+        return self.compare(str(r.random()))
 
-    def _tried(self, comparing: Callable[[Ranks, Any], None], what: Any, told: object) -> str | None:
-        try:
-            comparing(self.ranks, what)
-        except (AssertionError, Failed, RuntimeError, ValueError, TypeError) as error:
-            lines = str(error).strip().splitlines() or [""]
-            return f"{type(error).__name__}: {lines[-1] if isinstance(error, Failed) else ' '.join(lines)}: {told}"
-        return None
+    def compare(self, key: str) -> str | None:
+        return _fault(lambda: compare(self.ranks.run(self.training, key), key), Scenario(key))
+
+
+def _fault(comparing: Callable[[], None], told: object) -> str | None:
+    try:
+        comparing()
+    except Exception as error:  # of any kind, in any process
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[-1] if isinstance(error, Failed) else ' '.join(lines)}: {told}"
+    return None
 
 
 def main() -> int:
     chosen = timebox.parser(__doc__).parse_args()
     timebox.load_library(chosen)
-    distributed = Distributed()
+    ranks = Ranks()
     try:
-        return timebox.run(chosen, distributed)
+        return timebox.run(chosen, Distributed(ranks))
     finally:
-        distributed.ranks.stop()
+        ranks.stop()
 
 
 if __name__ == "__main__":
