@@ -123,7 +123,7 @@ results: bench bench-again accuracy demo
 	for script in masks tokens simplify accelerating; do $(PY) -m bench.$$script; done
 	$(PY) -m bench.tables
 
-# ---- random input, and sanitizers on the CPU ------------------------------------------------------------------------------------------
+# ---- random input, and sanitizers on the CPU ------------------------------------------------------------------------
 
 # Every generator of tests/fuzz for so many seconds, from a seed; those that find a fault are named at the end.
 FUZZERS := layers soak kills distributed hostile convolutions

@@ -154,8 +154,8 @@ class Kills:
         self.killed = 0
 
     def arguments(self, method: str, folder: Path) -> list[str]:
-        files = "--data", str(self.images), "--out", str(folder / "out"), "--checkpoint", str(folder / "run.pt")
-        return ["train", "--policy", method, *METHODS[method], "--epochs", "5", "--batch", "8", *files]
+        paths = "--data", str(self.images), "--out", str(folder / "out"), "--checkpoint", str(folder / "run.pt")
+        return ["train", "--policy", method, *METHODS[method], "--epochs", "5", "--batch", "8", *paths]
 
     def _undisturbed(self, method: str) -> tuple[End, dict[str, int]]:
         if method not in self.whole:

@@ -46,7 +46,7 @@ class Case:
         self.compute = self.amp or p.dtype
         self.micro = r.choice([1, 1, 1, 2, 3])
         self.wish, self.least = r.choice([None, None, "native", "reference"]), r.choice([0, dense_grad.LEAST])
-        self.parameters = {name: q for name, q in p.layer.named_parameters()}
+        self.parameters = dict(p.layer.named_parameters())
         for q in self.parameters.values():
             q.requires_grad_(r.random() < 0.85)
             q.grad = None
@@ -96,8 +96,7 @@ class Case:
 
     def _micro_batch(self) -> None:
         count = self.r.choice([1, 1, 1, 2])
-        whole = self.r.random() < 0.2 and count == 1
-        recomputed = self.r.choice(["once", "reentrant"]) if whole else None
+        recomputed = self.r.choice(["once", "reentrant"]) if count == 1 and self.r.random() < 0.2 else None
         calls = [self._call(recomputed, alone=count == 1) for _ in range(count)]
         calls = [call for call in calls if call.y.requires_grad]
         if calls:
