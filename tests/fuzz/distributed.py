@@ -80,7 +80,7 @@ class Scenario:
 def train(rank: int, world: int, key: str, stock: bool = False) -> list[list[Tensor]]:
     """The parameters after each step."""
     s = Scenario(key)
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     net = network()
     net = plain(net) if stock else wk.convert(net)
     layers = [m for m in net if isinstance(m, nn.Linear | nn.Conv2d)]

@@ -17,7 +17,8 @@ class Passed:
 
     x: Tensor
     weight: Tensor | None
-    bias: Tensor
+    bias: Tensor | None
+    is_dense: bool = False  # all of it goes everywhere
 
 
 # ---- any plan -------------------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def _tokens(r: random.Random, by_chance: bool) -> wk.Tokens:
 def passed(plan: wk.Plan, units: Units, dy: Tensor, x: Tensor, seed: int) -> Passed:
     """``x``: as the products see it, padded. ``seed``: of torch's generator as the backward begins. Where the numbers are
     eighths and not large, scores and norms are exact in float32, and a choice by them has no second answer."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     dim, dy, x = -1 if units.layer == "Linear" else -3, dy.double(), x.double()
     if plan.skip:
         return Passed(dy, None, dy)
@@ -87,7 +88,7 @@ def passed(plan: wk.Plan, units: Units, dy: Tensor, x: Tensor, seed: int) -> Pas
     if plan.tokens is not None and plan.tokens.count(n) < n:
         weights = token_weights(plan.tokens, _of_tokens(sized, dim), _of_tokens(x, dim))
         to_weight = (_of_tokens(to_weight, dim) * weights.view(-1, *[1] * (-dim))).view_as(dy)
-    return Passed(to_x, to_weight, to_bias)
+    return Passed(to_x, to_weight, to_bias, is_dense=to_x is to_weight is to_bias is dy)
 
 
 def _of_tokens(t: Tensor, dim: int) -> Tensor:
@@ -105,13 +106,13 @@ def chosen_rows(rows: wk.TopK | wk.Rows, dy: Tensor, dim: int, units: Units) -> 
         scores = (dy.abs() if rows.score == "l1" else dy.square()).movedim(dim, 0)[..., None].flatten(1).sum(1)
     blocks = scores.view(units.groups, -1, rows.block).sum(-1)
     count = rows.count(units.out, units.groups) // (units.groups * rows.block)
-    best = blocks.sort(1, descending=True, stable=True).indices[:, :count]
+    best = blocks.sort(dim=1, descending=True, stable=True).indices[:, :count]
     return torch.zeros_like(blocks, dtype=torch.float64).scatter_(1, best, 1).flatten().repeat_interleave(rows.block)
 
 
 def largest_of_each(dy: Tensor, k: int) -> Tensor:
     """dy, zero but for the k largest sizes of each example; of equal ones the lower index."""
-    best = dy.abs().sort(-1, descending=True, stable=True).indices[..., :k]
+    best = dy.abs().sort(dim=-1, descending=True, stable=True).indices[..., :k]
     return dy * torch.zeros_like(dy).scatter_(-1, best, 1)
 
 

@@ -52,7 +52,7 @@ class Soak:
 
     def __init__(self, seed: int) -> None:
         self.r, self.data = random.Random(seed), torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         self.ours, self.plain, self.infers = network(), plain(network()), Infers()
         self.plain.load_state_dict(self.ours.state_dict())
         self._rebuild()

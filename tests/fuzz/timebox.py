@@ -52,7 +52,7 @@ def run(chosen: argparse.Namespace, attempt: Callable[[random.Random], str | Non
     clock, tried, faults = Clock(chosen), 0, []
     while chosen.only is not None or clock.goes_on(tried):
         number = tried if chosen.only is None else chosen.only
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)  # torch.manual_seed notes down a traceback each time
         if (fault := attempt(random.Random(f"{chosen.seed} {number}"))) is not None:
             faults.append(f"{fault} (--seed {chosen.seed} --only {number})")
         tried += 1
