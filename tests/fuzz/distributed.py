@@ -137,15 +137,17 @@ def compare(both: list[list[list[Tensor]]], key: str) -> None:
 
 
 def compare_lagged(ranks: Ranks, r: random.Random) -> None:
-    """By the twin of tests/distributed/training.py, which knows what a prepared DDP chooses from."""
+    """By the twin of tests/distributed/training.py, which knows what a prepared DDP chooses from: a layer that ever chooses by
+    scores does so in the first step."""
     outs = [layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features for layer in training_layers()]
-    scores = [r.choice(["l1", "l2"]) for _ in outs]
+    scores = [r.choice([None, "l1", "l2"]) for _ in outs]
 
-    def flag(out: int, score: str) -> Any:
+    def flag(step: int, out: int, score: str | None) -> Any:
+        top = wk.TopK(k=r.randint(1, out - 1), score=score) if score else None
         fixed = sorted(r.sample(range(out), r.randint(1, out - 1)))
-        return r.choice([None, True, fixed, wk.TopK(k=r.randint(1, out - 1), score=score)])
+        return top if top and step == 0 else r.choice([None, True, fixed, top])
 
-    plan = [tuple(map(flag, outs, scores)) for _ in range(STEPS)]
+    plan = [tuple(flag(step, *layer) for layer in zip(outs, scores, strict=True)) for step in range(STEPS)]
     flags = "gradient_as_bucket_view", "find_unused_parameters"
     ddp = dict(bucket_cap_mb=r.choice([25, 1e-4]), **{name: r.random() < 0.4 for name in flags})
     how = dict(optimizer=r.choice(list(training.OPTIMIZERS)), micro=r.choice([1, 1, 3]), compact=r.random() < 0.5)
