@@ -4,6 +4,7 @@ import argparse
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def load_library(chosen: argparse.Namespace) -> None:
+    """Loads the compiled library, or ends the program. PyTorch's warnings, of slow layouts and the like, are silenced."""
+    warnings.filterwarnings("ignore", module="torch")
     if chosen.library is not None:
         backends.LIBRARY_DIR = chosen.library
     if obstacle := backends.library_obstacle("cpu"):
