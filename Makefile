@@ -2,7 +2,7 @@
 # make test-more | check-fast    what takes long and finds little | the core alone, in less than two minutes
 # make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline; sanitize-memcheck, ...
-# make sanitize-cpu       hostile calls and convolutions by a CPU library with sanitizers
+# make fuzz | sanitize-cpu    random layers, trainings, kills, processes, calls | hostile calls by a CPU library with sanitizers
 # make wheel | check-wheel    one wheel for a cluster, in dist/ | the tests on it, installed
 #
 # PYTHON=python3.12 chooses the Python, TORCH=2.10.0 the PyTorch of .venv. ENV=active uses the active Python, which
@@ -86,6 +86,8 @@ check: build
 test-more: build
 	$(TESTS) -m more
 	$(SMOKE) -m more
+	$(MAKE) fuzz SECONDS=20
+	$(MAKE) sanitize-cpu SANITIZER_SECONDS=30
 
 # Layers, ops and optimizers: no policies, training, processes, compilers, machine code, benchmarks.
 BESIDE := $(wildcard tests/policies tests/train tests/distributed tests/simplify tests/triton_kernels tests/test_bench* \
@@ -121,7 +123,19 @@ results: bench bench-again accuracy demo
 	for script in masks tokens simplify accelerating; do $(PY) -m bench.$$script; done
 	$(PY) -m bench.tables
 
-# ---- sanitizers on the CPU ------------------------------------------------------------------------------------------
+# ---- random input, and sanitizers on the CPU ------------------------------------------------------------------------
+
+# Every generator of tests/fuzz for so many seconds, from a seed; those that find a fault are named at the end.
+FUZZERS := layers soak kills distributed hostile convolutions
+SECONDS ?= 900
+SEED ?= 0
+.PHONY: fuzz
+fuzz: build
+	failed=""; \
+	for fuzz in $(FUZZERS); do \
+	  echo "$$fuzz:"; OMP_NUM_THREADS=1 $(PY) -m tests.fuzz.$$fuzz --seconds $(SECONDS) --seed $(SEED) || failed="$$failed $$fuzz"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "faults:$$failed" >&2; exit 1; fi
 
 # Hostile calls of every op, and convolutions of any geometry, by a library that address and undefined-behaviour sanitizers watch.
 SANITIZER_SECONDS ?= 60

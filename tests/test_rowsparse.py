@@ -89,6 +89,18 @@ def test_conv2d(case, scope, layout, dtype):
     assert ours["x"].stride() == gradients(layer, x)["x"].stride()
 
 
+@pytest.mark.parametrize("choice", [wk.Rows([1, 4]), wk.Rows([1, 4], "both"), wk.PerExample(k=2)], ids=str)
+@pytest.mark.parametrize("leading", [(6,), (3, 1), (1, 3), (2, 3), (2, 1, 3), (0, 2), (1, 1)], ids=str)
+def test_dx_of_a_linear_lies_as_stocks(leading, choice):
+    """With x contiguous, and with x a transposed matrix: stock's dX is one too."""
+    stock = nn.Linear(4, 5)
+    ours = wk.convert(copy.deepcopy(stock))
+    ours.rows = choice
+    for x in (torch.randn(*leading, 4), torch.randn(4, *leading).movedim(0, -1)):
+        found = [gradients(layer, x)["x"].stride() for layer in (ours, stock)]
+        assert found[0] == found[1], x.stride()
+
+
 @pytest.mark.parametrize("gathers", [True, False])
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize(("make", "shape"), LAYERS)

@@ -6,6 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 
 import wuskern as wk
+from wuskern import dense_grad
 from wuskern.sparse_grad import to_rows
 
 OUT, IN = 12, 6
@@ -93,6 +94,21 @@ def test_past_half_of_the_rows_it_is_dense_and_stays_so(dtype):
     ours.weight.grad = None
     backward(ours, shape, 0)
     assert ours.weight.grad.is_sparse
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@each_layer
+def test_rows_are_added_to_the_dense_form_that_uses_its_memory_again(kind, hooked, monkeypatch):
+    """It is a lazy copy, to which torch cannot add a sparse tensor in channels_last."""
+    monkeypatch.setattr(dense_grad, "LEAST", 0)
+    ours, dense, shape = twins(kind, torch.float32)
+    if hooked:
+        ours.weight.register_hook(lambda grad: None)
+    for sparse in (False, True):
+        ours.rows, dense.rows = (wk.Rows([1, 4], sparse=form) for form in (sparse, False))
+        for layer in (ours, dense):
+            backward(layer, shape, 3 + sparse)
+    assert_same_bits(ours.weight.grad, dense.weight.grad)
 
 
 @pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # torch adds a channels_last one to ours

@@ -72,7 +72,8 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """``y = x @ weight.T + bias``. x: ``[..., in]``. weight: ``[out, in]``. ``like``: whether x is a transposed matrix."""
+    """``y = x @ weight.T + bias``. x: ``[..., in]``. weight: ``[out, in]``. ``like``: whether x, as a matrix, is a transposed
+    one."""
 
     dim: ClassVar[int] = -1
     groups: ClassVar[int] = 1  # type: ignore[misc]
@@ -87,7 +88,14 @@ class Linear:
         return F.linear(x, weight, bias)
 
     def like(self, x: Tensor, weight: Tensor) -> bool:
-        return x.ndim == 2 and x.stride() == (1, x.size(0))
+        if x.ndim < 3:
+            return x.ndim == 2 and x.stride() == (1, x.size(0))
+        tokens = 1
+        for size, stride in zip(x.shape[-2::-1], x.stride()[-2::-1], strict=True):
+            if size > 1 and stride != tokens:
+                return False
+            tokens *= size
+        return tokens > 1 and x.stride(-1) == tokens
 
     def laid_out(self, dy: Tensor, like: bool) -> Tensor:
         return dy
@@ -97,11 +105,13 @@ class Linear:
 
     def dgrad(self, dy: Tensor, weight: Tensor, like: bool) -> Tensor:
         weight = weight.detach()  # of one that requires a gradient torch.matmul takes other ways, with copies
-        return weight.t().mm(dy.t()).t() if like else dy.matmul(weight)
+        if not like:
+            return dy.matmul(weight)
+        return weight.t().mm(as_matrix(dy).t()).t().view(*dy.shape[:-1], weight.shape[1])
 
     def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: bool) -> Tensor:
         dx = ops.rowsparse_dgrad(dy, weight, rows)
-        return dx.t().contiguous().t() if like else dx
+        return as_matrix(dx).t().contiguous().t().view(dx.shape) if like else dx
 
     def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         return dy.t() @ x

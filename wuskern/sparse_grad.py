@@ -85,6 +85,8 @@ def taking_up_held(weight: Tensor, grad: RowGrad) -> Tensor:
     """A gradient for autograd to accumulate: ``grad``, and with it the rows that ``weight.grad`` holds, which is then None.
     torch would put the two one behind the other, longer with each backward. Hooks see what is new alone: then torch adds up.
     """
+    if weight.grad is not None and not weight.grad.is_sparse:
+        weight.grad.data_ptr()  # of a lazy copy: memory of its own now, for torch's addition asks for it too late and fails
     if has_hooks(weight):
         return to_sparse(weight, grad)
     with _lock:

@@ -33,7 +33,7 @@ class Ranks:
         """What ``function(rank, *args)`` returns in each process."""
         if not self.pipes:
             self.start()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             for pipe in self.pipes:
                 pipe.send((function, args, os.path.join(folder, "store")))
             answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer in time") for pipe in self.pipes]

@@ -4,6 +4,7 @@ import argparse
 import random
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,22 +26,39 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def load_library(chosen: argparse.Namespace) -> None:
+    """Loads the compiled library, or ends the program. PyTorch's warnings, of slow layouts and the like, are silenced."""
+    warnings.filterwarnings("ignore", module="torch")
     if chosen.library is not None:
         backends.LIBRARY_DIR = chosen.library
     if obstacle := backends.library_obstacle("cpu"):
         raise SystemExit(f"the compiled library is needed: {obstacle}")
 
 
+class Clock:
+    """Says whether there is to be another input: ``--count`` of them, or until ``--seconds`` are over."""
+
+    def __init__(self, chosen: argparse.Namespace) -> None:
+        self.count, self.seconds, self.start = chosen.count, chosen.seconds, time.monotonic()
+
+    def share(self, tried: int) -> float:
+        """How much of it is over, after so many inputs."""
+        passed = time.monotonic() - self.start
+        return tried / max(self.count, 1) if self.count is not None else passed / self.seconds
+
+    def goes_on(self, tried: int) -> bool:
+        return tried < self.count if self.count is not None else self.share(tried) < 1
+
+
 def run(chosen: argparse.Namespace, attempt: Callable[[random.Random], str | None]) -> int:
     """Calls ``attempt`` for one input after the other; what it answers is a fault. Gives the exit status."""
     torch.set_num_threads(1)
-    end, tried, faults = time.monotonic() + chosen.seconds, 0, []
-    number = chosen.only or 0
-    while chosen.only is not None or (tried < chosen.count if chosen.count is not None else time.monotonic() < end):
-        torch.manual_seed(number)
+    clock, tried, faults = Clock(chosen), 0, []
+    while chosen.only is not None or clock.goes_on(tried):
+        number = tried if chosen.only is None else chosen.only
+        torch.default_generator.manual_seed(number)  # torch.manual_seed notes down a traceback each time
         if (fault := attempt(random.Random(f"{chosen.seed} {number}"))) is not None:
             faults.append(f"{fault} (--seed {chosen.seed} --only {number})")
-        tried, number = tried + 1, number + 1
+        tried += 1
         if chosen.only is not None:
             break
     for fault in faults[:SHOWN]:

@@ -62,6 +62,22 @@ def test_scores_add_up_over_micro_batches_and_the_steps_of_a_choice():
     assert rows(net[0]) == [1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", [lambda net: ScoreMemory(net, k=2), lambda net: TinyProp(net, s_min=0.5, s_max=0.5, zeta=1)])
+def test_the_rows_with_the_largest_gradients_are_next(make, dtype):
+    """Whose scores are float64 in a float64 model, and float32 in others."""
+    net = network(2, 4, 1).to(dtype)
+    with torch.no_grad():
+        net[0].bias.fill_(9)  # ReLU lets all through
+        net[2].weight.copy_(torch.tensor([[1.0, 2.0, 8.0, 4.0]]))  # dY of each row
+    set_norms(net[0], [4, 3, 2, 1])
+    policy = make(net)
+    assert rows(net[0]) == [0, 1]
+    net(torch.ones(3, 2, dtype=dtype)).sum().backward()
+    policy.after_step()
+    assert rows(net[0]) == [2, 3]
+
+
 def test_a_layer_without_a_backward_keeps_its_choice_and_its_memory():
     net = network(2, 4, 4, 1)
     policy = ScoreMemory(net, k=1)

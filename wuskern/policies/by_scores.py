@@ -101,11 +101,12 @@ class ByScores(Policy):
         self.steps = 0
 
     def _observed(self) -> dict[str, Tensor]:
-        """By layer, added up over the processes, in double precision: none of a layer that had no backward."""
+        """By layer, added up over the processes, as copies in double precision: none of a layer that had no backward."""
         totals = {name: observer.total for name, observer in self.observers.items()}
         if world_size() > 1:
             totals = self._together(totals)
-        return {name: total.double().cpu() for name, total in totals.items() if total is not None and total.any()}
+        found = {name: total for name, total in totals.items() if total is not None and total.any()}
+        return {name: total.to("cpu", torch.float64, copy=True) for name, total in found.items()}
 
     def _together(self, totals: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
         """What no process has seen is zero."""
