@@ -1,12 +1,14 @@
 """What ``import wuskern`` shows, brings along and needs."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 import wuskern as wk
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("module", [wk])
@@ -27,3 +29,10 @@ def test_torchs_compiler_is_not_imported_and_nothing_needs_a_folder_to_write_to(
     )
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_block_of_the_readme_runs_as_it_is_printed():
+    if not (ROOT / "README.md").exists():
+        pytest.skip("there is no README beside the tests")
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(block[1], "README.md", "exec"), {})

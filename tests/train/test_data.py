@@ -51,6 +51,26 @@ def test_npz_round_trip(tmp_path):
     assert loaded.resized(8).x_test.shape == (3, 1, 8, 8)
 
 
+def test_a_table_is_images_of_one_row(tmp_path):
+    x = np.arange(12.0).reshape(6, 2)
+    found = data.load(write(tmp_path / "table.npz", x_train=x, x_test=x[:3]))
+    assert found.x_train.shape == (6, 1, 1, 2)
+    assert found.x_train[4, 0, 0].tolist() == [8, 9]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_with_channels_last_are_refused_with_a_hint(tmp_path, channels):
+    x = np.zeros((6, 8, 8, channels), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"x_train: expected \[N, C, H, W\], got .* looks like channels last"):
+        data.load(write(tmp_path / "images.npz", x_train=x, x_test=x[:3]))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 3), (3, 3, 3), (4, 8, 1)])
+def test_images_with_channels_first_are_taken(tmp_path, shape):
+    x = np.zeros((6, *shape), dtype=np.float32)
+    assert data.load(write(tmp_path / "images.npz", x_train=x, x_test=x[:3])).x_train.shape[1:] == shape
+
+
 def test_npz_of_bytes_without_a_channel_dimension(tmp_path):
     x = np.full((6, 4, 4), 255, dtype=np.uint8)
     loaded = data.load(write(tmp_path / "a.npz", x_train=x, x_test=x[:3]))
@@ -62,7 +82,7 @@ def test_npz_of_bytes_without_a_channel_dimension(tmp_path):
     ("changes", "message"),
     [
         ({"y_test": None}, "expected the arrays x_train, y_train, x_test, y_test in .*, got no y_test"),
-        ({"x_train": np.zeros((6, 16), np.float32)}, r"x_train: expected \[N, H, W\] or \[N, C, H, W\]"),
+        ({"x_train": np.zeros(6, np.float32)}, r"x_train: expected \[N, features\], \[N, H, W\] or \[N, C, H, W\]"),
         ({"x_train": np.zeros((6, 1, 4, 4), np.int64)}, "x_train: expected floating numbers or uint8, got int64"),
         ({"x_train": np.full((6, 1, 4, 4), np.nan)}, "x_train: expected finite float32 numbers, got NaN or infinity"),
         ({"x_train": np.full((6, 1, 4, 4), 1e300)}, "x_train: expected finite float32 numbers"),

@@ -17,6 +17,7 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_IMAGES = 360
 CIFAR = ("cifar10", "cifar100")
 MAX_CLASSES = 100_000
+COLOURS = (1, 3, 4)  # how many channels images usually have
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def load(source: str, folder: str | None = None, *, context: int = 64, limit: in
     """``"digits"``, ``"cifar10"`` or ``"cifar100"`` in ``folder``, the path of an ``.npz`` file with x_train, y_train, x_test,
     y_test; ``"text"``, the Python standard library's source, or the path of a ``.txt`` file, UTF-8.
 
-    An ``.npz`` file's x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255); its y: whole
-    numbers from 0.
+    An ``.npz`` file's x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255), or a table
+    ``[N, features]``, which is taken as images of one row; its y: whole numbers from 0.
 
     Args:
         context: bytes of text in a window. limit: how many bytes of text are taken, from the beginning; the last tenth of
@@ -156,8 +157,12 @@ def _cifar(name: str, folder: Path) -> Data:
 
 
 def _images(name: str, array: np.ndarray) -> Tensor:
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise ValueError(f"{name}: expected [N, H, W] or [N, C, H, W] with N > 0, got {list(array.shape)}")
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise ValueError(f"{name}: expected [N, features], [N, H, W] or [N, C, H, W] with N > 0, got {list(array.shape)}")
+    if array.ndim == 4 and array.shape[3] in COLOURS and array.shape[1] not in COLOURS:
+        raise ValueError(
+            f"{name}: expected [N, C, H, W], got {list(array.shape)}, which looks like channels last: x.transpose(0, 3, 1, 2)"
+        )
     if array.dtype == np.uint8:
         array = array.astype(np.float32) / 255
     if array.dtype.kind != "f":
@@ -167,7 +172,7 @@ def _images(name: str, array: np.ndarray) -> Tensor:
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: expected finite float32 numbers, got NaN or infinity")
     x = torch.from_numpy(array)
-    return x if x.ndim == 4 else x[:, None]
+    return x.view(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
 
 
 def _labels(name: str, array: np.ndarray) -> Tensor:
