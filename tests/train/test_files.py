@@ -1,5 +1,6 @@
 """Files are whole or as they were, under names of their own, and one process's at a time."""
 
+import contextlib
 import errno
 import json
 import os
@@ -28,13 +29,15 @@ def written(path: Path, text: bytes = b"after") -> None:
         handle.write(text)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """As a full disk: no file can have more than 4 KiB."""
+    """As a full disk: no file can have more than 4 KiB. For a moment only: pytest's own output may go into a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_lies_beside_it_is_nobodys_temporary_file(path):
@@ -84,9 +87,9 @@ def test_anybody_may_read_it_whom_the_umask_lets(path):
 
 
 @pytest.mark.parametrize("save", [lambda p: written(p, bytes(2**13)), lambda p: checkpoint.save(p, weight=torch.zeros(2**15))])
-def test_a_full_disk_is_named_and_nothing_is_lost(path, small_files, save):
+def test_a_full_disk_is_named_and_nothing_is_lost(path, save):
     """torch.save raises an error of its own, which says nothing of the disk."""
-    with pytest.raises(files.NotWritten, match=rf"c.pt cannot be written: {os.strerror(errno.EFBIG)}"):
+    with pytest.raises(files.NotWritten, match=rf"c.pt cannot be written: {os.strerror(errno.EFBIG)}"), small_files():
         save(path)
     assert path.read_text() == "before"
     assert list(path.parent.iterdir()) == [path]
@@ -113,9 +116,10 @@ def test_a_pipe_is_not_waited_for(tmp_path):
             files.opened(tmp_path / name)
 
 
-def test_room_is_looked_for(tmp_path, small_files, monkeypatch):
-    files.check_room(tmp_path, 2**12, 2**12)
-    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+def test_room_is_looked_for(tmp_path, monkeypatch):
+    with small_files():
+        files.check_room(tmp_path, 2**12, 2**12)
+    with pytest.raises(OSError, match=os.strerror(errno.EFBIG)), small_files():
         files.check_room(tmp_path, 2**12 + 1, 0)
     free = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
