@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from tests.cases import Conv
-from tests.rowsparse import LINEARS, NUMERIC, assert_near, conv_tensors, integers, some_rows, stock_dgrad, stock_wgrad
+from tests.rowsparse import (
+    LINEARS,
+    NUMERIC,
+    assert_near,
+    conv_tensors,
+    integers,
+    library_rounds,
+    some_rows,
+    stock_dgrad,
+    stock_wgrad,
+)
 from wuskern import backends, by_problem, choice, library, ops, reference
 from wuskern.product import Product
 from wuskern.shapes import memory_format
@@ -98,7 +108,8 @@ def test_every_way_is_right(way, layout, dtype, device):
             continue
         found, (a, b, *rest) = runs[way](*arguments), arguments
         exact = getattr(reference, op)(a.double(), b.double(), *rest)
-        if device == "cpu" or way in ("native", "triton"):
+        rounds = device == "cpu" and op.endswith("conv2d") and library_rounds(dtype)
+        if not rounds and (device == "cpu" or way in ("native", "triton")):
             assert torch.equal(found, exact.to(dtype)), op
         else:
             assert_near(found, exact, getattr(reference, op)(a.double().abs(), b.double().abs(), *rest))
