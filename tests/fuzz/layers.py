@@ -136,8 +136,10 @@ class Case:
             with torch.no_grad():  # in which torch multiplies some strided inputs by another call, and ours always do
                 without = self.p.stock(x, weight, bias)
         assert y.dtype == expected.dtype, f"y is {y.dtype}, expected {expected.dtype}"
-        equal = torch.equal(y, expected) or (plan != wk.Plan() and torch.equal(y, without))
-        assert equal, "y differs from stock's"
+        if not torch.equal(y, expected) and (plan == wk.Plan() or not torch.equal(y, without)):
+            if not self.p.is_right(x, expected, self.compute):  # of one channel in each group, bfloat16 reads beyond x
+                raise PassedOver
+            raise AssertionError("y differs from stock's")
         assert y.stride() == expected.stride(), f"y has strides {y.stride()}, expected {expected.stride()}"
         needs = x.requires_grad or (weight.requires_grad and not plan.skip) or (bias is not None and bias.requires_grad)
         assert y.requires_grad == needs, f"y.requires_grad is {y.requires_grad}"

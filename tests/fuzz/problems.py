@@ -61,6 +61,14 @@ class Problem:
         x = x if self.is_conv and _ends_stock(self.layer) else laid_out(r, x)
         return x[0] if self.is_conv and len(x) and r.random() < 0.15 else x
 
+    def is_right(self, x: Tensor, y: Tensor, compute: torch.dtype) -> bool:
+        """Whether stock's own output is, within a few roundings of the sums of its absolute products."""
+        given = x, self.layer.weight, self.layer.bias
+        leaves = [None if t is None else _plain(t.detach()).to(compute).double() for t in given]
+        with torch.no_grad():
+            exact, sizes = self.stock(*leaves), self.stock(*(None if t is None else t.abs() for t in leaves))
+        return bool(((y.double() - exact).abs() <= 4 * torch.finfo(compute).eps * sizes).all())
+
     def backward(
         self, x: Tensor, passed: Passed, compute: torch.dtype, dtype: torch.dtype, size: Size = Tensor.detach
     ) -> Passed:
