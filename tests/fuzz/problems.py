@@ -105,6 +105,20 @@ def _plain(t: Tensor) -> Tensor:
     return t.contiguous().flatten().view(t.shape)
 
 
+def dense(grad: Tensor) -> Tensor:
+    """A gradient of either form, in the dense one."""
+    if not grad.is_sparse:
+        return grad.detach()
+    return torch.zeros(grad.shape, dtype=grad.dtype).index_add_(0, grad._indices()[0], grad._values())
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two gradients are of one form, and equal."""
+    if a.is_sparse:
+        return b.is_sparse and torch.equal(a._indices(), b._indices()) and torch.equal(a._values(), b._values())
+    return not b.is_sparse and torch.equal(a, b)
+
+
 def laid_out(r: random.Random, t: Tensor) -> Tensor:
     """t, in one of ``LAYOUTS``."""
     names = [*LAYOUTS, *["channels_last"] * 4] if t.ndim == 4 else PLAIN
