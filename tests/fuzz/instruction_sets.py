@@ -25,4 +25,5 @@ def run_each(module: str, chosen: argparse.Namespace) -> int:
         share = ["--count", str(-(-chosen.count // len(names)))]
     library = ["--library", str(chosen.library)] if chosen.library else []
     command = [sys.executable, "-m", module, "--seed", str(chosen.seed), *share, *library, "--set"]
-    return int(any([subprocess.run([*command, name], env=os.environ | SETS[name]).returncode for name in names]))
+    failed = [name for name in names if subprocess.run([*command, name], env=os.environ | SETS[name]).returncode]
+    return int(bool(failed))
