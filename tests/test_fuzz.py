@@ -15,7 +15,7 @@ from tests.rowsparse import need_library
 from wuskern import gradients, native, ops
 from wuskern.sparse_grad import RowGrad
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning:torch")]  # slow layouts
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]  # of slow layouts
 
 
 def faults(attempt, count):

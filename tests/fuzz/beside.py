@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-MORE = {"bytes": 16 * 2**20, "tensors": 40, "objects": 5000}  # that may be there at the end
+MORE = {"bytes": 8 * 2**20, "tensors": 40, "objects": 5000}  # that may be there at the end
 
 
 class Boom(Exception):

@@ -1,6 +1,7 @@
 """``wuskern train`` under every method of the command line, killed at any moment and resumed: it ends as the run that nobody
 killed, bit for bit, and leaves no other files. Each run is a fork of this process, so that none has to import torch."""
 
+import importlib
 import json
 import os
 import random
@@ -53,6 +54,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     f"wus{WINDOWS}+mest:sparsity=.5:interval=1+memory:ratio=.3": MLP,
     "meprop:ratio=.3+crs:ratio=.5+sieve:keep=.6:interval=1": (*MLP, *AVERAGE),
 }
+IMPORTED_LATE = "matplotlib", "torch._dynamo", "torch.distributed.fsdp", "torch.export._trace"  # once, and not by each fork
 EVERYWHERE, IN_FILES = "anywhere", "while a file is written"
 
 
@@ -146,6 +148,8 @@ class Kills:
     """Kill points, one after the other."""
 
     def __init__(self, folder: Path) -> None:
+        for module in IMPORTED_LATE:
+            importlib.import_module(module)
         self.folder, self.images = folder, folder / "images.npz"
         rng = np.random.default_rng(0)
         x, y = rng.random((40, 1, 8, 8), dtype=np.float32), np.arange(40) % 3

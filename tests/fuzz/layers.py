@@ -1,11 +1,7 @@
 """Layers of every kind, dtype, layout and plan, in every way of calling backward, against stock PyTorch in float64."""
 
-import argparse
 import contextlib
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock
-from tests.fuzz import plans, timebox
-from tests.fuzz.problems import KINDS, Problem, laid_out, numbers, problem
+from tests.fuzz import instruction_sets, plans, timebox
+from tests.fuzz.problems import KINDS, Problem, dense, laid_out, numbers, problem, same
 from wuskern import dense_grad, native
 
 
@@ -136,8 +132,10 @@ class Case:
             with torch.no_grad():  # in which torch multiplies some strided inputs by another call, and ours always do
                 without = self.p.stock(x, weight, bias)
         assert y.dtype == expected.dtype, f"y is {y.dtype}, expected {expected.dtype}"
-        equal = torch.equal(y, expected) or (plan != wk.Plan() and torch.equal(y, without))
-        assert equal, "y differs from stock's"
+        if not torch.equal(y, expected) and (plan == wk.Plan() or not torch.equal(y, without)):
+            if not self.p.is_right(x, expected, self.compute):  # of one channel in each group, bfloat16 reads beyond x
+                raise PassedOver
+            raise AssertionError("y differs from stock's")
         assert y.stride() == expected.stride(), f"y has strides {y.stride()}, expected {expected.stride()}"
         needs = x.requires_grad or (weight.requires_grad and not plan.skip) or (bias is not None and bias.requires_grad)
         assert y.requires_grad == needs, f"y.requires_grad is {y.requires_grad}"
@@ -260,18 +258,6 @@ class Case:
             assert (index[0].diff() > 0).all(), f"indices {index}"
 
 
-def dense(grad: Tensor) -> Tensor:
-    if not grad.is_sparse:
-        return grad.detach()
-    return torch.zeros(grad.shape, dtype=grad.dtype).index_add_(0, grad._indices()[0], grad._values())
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    if a.is_sparse:
-        return b.is_sparse and torch.equal(a._indices(), b._indices()) and torch.equal(a._values(), b._values())
-    return not b.is_sparse and torch.equal(a, b)
-
-
 def attempt(r: random.Random) -> str | None:
     p = problem(r.randrange(KINDS))
     torch.default_generator.manual_seed(r.randrange(2**31))
@@ -286,35 +272,12 @@ def attempt(r: random.Random) -> str | None:
     return None
 
 
-# ---- instruction sets -----------------------------------------------------------------------------------------------
-
-NAMES = "WUSKERN_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"
-SETS = {
-    "widest": {},
-    "avx2": dict(zip(NAMES, ("avx2", "avx2", "AVX2", "AVX2"), strict=True)),
-    "baseline": dict(zip(NAMES, ("baseline", "default", "SSE41", "SSE4_2"), strict=True)),
-}
-
-
-def _with_set(chosen: argparse.Namespace, name: str) -> int:
-    """A process of its own, with a third of the time, or of the count: the libraries read their variables once."""
-    if name == "avx2" and torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        print("this processor has no avx2")
-        return 0
-    share = ["--seconds", str(chosen.seconds / len(SETS))]
-    if chosen.count is not None:
-        share = ["--count", str(-(-chosen.count // len(SETS)))]
-    library = ["--library", str(chosen.library)] if chosen.library else []
-    command = [sys.executable, "-m", "tests.fuzz.layers", "--set", name, "--seed", str(chosen.seed), *share, *library]
-    return subprocess.run(command, env=os.environ | SETS[name]).returncode
-
-
 def main() -> int:
     parser = timebox.parser(__doc__)
-    parser.add_argument("--set", choices=SETS, help="the instruction set (default: each has a third)")
+    parser.add_argument("--set", choices=instruction_sets.SETS, help="the instruction set (default: each has a third)")
     chosen = parser.parse_args()
     if chosen.set is None and chosen.only is None:
-        return max([_with_set(chosen, name) for name in SETS])
+        return instruction_sets.run_each("tests.fuzz.layers", chosen)
     timebox.load_library(chosen)
     status = timebox.run(chosen, attempt)
     print(f"with {native._vectors()} in wuskern, {torch.backends.cpu.get_cpu_capability()} in torch")

@@ -61,6 +61,14 @@ class Problem:
         x = x if self.is_conv and _ends_stock(self.layer) else laid_out(r, x)
         return x[0] if self.is_conv and len(x) and r.random() < 0.15 else x
 
+    def is_right(self, x: Tensor, y: Tensor, compute: torch.dtype) -> bool:
+        """Whether stock's own output is, within a few roundings of the sums of its absolute products."""
+        given = x, self.layer.weight, self.layer.bias
+        leaves = [None if t is None else _plain(t.detach()).to(compute).double() for t in given]
+        with torch.no_grad():
+            exact, sizes = self.stock(*leaves), self.stock(*(None if t is None else t.abs() for t in leaves))
+        return bool(((y.double() - exact).abs() <= 4 * torch.finfo(compute).eps * sizes).all())
+
     def backward(
         self, x: Tensor, passed: Passed, compute: torch.dtype, dtype: torch.dtype, size: Size = Tensor.detach
     ) -> Passed:
@@ -95,6 +103,20 @@ def _ends_stock(layer: nn.Conv2d) -> bool:
 def _plain(t: Tensor) -> Tensor:
     """t with the strides of a contiguous tensor, those of dimensions of size 1 too."""
     return t.contiguous().flatten().view(t.shape)
+
+
+def dense(grad: Tensor) -> Tensor:
+    """A gradient of either form, in the dense one."""
+    if not grad.is_sparse:
+        return grad.detach()
+    return torch.zeros(grad.shape, dtype=grad.dtype).index_add_(0, grad._indices()[0], grad._values())
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two gradients are of one form, and equal."""
+    if a.is_sparse:
+        return b.is_sparse and torch.equal(a._indices(), b._indices()) and torch.equal(a._values(), b._values())
+    return not b.is_sparse and torch.equal(a, b)
 
 
 def laid_out(r: random.Random, t: Tensor) -> Tensor:

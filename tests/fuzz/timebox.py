@@ -27,7 +27,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def load_library(chosen: argparse.Namespace) -> None:
     """Loads the compiled library, or ends the program. PyTorch's warnings, of slow layouts and the like, are silenced."""
-    warnings.filterwarnings("ignore", module="torch")
+    warnings.filterwarnings("ignore", category=UserWarning)
     if chosen.library is not None:
         backends.LIBRARY_DIR = chosen.library
     if obstacle := backends.library_obstacle("cpu"):
