@@ -38,7 +38,6 @@ def of_schema(schema: torch._C.FunctionSchema, elsewhere: Sequence[str] = ()) ->
     arguments = [(place, a.name, str(a.type)) for place, a in enumerate(schema.arguments)]
     (_, owner, _), *_ = arguments
     tensors = [(place, name, kind != "Tensor") for place, name, kind in arguments if kind.endswith(("Tensor", "Tensor]"))]
-    places = [place for place, *_ in tensors]
     others = [(place, name, *_KINDS[kind]) for place, name, kind in arguments if kind in _KINDS]
     pairs = [(place, name) for place, name, kind in arguments if kind == "List[int]"]
 
@@ -53,8 +52,10 @@ def of_schema(schema: torch._C.FunctionSchema, elsewhere: Sequence[str] = ()) ->
                 raise ValueError(f"{name}: expected it on {first.device} as {owner} is, got {t.device}")
 
     def check(*given: Any) -> None:
-        for place in places:  # most are plain ones on the CPU: each call looks
+        for place, _, optional in tensors:  # most are plain ones on the CPU: each call looks
             t = given[place]
+            if t is None and optional:
+                continue
             if type(t) not in _PLAIN or not t.is_cpu or t.layout is not _STRIDED or t.is_nested:
                 check_tensors(*given)
                 break
@@ -273,13 +274,15 @@ def rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
     _like(param, "values", values, (rows.shape[0], *param.shape[1:]))
 
 
-def state_of(param: Tensor, name: str, state: Tensor) -> None:
-    _like(param, name, state, param.shape)
-    writable(name, state)
+def states_of(param: Tensor, **states: Tensor | None) -> None:
+    for name, state in states.items():
+        if state is not None:
+            _like(param, name, state, param.shape)
+            writable(name, state)
 
 
 def _like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:
-    if other.dtype != param.dtype:
+    if other.dtype is not param.dtype:
         raise TypeError(f"{name}: expected {param.dtype} as param has, got {other.dtype}")
     if other.shape != shape:
         raise ValueError(f"{name}: expected {list(shape)}, got {list(other.shape)}")
@@ -297,9 +300,11 @@ def apart(param: Tensor, *others: Tensor | None) -> None:
     """That no two are one memory; in compiled code there is none to ask for."""
     if type(param) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
         return
-    starts = [t.data_ptr() for t in (param, *others) if t is not None and t.numel() and not t.is_meta]
-    if len(set(starts)) < len(starts):
-        raise ValueError("param: expected it, its state, rows and values in memory of their own, got two of them in one")
+    starts = [t.data_ptr() for t in (param, *others) if t is not None]
+    if len(set(starts)) < len(starts):  # or some have none
+        starts = [t.data_ptr() for t in (param, *others) if t is not None and t.numel() and not t.is_meta]
+        if len(set(starts)) < len(starts):
+            raise ValueError("param: expected it, its state, rows and values in memory of their own, got two of them in one")
 
 
 def at_least_zero(below_one: bool = False, **numbers: float) -> None:

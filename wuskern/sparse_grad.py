@@ -65,7 +65,7 @@ def to_rows(grad: Tensor) -> RowGrad:
     """Rows and values of a sparse gradient, in its own memory where each row is there once."""
     if not (grad.is_coalesced() or _is_known(grad._indices())):
         grad = grad.coalesce()
-    return RowGrad(grad._indices()[0], grad._values())
+    return RowGrad(grad._indices().select(0, 0), grad._values())
 
 
 def added(weight: Tensor, held: Tensor | None, grad: RowGrad) -> Tensor:

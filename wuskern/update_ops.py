@@ -60,7 +60,7 @@ def _check_sgd(
     checks.apart(param, momentum_buffer, rows, values)
     checks.at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
     if momentum_buffer is not None:
-        checks.state_of(param, "momentum_buffer", momentum_buffer)
+        checks.states_of(param, momentum_buffer=momentum_buffer)
     elif momentum:
         raise ValueError(f"momentum: expected 0 without a momentum_buffer, got {momentum}")
 
@@ -139,10 +139,7 @@ def _check_adam(
     *_: Any,
 ) -> None:
     checks.rows_of(param, rows, values)
-    checks.state_of(param, "exp_avg", exp_avg)
-    checks.state_of(param, "exp_avg_sq", exp_avg_sq)
-    if max_exp_avg_sq is not None:
-        checks.state_of(param, "max_exp_avg_sq", max_exp_avg_sq)
+    checks.states_of(param, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, max_exp_avg_sq=max_exp_avg_sq)
     checks.apart(param, exp_avg, exp_avg_sq, max_exp_avg_sq, rows, values)
     checks.at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
     checks.at_least_zero(below_one=True, beta1=beta1, beta2=beta2)

@@ -70,22 +70,26 @@ class RowSparse(Optimizer):
     def _step_in_rows(self, in_rows: list[tuple[Group, Tensor]], others: bool) -> None:
         for group, _ in in_rows:
             _refuse(group)  # before anything moves
-        sparse = [parameter.grad for _, parameter in in_rows]
-        try:
-            for _, parameter in in_rows:
-                parameter.grad = None  # torch's step passes it over
-            if others:
-                self._stock_step()
-        finally:
-            for (_, parameter), grad in zip(in_rows, sparse, strict=True):
-                parameter.grad = grad
+        if others:
+            self._step_without([parameter for _, parameter in in_rows])
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # of a GradScaler
         if found_inf is not None and bool(found_inf):
             return
-        for (group, parameter), grad in zip(in_rows, sparse, strict=True):
-            assert grad is not None
-            rows = to_rows(grad)
+        for group, parameter in in_rows:
+            assert parameter.grad is not None
+            rows = to_rows(parameter.grad)
             self._update(group, parameter, rows if scale is None else RowGrad(rows.rows, rows.values / scale))
+
+    def _step_without(self, parameters: list[Tensor]) -> None:
+        """torch's step of all parameters but these: it passes over what has no gradient."""
+        gradients = [parameter.grad for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            self._stock_step()
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
 
     def _stock_step(self) -> None:
         """torch's, without the hooks that torch wraps around it: they run once, around :meth:`step`."""
