@@ -11,7 +11,7 @@ import torch
 
 import wuskern as wk
 from tests.conftest import ROOT
-from wuskern import backends
+from wuskern.kernels import backends
 
 
 def test_native_is_chosen_on_the_cpu():

@@ -9,7 +9,8 @@ from tests.accuracy import FEW, assert_as_right_as_stock, exact_channel_sums
 from tests.cases import GRADIENTS, LONG_SUMS
 from tests.conftest import backends_that_run, on_backend
 from tests.strategies import strided_gradients
-from wuskern import backends, ops, reference
+from wuskern import ops
+from wuskern.kernels import backends, reference
 
 DTYPES = list(ops.DTYPES)
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wuskern import choice, gpus, measured
-from wuskern.gpus import ARCHITECTURES, architecture
-from wuskern.product import OPS, Product
+from wuskern.kernels.cuda import choice, gpus, measured
+from wuskern.kernels.cuda.gpus import ARCHITECTURES, architecture
+from wuskern.kernels.cuda.product import OPS, Product
 
 LINEAR = Product("rowsparse_dgrad", "bfloat16", tokens=2048, features=4096, out=4096, k=204, inputs=2048 * 4096)
 

@@ -21,7 +21,7 @@ from tests.rowsparse import (
     stock_wgrad,
     wgrad_answers,
 )
-from wuskern.shapes import memory_format
+from wuskern.common.shapes import memory_format
 
 HALVES = [torch.bfloat16, torch.float16]
 CAPABILITIES = [80, 90]

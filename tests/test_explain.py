@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from wuskern import backends, cli, explain, paths
+from wuskern import cli
+from wuskern.doctor import explain_cpu
+from wuskern.kernels import backends
+from wuskern.kernels.cpu import paths
 from wuskern.choices import TopK
 
 pytestmark = pytest.mark.skipif(
@@ -65,10 +68,10 @@ def test_wrong_questions(arguments, message, capsys):
 
 def test_the_floor_counts_what_must_be_done():
     """By hand: 64 tokens, 8 of 32 rows, 16 inputs."""
-    both = explain.linear("64x32x16", TopK(k=8, scope="both"), torch.float32)
+    both = explain_cpu.linear((64, 32, 16), TopK(k=8, scope="both"), torch.float32)
     assert both.operations == 2 * 64 * 16 * (8 + 8)
     assert both.moved == 4 * (64 * 32 + 2 * 64 * 8 + 2 * 64 * 16 + 2 * 8 * 16)  # dY; the gathered part; x, dX; W's rows, dW's
-    weight = explain.linear("64x32x16", TopK(k=8), torch.float32)
+    weight = explain_cpu.linear((64, 32, 16), TopK(k=8), torch.float32)
     assert weight.operations == 2 * 64 * 16 * (8 + 32)
-    conv = explain.conv2d("2x4x8x6x3", TopK(k=2, scope="both"), torch.float32, 1, None, 1, False)
+    conv = explain_cpu.conv2d((2, 4, 8, 6, 3), TopK(k=2, scope="both"), torch.float32, 1, None, 1, False)
     assert conv.operations == 2 * (2 * 36) * (4 * 9) * (2 + 2)

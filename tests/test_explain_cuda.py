@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from wuskern import choice, cli
-from wuskern.product import Product
+from wuskern import cli
+from wuskern.kernels.cuda import choice
+from wuskern.kernels.cuda.product import Product
 
 
 def answers(capsys, *arguments: str) -> dict[str, str]:

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.cases import GRADIENTS, LAYOUTS
 from tests.conftest import backends_that_run, obstacle_to, on_backend
-from wuskern import backends, ops
+from wuskern import ops
+from wuskern.kernels import backends
 
 pytestmark = pytest.mark.op("gather_rows")
 DTYPES = list(ops.DTYPES)

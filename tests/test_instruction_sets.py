@@ -10,7 +10,8 @@ import torch
 from tests import test_bias_grad, test_row_stats, test_rowsparse_dgrad, test_rowsparse_wgrad
 from tests.cases import GRADIENTS, MEMORY_FORMATS
 from tests.optim import test_update_ops
-from wuskern import backends, ops
+from wuskern import ops
+from wuskern.kernels import backends
 
 
 def main() -> None:

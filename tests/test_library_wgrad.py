@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.cases import MEMORY_FORMATS, Conv
 from tests.fuzz import convolutions
 from tests.rowsparse import DTYPES, conv_tensors, need_library, stock_dgrad, stock_wgrad
-from wuskern import paths, reference
+from wuskern.kernels import reference
+from wuskern.kernels.cpu import paths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KERNELS = [(1, 1), (3, 3), (1, 3)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import MEMORY_FORMATS, Conv
 from tests.rowsparse import DTYPES, LARGER, assert_exact, conv_tensors, need_library, stock_dgrad
-from wuskern import native, paths
+from wuskern.kernels.cpu import native, paths
 
 
 @pytest.mark.parametrize("path", native.PRODUCTS)

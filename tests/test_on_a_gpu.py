@@ -17,8 +17,9 @@ from torch import Tensor
 import wuskern as wk
 from tests.accuracy import assert_all_as_right
 from tests.rowsparse import DTYPES, assert_near, integers, kernel_of, some_rows
-from wuskern import backends, ops, reference, update_ops
-from wuskern.product import OPS as PRODUCTS
+from wuskern import ops
+from wuskern.kernels import backends, reference
+from wuskern.kernels.cuda.product import OPS as PRODUCTS
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -43,7 +44,7 @@ class Problem:
 
 def run(op: str, arguments: tuple[Any, ...]) -> list[Tensor]:
     """What it returns, or, of an update, what it wrote to."""
-    function = getattr(update_ops if op.endswith("_") else ops, op)
+    function = getattr(ops, op)
     found = function(*arguments)
     if found is None:
         return [a for a in arguments if isinstance(a, Tensor)]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wuskern as wk
-from wuskern import backends, tuning
+from wuskern.kernels import backends
+from wuskern.kernels.triton import tuning
 
 
 def model():

@@ -12,7 +12,8 @@ from tests.accuracy import FEW, assert_as_right_as_stock, exact_channel_sums
 from tests.cases import GRADIENTS, LONG_SUMS
 from tests.conftest import backends_that_run, obstacle_to, on_backend
 from tests.strategies import strided_gradients
-from wuskern import ops, reference
+from wuskern import ops
+from wuskern.kernels import reference
 
 pytestmark = pytest.mark.op("row_stats")
 DTYPES = list(ops.DTYPES)

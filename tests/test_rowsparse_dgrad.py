@@ -28,8 +28,10 @@ from tests.rowsparse import (
     some_rows,
     stock_dgrad,
 )
-from wuskern import backends, native, ops, paths
-from wuskern.shapes import memory_format
+from wuskern import ops
+from wuskern.kernels import backends
+from wuskern.kernels.cpu import native, paths
+from wuskern.common.shapes import memory_format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -29,7 +29,9 @@ from tests.rowsparse import (
     stock_wgrad,
     wgrad_answers,
 )
-from wuskern import backends, native, ops, paths
+from wuskern import ops
+from wuskern.kernels import backends
+from wuskern.kernels.cpu import native, paths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

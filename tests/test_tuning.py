@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wuskern as wk
-from wuskern import backends, configs, ops, reference, tuning
-from wuskern.tiles import GemmTile
+from wuskern import ops
+from wuskern.kernels import backends, reference
+from wuskern.kernels.triton import configs, tuning
+from wuskern.kernels.triton.tiles import GemmTile
 
 CPU = torch.device("cpu")
 SMALL, LARGE = GemmTile(16, 16, 16, 1, 1), GemmTile(64, 16, 16, 4, 2)

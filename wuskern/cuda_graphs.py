@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wuskern.choices import Rows
 from wuskern.modules import SkippableLayer, skippable_layers
-from wuskern.observer import Observer
+from wuskern.delivery.observer import Observer
 
 WARM_UP = 3  # steps before a capture, as PyTorch asks for
 

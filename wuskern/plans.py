@@ -11,7 +11,7 @@ import torch.nn as nn
 
 from wuskern.choices import Parts, Plan, RowChoice, Tokens
 from wuskern.modules import FilterFn, Skippable, SkippableLayer, skippable_layers, weight_owners
-from wuskern.overlap import Overlapping
+from wuskern.common.overlap import Overlapping
 
 _log = logging.getLogger("wuskern")
 

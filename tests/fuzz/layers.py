@@ -17,7 +17,8 @@ import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock
 from tests.fuzz import plans, timebox
 from tests.fuzz.problems import KINDS, Problem, laid_out, numbers, problem
-from wuskern import dense_grad, native
+from wuskern.delivery import dense_grad
+from wuskern.kernels.cpu import native
 
 
 @dataclass(eq=False)

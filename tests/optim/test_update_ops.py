@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.accuracy import FEW, assert_as_right_as_stock
 from tests.conftest import obstacle_to, on_backend
-from wuskern import ops, update_ops
+from wuskern import ops
 
 OPS = ("rowsparse_sgd_", "rowsparse_adam_")
 INTERPRETED = (torch.float64, torch.float32, torch.float16)  # Triton's interpreter is wrong in bfloat16
@@ -57,11 +57,11 @@ def run_ours(
     name: str, t: dict[str, Tensor], rows: Tensor, numbers: dict, amsgrad: bool = False, step_device: str = "cpu"
 ) -> None:
     if name == "rowsparse_sgd_":
-        update_ops.rowsparse_sgd_(t["param"], t["first"] if numbers["momentum"] else None, rows, t["values"], **numbers)
+        ops.rowsparse_sgd_(t["param"], t["first"] if numbers["momentum"] else None, rows, t["values"], **numbers)
     else:
         most = t["most"] if amsgrad else None
         step = torch.tensor(6.0, device=step_device)
-        update_ops.rowsparse_adam_(t["param"], t["first"], t["second"], most, step, rows, t["values"], **numbers)
+        ops.rowsparse_adam_(t["param"], t["first"], t["second"], most, step, rows, t["values"], **numbers)
 
 
 def run_torch(name: str, t: dict[str, Tensor], rows: Tensor, numbers: dict, dtype: torch.dtype, amsgrad: bool = False) -> dict:
@@ -181,7 +181,7 @@ def test_inf_and_nan_reach_what_they_reach_in_torch(dtype, backend):
 def test_adam_counts_its_step(backend):
     for dtype in (torch.float32, torch.float64):
         step, t = torch.tensor(4.0, dtype=dtype), Case((3, 4), torch.float32, [1]).tensors()
-        update_ops.rowsparse_adam_(
+        ops.rowsparse_adam_(
             t["param"], t["first"], t["second"], None, step, torch.tensor([1]), t["values"], 0.1, 0.9, 0.99, 1e-8
         )
         assert step.item() == 5
@@ -235,12 +235,12 @@ def test_opcheck_of_the_compiled_op(name):
 @pytest.mark.parametrize("name", OPS)
 def test_what_is_written_counts_as_changed_in_place(name, backend):
     given = arguments(name)
-    getattr(update_ops, name)(*given)
+    getattr(ops, name)(*given)
     written = given[:2] if name == "rowsparse_sgd_" else (*given[:3], given[4])
     assert all(t._version > 0 for t in written)
     weight = torch.randn(6, 50, requires_grad=True)
     y = weight.exp().sum() + (weight * weight).sum()
-    getattr(update_ops, name)(weight.detach(), *arguments(name)[1:])
+    getattr(ops, name)(weight.detach(), *arguments(name)[1:])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
 
@@ -248,7 +248,7 @@ def test_what_is_written_counts_as_changed_in_place(name, backend):
 def test_flops():
     for name, expected in zip(OPS, (2 * 50 * 7, 2 * 50 * 15), strict=True):  # two rows of 50
         with FlopCounterMode(display=False) as counter:
-            getattr(update_ops, name)(*arguments(name))
+            getattr(ops, name)(*arguments(name))
         assert counter.get_total_flops() == expected
 
 
@@ -262,7 +262,7 @@ def replaced(name: str, **wrong) -> tuple:
 
 @pytest.mark.parametrize("name", OPS)
 def test_wrong_arguments(name):
-    call, state = getattr(update_ops, name), "momentum_buffer" if name == "rowsparse_sgd_" else "exp_avg_sq"
+    call, state = getattr(ops, name), "momentum_buffer" if name == "rowsparse_sgd_" else "exp_avg_sq"
     for wrong, error, message in [
         (dict(param=torch.zeros(6, 50).int()), TypeError, "param: expected float64, float32"),
         (dict(param=torch.tensor(1.0)), ValueError, "param: expected at least one dimension, got none"),
@@ -288,26 +288,26 @@ def test_one_memory_for_two_is_refused(name, backend):
     param = torch.zeros(6, 50)
     state = "momentum_buffer" if name == "rowsparse_sgd_" else "exp_avg"
     with pytest.raises(ValueError, match="param: expected it, its state, rows and values in memory of their own"):
-        getattr(update_ops, name)(*replaced(name, param=param, **{state: param}))
+        getattr(ops, name)(*replaced(name, param=param, **{state: param}))
 
 
 @pytest.mark.parametrize("name", ["beta1", "beta2"])
 @pytest.mark.parametrize("value", [-0.1, 1, float("nan")])
 def test_betas_below_one(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected at least 0 and less than 1, got {value}"):
-        update_ops.rowsparse_adam_(*replaced("rowsparse_adam_", **{name: value}))
+        ops.rowsparse_adam_(*replaced("rowsparse_adam_", **{name: value}))
 
 
 def test_momentum_without_a_buffer():
     with pytest.raises(ValueError, match=r"momentum: expected 0 without a momentum_buffer, got 0\.9"):
-        update_ops.rowsparse_sgd_(*replaced("rowsparse_sgd_", momentum_buffer=None))
+        ops.rowsparse_sgd_(*replaced("rowsparse_sgd_", momentum_buffer=None))
 
 
 def test_wrong_steps():
     with pytest.raises(TypeError, match=r"step: expected float32 or float64, got torch.int64"):
-        update_ops.rowsparse_adam_(*replaced("rowsparse_adam_", step=torch.tensor(2)))
+        ops.rowsparse_adam_(*replaced("rowsparse_adam_", step=torch.tensor(2)))
     with pytest.raises(ValueError, match=r"step: expected one number, got \[2\]"):
-        update_ops.rowsparse_adam_(*replaced("rowsparse_adam_", step=torch.zeros(2)))
+        ops.rowsparse_adam_(*replaced("rowsparse_adam_", step=torch.zeros(2)))
 
 
 @pytest.mark.op("rowsparse_sgd_")
@@ -319,7 +319,7 @@ def test_rows_out_of_range_are_refused_before_anything_is_written(name, row, bac
     given = replaced(name, rows=torch.tensor([0, row]))
     before = [t.clone() if isinstance(t, Tensor) else t for t in given]
     with pytest.raises((RuntimeError, IndexError)):
-        getattr(update_ops, name)(*given)
+        getattr(ops, name)(*given)
     assert all(torch.equal(t, b) for t, b in zip(given, before, strict=True) if isinstance(t, Tensor))
 
 

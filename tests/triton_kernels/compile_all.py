@@ -21,8 +21,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from wuskern import tiles
-from wuskern.triton_kernels import (
+from wuskern.kernels.triton import tiles
+from wuskern.kernels.triton import (
     bias_grad,
     gather_rows,
     rowsparse_adam_,

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import LAYOUTS
 from tests.conftest import OBSTACLES
-from wuskern import backends, configs, ops, reference, tiles
-from wuskern.shapes import memory_format, output_size
+from wuskern import ops
+from wuskern.kernels import backends, reference
+from wuskern.kernels.triton import configs, tiles
+from wuskern.common.shapes import memory_format, output_size
 
 if obstacle := OBSTACLES["triton"]("cpu"):
     pytest.skip(obstacle, allow_module_level=True)
 
-from wuskern.triton_kernels import gemm
+from wuskern.kernels.triton import gemm
 
 DTYPES = [torch.float64, torch.float32, torch.float16]
 MATRIX_LAYOUTS = ["contiguous", "transposed", "sliced", "expanded", "unaligned"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from wuskern.optim.base import Group, RowSparse
 from wuskern.optim.state import zeros_like
 from wuskern.sparse_grad import RowGrad
-from wuskern.update_ops import rowsparse_adam_
+from wuskern.ops.updates import rowsparse_adam_
 
 
 class _RowSparseAdam(RowSparse):

@@ -8,7 +8,7 @@ from torch import Tensor
 from wuskern.optim.base import RowSparse
 from wuskern.optim.state import zeros_like
 from wuskern.sparse_grad import RowGrad
-from wuskern.update_ops import rowsparse_sgd_
+from wuskern.ops.updates import rowsparse_sgd_
 
 
 class SGD(RowSparse, torch.optim.SGD):
