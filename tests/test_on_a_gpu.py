@@ -124,7 +124,7 @@ def _libraries(exact_libraries):
 @pytest.fixture
 def kernel(problem, backend, device, request):
     if (backend, device) == ("triton", "cpu"):
-        pytest.skip("tests/triton_kernels runs the interpreter")
+        pytest.skip("tests/kernels/triton runs the interpreter")
     with kernel_of(problem.op, backend, request, device):
         yield
 
@@ -313,7 +313,7 @@ def huge(op: str, tokens: int, n: int, device: str) -> tuple[tuple[Any, ...], Ca
 def test_more_elements_than_32_bits_count(op, backend, device, request):
     tokens, n = (2**20 + 7, 2050) if device == "cuda" else (1000, 50)
     if device == "cpu" and backend == "triton":
-        pytest.skip("tests/triton_kernels runs the interpreter")
+        pytest.skip("tests/kernels/triton runs the interpreter")
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 24 * 2**30:
         pytest.skip("needs 24 GiB of free GPU memory")
     arguments, answer = huge(op, tokens, n, device)
@@ -331,7 +331,7 @@ def test_more_elements_than_32_bits_count(op, backend, device, request):
 def test_gathering_and_an_input_gradient_beyond_32_bits(backend, device, request):
     tokens, n = (2**20 + 7, 2050) if device == "cuda" else (1000, 50)
     if device == "cpu" and backend == "triton":
-        pytest.skip("tests/triton_kernels runs the interpreter")
+        pytest.skip("tests/kernels/triton runs the interpreter")
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 24 * 2**30:
         pytest.skip("needs 24 GiB of free GPU memory")
     dy, rows = pattern(tokens, n, device=device), torch.tensor([0, 3, n // 2, n - 1], device=device)

@@ -1,7 +1,7 @@
 """Regret of a GPU's choice between native, triton and library, and the tables that it is fed by.
 
-TABLE's problems are measured into ``kernels/cuda/tables/<architecture>.json`` by ``--fill``; the regret is that of OTHERS, which
-are none of them. All ways of a problem are verified against the first, then timed in turn, L2 flushed; medians.
+TABLE's problems are measured into ``kernels/cuda/tables/<architecture>.json`` by ``--fill``; the regret is that of OTHERS,
+which are none of them. All ways of a problem are verified against the first, then timed in turn, L2 flushed; medians.
 """
 
 import itertools

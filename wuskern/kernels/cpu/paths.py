@@ -95,7 +95,7 @@ def onednn_wgrad_fails(
 ) -> bool:
     """Whether oneDNN's dW of images in channels_last is wrong, which its dW of contiguous ones is not: in bfloat16 with a
     dilation in height it leaves sums out, and of a 1x1 kernel with strides it writes beyond its memory where channels are fewer
-    than a vector's elements. Found by tests/test_library_wgrad.py's grid, with torch 2.13."""
+    than a vector's elements. Found by tests/kernels/cpu/test_library_wgrad.py's grid, with torch 2.13."""
     leaves_out = dtype is torch.bfloat16 and dilation[0] > 1
     few = channels < 16 and groups == 1 and dtype in (torch.float32, torch.bfloat16)
     return leaves_out or (few and tuple(kernel_size) == (1, 1) and tuple(stride) != (1, 1))

@@ -7,9 +7,8 @@ import sys
 import pytest
 import torch
 
-from tests import test_bias_grad, test_row_stats, test_rowsparse_dgrad, test_rowsparse_wgrad
 from tests.cases import GRADIENTS, MEMORY_FORMATS
-from tests.optim import test_update_ops
+from tests.ops import test_bias_grad, test_row_stats, test_rowsparse_dgrad, test_rowsparse_wgrad, test_updates
 from wuskern import ops
 from wuskern.kernels import backends
 
@@ -24,10 +23,10 @@ def main() -> None:
                 test_bias_grad.check(dy, case.dim)
                 test_row_stats.check(dy, case.dim, ops.SCORES[(i + j) % 2])
         for dtype in ops.DTYPES:
-            for shape in test_update_ops.SHAPES[:4]:
-                case = test_update_ops.Case(shape, dtype, test_update_ops.some_rows(shape[0]), "channels_last")
-                test_update_ops.check("rowsparse_sgd_", case, test_update_ops.SGD)
-                test_update_ops.check("rowsparse_adam_", case, test_update_ops.ADAM, amsgrad=True)
+            for shape in test_updates.SHAPES[:4]:
+                case = test_updates.Case(shape, dtype, test_updates.some_rows(shape[0]), "channels_last")
+                test_updates.check("rowsparse_sgd_", case, test_updates.SGD)
+                test_updates.check("rowsparse_adam_", case, test_updates.ADAM, amsgrad=True)
     torch.set_num_threads(1)
     for layout in MEMORY_FORMATS:
         test_rowsparse_wgrad.test_every_path("direct", layout, torch.float32)

@@ -1,5 +1,5 @@
 """The CUDA kernels of the row-sparse products on the emulation: every tile, source, tail and split, with mma.sync (8.0) and
-wgmma (9.0). tests/test_rowsparse_*.py run them too, as one backend among others."""
+wgmma (9.0). tests/ops/test_rowsparse_*.py run them too, as one backend among others."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """Compiles every configuration that can be dispatched to a target, without a GPU; prints one JSON line each.
 
-    python tests/triton_kernels/compile_all.py [--first] [TARGET ...]    all targets, or those named
+    python tests/kernels/triton/compile_all.py [--first] [TARGET ...]    all targets, or those named
 
 --first: of each kernel one configuration each way, instead of every configuration.
 
