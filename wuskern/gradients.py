@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.ops import checks
 from wuskern.choices import PerExample, Plan, RowChoice, Rows, TopK
-from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
-from wuskern.delivery.observer import Observer
 from wuskern.common.shapes import as_matrix
+from wuskern.delivery.observer import Observer
+from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
+from wuskern.ops import checks
 from wuskern.sparse_grad import RowGrad
 from wuskern.tokens import draw
 

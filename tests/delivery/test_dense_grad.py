@@ -14,9 +14,9 @@ from torch.nn import Parameter
 
 import wuskern as wk
 from tests.cases import MEMORY_FORMATS
-from wuskern.kernels import backends
 from wuskern.delivery import dense_grad as dense
 from wuskern.delivery.dense_grad import dense_grad
+from wuskern.kernels import backends
 from wuskern.sparse_grad import RowGrad
 
 OUT, IN = 512, 64

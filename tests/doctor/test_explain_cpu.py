@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from wuskern import cli
+from wuskern.choices import TopK
 from wuskern.doctor import explain_cpu
 from wuskern.kernels import backends
 from wuskern.kernels.cpu import paths
-from wuskern.choices import TopK
 
 pytestmark = pytest.mark.skipif(
     backends.library_obstacle("cpu") is not None, reason=f"no compiled library: {backends.library_obstacle('cpu')}"

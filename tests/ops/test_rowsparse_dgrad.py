@@ -29,9 +29,9 @@ from tests.rowsparse import (
     stock_dgrad,
 )
 from wuskern import ops
+from wuskern.common.shapes import memory_format
 from wuskern.kernels import backends
 from wuskern.kernels.cpu import native, paths
-from wuskern.common.shapes import memory_format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 
-from wuskern.kernels import backends
 from wuskern.common.shapes import is_channels_last
+from wuskern.kernels import backends
 from wuskern.sparse_grad import RowGrad
 
 LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the bookkeeping here

@@ -7,8 +7,8 @@ gradient of the input (an attack, a saliency map) leaves no trace.
 import torch
 from torch import Tensor
 
-from wuskern.delivery import deliver
 from wuskern.common.arguments import one_of
+from wuskern.delivery import deliver
 
 
 class Observer:

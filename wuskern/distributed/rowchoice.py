@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.common import states
 from wuskern.choices import Rows, TopK
-from wuskern.modules import SkippableLayer
+from wuskern.common import states
 from wuskern.delivery.observer import Observer
+from wuskern.modules import SkippableLayer
 
 
 @dataclass

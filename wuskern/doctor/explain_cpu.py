@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from wuskern import functional
-from wuskern.kernels import backends
-from wuskern.kernels.cpu import native
 from wuskern.choices import TopK
 from wuskern.doctor.report import Line, Report
+from wuskern.kernels import backends
+from wuskern.kernels.cpu import native
 from wuskern.kernels.cpu.paths import WHY
 
 REPEATS = 9

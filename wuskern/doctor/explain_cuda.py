@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import torch
 
-from wuskern.kernels.cuda import choice
 from wuskern.choices import TopK
+from wuskern.common.shapes import output_size
 from wuskern.doctor.report import Line, Report
 from wuskern.gradients import gathers
+from wuskern.kernels.cuda import choice
 from wuskern.kernels.cuda.gpus import RATES, architecture
 from wuskern.kernels.cuda.product import Product
-from wuskern.common.shapes import output_size
 
 
 def linear(sides: Sequence[int], chosen: TopK, dtype: torch.dtype, capability: str) -> Report:

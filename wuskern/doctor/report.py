@@ -8,8 +8,8 @@ import torch
 import torch.nn as nn
 
 from wuskern import ops
-from wuskern.kernels import backends
 from wuskern.convert import survey
+from wuskern.kernels import backends
 from wuskern.kernels.cuda.gpus import architecture
 
 Line = tuple[str, str]

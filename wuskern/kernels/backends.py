@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from wuskern.common.overlap import Overlapping
 from wuskern.kernels import native_updates, reference
 from wuskern.kernels.cpu import native
 from wuskern.kernels.cuda import by_problem, library
-from wuskern.common.overlap import Overlapping
 from wuskern.kernels.cuda.product import OPS as PRODUCTS
 
 NAMES = ("native", "triton", "reference")  # in order of preference

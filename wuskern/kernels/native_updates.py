@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wuskern.kernels import reference
 from wuskern.common.shapes import is_channels_last
+from wuskern.kernels import reference
 
 
 def rowsparse_sgd_(param: Tensor, momentum_buffer: Tensor | None, *arguments: Any) -> None:

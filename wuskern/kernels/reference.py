@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wuskern.kernels.cpu.paths import onednn_wgrad_fails
 from wuskern.common.shapes import as_matrix, memory_format
+from wuskern.kernels.cpu.paths import onednn_wgrad_fails
 
 
 def bias_grad(dy: Tensor, dim: int) -> Tensor:

@@ -20,6 +20,7 @@ processor without products of 16 bits may join the sums of images in 16 bits. ``
 
 from wuskern.ops.checks import DTYPES, SCORES
 from wuskern.ops.contract import NAMES
+
 # In the order that NAMES has, and doctor's report with it.
 from wuskern.ops.statistics import bias_grad, row_stats, select_rows
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
+from wuskern.common.flops import register_flops
 from wuskern.kernels import backends
 from wuskern.ops import checks
 
@@ -30,7 +30,7 @@ def declare(
     """Both namespaces' op. ``written``: how many of its first arguments it writes to. ``elsewhere``: see checks.of_schema."""
     for library in (_contract, _native):
         library.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
-        register_flop_formula(getattr(getattr(torch.ops, library.ns), name))(flops)
+        register_flops(getattr(getattr(torch.ops, library.ns), name), flops)
     fits_schema = checks.of_schema(getattr(torch.ops.wuskern, name).default._schema, elsewhere)
 
     def checked_fake(*arguments: Any) -> Any:

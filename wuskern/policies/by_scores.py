@@ -10,12 +10,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern import ops
+from wuskern.choices import BIASES, SCOPES, Rows
 from wuskern.common import states
 from wuskern.common.arguments import one_of, whole
-from wuskern.choices import BIASES, SCOPES, Rows
+from wuskern.common.world import world_size
 from wuskern.delivery.observer import Observer
 from wuskern.policies.base import Policy, Wants
-from wuskern.common.world import world_size
 
 
 class ByScores(Policy):

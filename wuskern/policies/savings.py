@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wuskern.choices import PerExample
 from wuskern.common import states
 from wuskern.common.arguments import whole
-from wuskern.choices import PerExample
 from wuskern.gradients import gathers
 from wuskern.modules import weight_owners
 from wuskern.policies.base import Policy, Wants

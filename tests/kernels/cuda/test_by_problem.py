@@ -8,10 +8,10 @@ import torch
 from tests.cases import Conv
 from tests.rowsparse import LINEARS, NUMERIC, assert_near, conv_tensors, integers, some_rows, stock_dgrad, stock_wgrad
 from wuskern import ops
+from wuskern.common.shapes import memory_format
 from wuskern.kernels import backends, reference
 from wuskern.kernels.cuda import by_problem, choice, library
 from wuskern.kernels.cuda.product import Product
-from wuskern.common.shapes import memory_format
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])

@@ -21,7 +21,6 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from wuskern.kernels.triton import tiles
 from wuskern.kernels.triton import (
     bias_grad,
     gather_rows,
@@ -30,6 +29,7 @@ from wuskern.kernels.triton import (
     rowsparse_sgd_,
     rowsparse_wgrad,
     select_rows,
+    tiles,
 )
 
 TARGETS = {

@@ -13,9 +13,9 @@ from tests.accuracy import assert_as_right_as_stock
 from tests.cases import LAYOUTS
 from tests.conftest import OBSTACLES
 from wuskern import ops
+from wuskern.common.shapes import memory_format, output_size
 from wuskern.kernels import backends, reference
 from wuskern.kernels.triton import configs, tiles
-from wuskern.common.shapes import memory_format, output_size
 
 if obstacle := OBSTACLES["triton"]("cpu"):
     pytest.skip(obstacle, allow_module_level=True)

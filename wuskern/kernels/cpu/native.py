@@ -25,12 +25,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from wuskern.common.flops import register_flops
+from wuskern.common.shapes import memory_format, output_padding
 from wuskern.kernels.cpu import paths
 from wuskern.kernels.cpu.paths import CONTIGUOUS, ConvProblem
 from wuskern.kernels.reference import library_wgrad
-from wuskern.common.shapes import memory_format, output_padding
 
 _library = torch.library.Library("wuskern_native", "FRAGMENT")
 _GEOMETRY = "int[2] kernel_size, int[2] padding, int[2] dilation"
@@ -86,8 +86,8 @@ def _linear_flops(a: torch.Size, b: torch.Size, c: torch.Size | None, *_: Any, *
 
 
 PRODUCTS = {"mm": _mm, "onednn": _onednn}
-if hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._linear_pointwise not in flop_registry:
-    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_linear_flops)
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    register_flops(torch.ops.mkldnn._linear_pointwise, _linear_flops)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -182,9 +182,11 @@ def _wgrad_unfold(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
     return _fold_weight(product(_unfold(dy, problem, _PIXELS_LAST), pixels), problem)
 
 
-@register_flop_formula(torch.ops.wuskern_native.direct_wgrad)
 def _direct_wgrad_flops(dy: torch.Size, x: torch.Size, kernel_size: Pair, *_: Any, **__: Any) -> int:
     return 2 * dy.numel() * x[1] * math.prod(kernel_size)
+
+
+register_flops(torch.ops.wuskern_native.direct_wgrad, _direct_wgrad_flops)
 
 
 def _wgrad_direct(dy: Tensor, x: Tensor, problem: ConvProblem) -> Tensor:
@@ -253,9 +255,11 @@ def _dgrad_images(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:
     return dx.unflatten(2, problem.size)
 
 
-@register_flop_formula(torch.ops.wuskern_native.direct_dgrad)
 def _direct_dgrad_flops(dy: torch.Size, weight: torch.Size, kernel_size: Pair, *rest: Any, **_: Any) -> int:
     return 2 * dy.numel() * rest[-1][1] * math.prod(kernel_size)
+
+
+register_flops(torch.ops.wuskern_native.direct_dgrad, _direct_dgrad_flops)
 
 
 def _dgrad_direct(dy: Tensor, weight: Tensor, problem: ConvProblem) -> Tensor:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wuskern.kernels.cuda import measured
-from wuskern.kernels.triton import configs
 from wuskern.kernels.cuda.gpus import RATES, Rates, architecture
 from wuskern.kernels.cuda.product import Product
+from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.tiles import GemmTile
 
 WAYS = ("native", "triton", "library")  # the first of those that take the same

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.kernels.triton import configs
 from wuskern.common.shapes import memory_format
+from wuskern.kernels.triton import configs
 
 
 @triton.jit

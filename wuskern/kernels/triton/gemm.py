@@ -4,11 +4,11 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.kernels.triton import configs
 from wuskern.kernels.cuda.gpus import architecture_of
-from wuskern.kernels.triton.tiles import GemmTile
+from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.bias_grad import accumulator
 from wuskern.kernels.triton.gather_rows import gather_rows, usable
+from wuskern.kernels.triton.tiles import GemmTile
 
 
 def options(tile: GemmTile, dtype: torch.dtype, operands: tuple[Tensor, ...], setting: str) -> dict:

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.kernels.triton import configs
 from wuskern.common.shapes import is_channels_last
+from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.bias_grad import accumulator
 from wuskern.kernels.triton.gather_rows import usable
 

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.kernels.triton import configs
 from wuskern.common.shapes import as_matrix, memory_format
+from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.gather_rows import usable
 from wuskern.kernels.triton.gemm import chosen, options, problem, scattered, tiles
 from wuskern.kernels.triton.tuning import Config, pick

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.kernels.triton import configs
 from wuskern.common.shapes import as_matrix
+from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.bias_grad import add_rows
 from wuskern.kernels.triton.gemm import chosen, options, problem, scattered, tiles
 from wuskern.kernels.triton.tuning import Config, pick

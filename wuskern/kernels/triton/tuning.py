@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from wuskern.kernels.cuda.gpus import capability_of
 from wuskern.common.overlap import Overlapping
+from wuskern.kernels.cuda.gpus import capability_of
 from wuskern.kernels.triton.tiles import GemmTile
 
 FORMAT = 1

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from wuskern.common import states
 from wuskern.common.arguments import whole
+from wuskern.common.world import world_size
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.recorded_run import Example
 from wuskern.sparse_grad import to_rows
-from wuskern.common.world import world_size
 
 
 class AutoFreeze(Freezing):
