@@ -1,9 +1,9 @@
 """Regret of a choice: the time of the chosen path over that of the best one, per problem.
 
-    python -m bench.regret [PATH.json]                          # the CPU's paths (wuskern/paths.py)
-    python -m bench.regret --device cuda [--fill] [PATH.json]   # a GPU's ways (wuskern/choice.py); see bench/gpu/regret.py
+    python -m bench.regret [PATH.json]                          # the CPU's paths (kernels/cpu/paths.py)
+    python -m bench.regret --device cuda [--fill] [PATH.json]   # a GPU's ways (kernels/cuda/choice.py); see bench/gpu/regret.py
 
-The problems are none of those that the rules of wuskern/paths.py were made from, which are the convolutions of networks in
+The problems are none of those that the rules of kernels/cpu/paths.py were made from, which are the convolutions of networks in
 tests/cases.py. All paths of a problem are verified against the first, then timed in turn within one run, each called once
 before it is timed; the regret compares their medians.
 """
@@ -25,7 +25,8 @@ from bench.clocks import settle_allocator
 from bench.gpu import regret as on_cuda
 from bench.results import provenance
 from tests.cases import MEMORY_FORMATS, Conv
-from wuskern import backends, native, paths
+from wuskern.kernels import backends
+from wuskern.kernels.cpu import native, paths
 from wuskern.train.results import replace
 
 RATIOS = (0.02, 0.1, 0.3)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.ceilings import Ceilings
-from wuskern import backends
 from wuskern.doctor import package_version
+from wuskern.kernels import backends
 from wuskern.train.results import environment, replace
 from wuskern.train.summary import interval
 

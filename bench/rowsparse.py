@@ -23,7 +23,8 @@ from torch import Tensor
 from bench.plain import PlainTopK, top_rows
 from bench.race import Derived, Race, Seconds
 from tests.accuracy import assert_as_right_as_stock
-from wuskern import TopK, convert, reference
+from wuskern import TopK, convert
+from wuskern.kernels import reference
 
 RATIOS = (0.05, 0.2)
 ROUNDS = 9  # at most: there are a hundred and fifty cases

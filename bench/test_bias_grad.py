@@ -7,7 +7,8 @@ import torch
 
 from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
 from tests.cases import ALL_DTYPES, GPU_GRADIENTS, NETWORK_GRADIENTS
-from wuskern import ops, reference
+from wuskern import ops
+from wuskern.kernels import reference
 
 COMMON, FURTHER = (torch.float32, torch.bfloat16), (torch.float16, torch.float64)
 

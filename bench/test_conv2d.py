@@ -17,7 +17,8 @@ from torch import Tensor
 from bench.race import Race
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import MEMORY_FORMATS, NETWORK_CONVS, Conv
-from wuskern import SkippableConv2d, convert, reference
+from wuskern import SkippableConv2d, convert
+from wuskern.kernels import reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.cases import MEMORY_FORMATS, NETWORK_CONVS, Gradient
-from wuskern import ops, reference
+from wuskern import ops
+from wuskern.kernels import reference
 
 LINEARS = [
     Gradient(f"tokens {rows}x{columns}", (rows, columns), -1)

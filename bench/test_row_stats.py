@@ -4,7 +4,8 @@ import torch
 
 from bench.test_bias_grad import pytest_generate_tests  # noqa: F401  the same cases
 from tests.accuracy import assert_as_right_as_stock, exact_channel_sums
-from wuskern import ops, reference
+from wuskern import ops
+from wuskern.kernels import reference
 
 
 def sum_and_abs_sum(dy, dim):

@@ -1,4 +1,4 @@
-// What the ops ask of their arguments before they read or write anything: wuskern/checks.py asks the same, but
+// What the ops ask of their arguments before they read or write anything: wuskern/ops/checks.py asks the same, but
 // torch.ops.wuskern_native can be called past it, with anything that fits a schema.
 #pragma once
 

@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
 from tests import emulation, selection
-from wuskern import backends
+from wuskern.kernels import backends
 
 PYTHON_HEADER = Path(sysconfig.get_path("include")) / "Python.h"
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Before pytest takes what ``-m`` asks for."""
-    items.sort(key=lambda item: "triton_kernels/test_compile" not in item.nodeid)  # minutes: nothing waits for it at the end
+    items.sort(key=lambda item: "triton/test_compile" not in item.nodeid)  # minutes: nothing waits for it at the end
     left_out = selection.interpreted_in_other_dtypes(items)
     config.hook.pytest_deselected(items=[item for item in items if item in left_out])
     items[:] = [item for item in items if item not in left_out]

@@ -17,7 +17,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from wuskern import backends, native_updates, ops
+from wuskern import ops
+from wuskern.kernels import backends, native_updates
 
 NAME = "emulated"
 LIBRARY = Path(__file__).parents[1] / "build" / "testing" / "libwuskern_emulated.so"

@@ -13,8 +13,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from tests.cases import CONVS, MEMORY_FORMATS, Conv
 from tests.conftest import on_backend
-from wuskern import backends, paths
-from wuskern.shapes import memory_format
+from wuskern.common.shapes import memory_format
+from wuskern.kernels import backends
+from wuskern.kernels.cpu import paths
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LIBRARY_ROUNDS = "torch's convolutions round sums on their way in this dtype, on this processor"

@@ -11,7 +11,8 @@ from bench import gpu_summary
 from bench import regret as bench_regret
 from bench.gpu import cases, conftest, models, regret, test_steps
 from tests.cases import Conv
-from wuskern import backends, by_problem, measured
+from wuskern.kernels import backends
+from wuskern.kernels.cuda import by_problem, measured
 
 
 def row(group, milliseconds, peer, derived, **facts):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from wuskern import backends
+from wuskern.kernels import backends
 
 
 def program(path: str):

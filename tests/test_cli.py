@@ -13,7 +13,8 @@ import pytest
 
 import wuskern
 from tests.conftest import ROOT
-from wuskern import backends, cli
+from wuskern import cli
+from wuskern.kernels import backends
 
 pytestmark = pytest.mark.usefixtures("one_thread", "one_thread_of_children")
 SMALL = ["train", "--model", "mlp", "--width", ".1", "--epochs", "2"]

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
-from wuskern.deliver import new_key
+from wuskern.delivery.deliver import new_key
 from wuskern.distributed.prepared import _Agreed
 
 pytestmark = [

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests import emulation
 from tests.accuracy import assert_as_right_as_stock
-from wuskern import ops, update_ops
+from wuskern import ops
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +152,7 @@ def test_a_step_counted_on_the_gpu_is_the_step_counted_on_the_cpu(dtype):
         with emulation.emulated():
             emulation.configure(tensors_on_gpu=on_gpu)
             numbers = 0.01, 0.8, 0.95, 1e-3, 0.1
-            update_ops.rowsparse_adam_(param, first, second, None, step, torch.tensor([0, 3]), values, *numbers)
+            ops.rowsparse_adam_(param, first, second, None, step, torch.tensor([0, 3]), values, *numbers)
         assert step.item() == 7
         results.append(param)
     assert torch.equal(*results)

@@ -12,7 +12,8 @@ import torch
 from tests.conftest import ROOT
 from tests.fuzz import convolutions, hostile, layers, soak
 from tests.rowsparse import need_library
-from wuskern import gradients, native, ops
+from wuskern import gradients, ops
+from wuskern.kernels.cpu import native
 from wuskern.sparse_grad import RowGrad
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]  # of slow layouts
@@ -51,7 +52,7 @@ def test_layers_find_a_gradient_that_changes_later(monkeypatch):
     """As if the memory of the dense form were used again while somebody has it."""
     need_library()
     monkeypatch.setattr("torch._lazy_clone", lambda t: t.view_as(t))
-    monkeypatch.setattr("wuskern.dense_grad.StorageWeakRef", mock.MagicMock())
+    monkeypatch.setattr("wuskern.delivery.dense_grad.StorageWeakRef", mock.MagicMock())
     assert any("has changed" in fault for fault in faults(layers.attempt, 800))
 
 

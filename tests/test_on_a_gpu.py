@@ -17,8 +17,9 @@ from torch import Tensor
 import wuskern as wk
 from tests.accuracy import assert_all_as_right
 from tests.rowsparse import DTYPES, assert_near, integers, kernel_of, some_rows
-from wuskern import backends, ops, reference, update_ops
-from wuskern.product import OPS as PRODUCTS
+from wuskern import ops
+from wuskern.kernels import backends, reference
+from wuskern.kernels.cuda.product import OPS as PRODUCTS
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -43,7 +44,7 @@ class Problem:
 
 def run(op: str, arguments: tuple[Any, ...]) -> list[Tensor]:
     """What it returns, or, of an update, what it wrote to."""
-    function = getattr(update_ops if op.endswith("_") else ops, op)
+    function = getattr(ops, op)
     found = function(*arguments)
     if found is None:
         return [a for a in arguments if isinstance(a, Tensor)]
@@ -123,7 +124,7 @@ def _libraries(exact_libraries):
 @pytest.fixture
 def kernel(problem, backend, device, request):
     if (backend, device) == ("triton", "cpu"):
-        pytest.skip("tests/triton_kernels runs the interpreter")
+        pytest.skip("tests/kernels/triton runs the interpreter")
     with kernel_of(problem.op, backend, request, device):
         yield
 
@@ -312,7 +313,7 @@ def huge(op: str, tokens: int, n: int, device: str) -> tuple[tuple[Any, ...], Ca
 def test_more_elements_than_32_bits_count(op, backend, device, request):
     tokens, n = (2**20 + 7, 2050) if device == "cuda" else (1000, 50)
     if device == "cpu" and backend == "triton":
-        pytest.skip("tests/triton_kernels runs the interpreter")
+        pytest.skip("tests/kernels/triton runs the interpreter")
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 24 * 2**30:
         pytest.skip("needs 24 GiB of free GPU memory")
     arguments, answer = huge(op, tokens, n, device)
@@ -330,7 +331,7 @@ def test_more_elements_than_32_bits_count(op, backend, device, request):
 def test_gathering_and_an_input_gradient_beyond_32_bits(backend, device, request):
     tokens, n = (2**20 + 7, 2050) if device == "cuda" else (1000, 50)
     if device == "cpu" and backend == "triton":
-        pytest.skip("tests/triton_kernels runs the interpreter")
+        pytest.skip("tests/kernels/triton runs the interpreter")
     if device == "cuda" and torch.cuda.mem_get_info()[0] < 24 * 2**30:
         pytest.skip("needs 24 GiB of free GPU memory")
     dy, rows = pattern(tokens, n, device=device), torch.tensor([0, 3, n // 2, n - 1], device=device)

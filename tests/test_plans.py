@@ -1,4 +1,4 @@
-"""The plans of all layers of a model, set together. (tests/test_overlap.py: blocks that overlap.)"""
+"""The plans of all layers of a model, set together. (tests/common/test_overlap.py: blocks that overlap.)"""
 
 import pytest
 import torch.nn as nn

@@ -13,7 +13,7 @@ import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import CONVS, MEMORY_FORMATS
 from tests.oracle import PlainLinear, check_layer, gradients, plain, set_flags
-from wuskern import configs, ops
+from wuskern import ops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,7 +105,7 @@ def test_dx_of_a_linear_lies_as_stocks(leading, choice):
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
 def test_float64_against_the_oracle(make, shape, scope, gathers, monkeypatch):
-    monkeypatch.setattr(configs, "gathers", lambda *_: gathers)
+    monkeypatch.setattr("wuskern.gradients.gathers", lambda *_: gathers)
     stock, x, rows = make().double(), torch.randn(shape, dtype=torch.float64), wk.Rows([2, 3, 12, 23], scope)
     expected = gradients(set_flags(plain(copy.deepcopy(stock)), rows), x)
     for name, value in gradients(set_flags(wk.convert(stock), rows), x).items():

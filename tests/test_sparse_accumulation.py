@@ -6,7 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 
 import wuskern as wk
-from wuskern import dense_grad
+from wuskern.delivery import dense_grad
 from wuskern.sparse_grad import to_rows
 
 OUT, IN = 12, 6

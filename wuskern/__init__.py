@@ -3,18 +3,18 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from wuskern import distributed, functional, ops, optim, policies
-from wuskern.backends import backend
 from wuskern.choices import PerExample, Plan, Rows, Tokens, TopK
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
+from wuskern.delivery.observer import Observer
 from wuskern.doctor import doctor
+from wuskern.kernels.backends import backend
+from wuskern.kernels.triton.tuning import autotune
 from wuskern.modules import SkippableConv2d, SkippableLinear
-from wuskern.observer import Observer
 from wuskern.optim import unscale_
 from wuskern.plans import set_plan, set_rows, set_skip, set_tokens, skipping
 from wuskern.simplify import fit_, simplify, simplify_
 from wuskern.sparse_grad import RowGrad
-from wuskern.tuning import autotune
 
 try:
     __version__ = version("wuskern")

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Plan
-from wuskern.deliver import from_compiled
-from wuskern.dense_grad import dense_grad
-from wuskern.grad_home import GradHome
+from wuskern.common.shapes import is_batched
+from wuskern.delivery.deliver import from_compiled
+from wuskern.delivery.dense_grad import dense_grad
+from wuskern.delivery.grad_home import GradHome
 from wuskern.gradients import NOBODY, Teller, gradients
+from wuskern.kernels.reference import bias_grad
 from wuskern.kinds import Kind
-from wuskern.reference import bias_grad
-from wuskern.shapes import is_batched
 from wuskern.sparse_grad import RowGrad, is_used, taking_up_held
 
 

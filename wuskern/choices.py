@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.arguments import amount, one_of, whole
-from wuskern.observer import Observer
+from wuskern.common.arguments import amount, one_of, whole
+from wuskern.delivery.observer import Observer
 
 SCOPES = ("weight", "both")
 BIASES = ("dense", "rows")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from wuskern import explain
+from wuskern.doctor import explain
 from wuskern.train.command import Parser, add_arguments, command_line, methods_help, output_of, plain, prepare
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.choices import Rows
+from wuskern.delivery.observer import Observer
 from wuskern.modules import SkippableLayer, skippable_layers
-from wuskern.observer import Observer
 
 WARM_UP = 3  # steps before a capture, as PyTorch asks for
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from wuskern import ops
 from wuskern.autograd import Call, LayerFunction
 from wuskern.choices import DENSE, Parts, PerExample, Plan
-from wuskern.grad_home import GradHome
+from wuskern.delivery.grad_home import GradHome
 from wuskern.gradients import conv2d_backward, linear_backward
 from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
 

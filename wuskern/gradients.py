@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from wuskern import checks, configs, ops
+from wuskern import ops
 from wuskern.choices import PerExample, Plan, RowChoice, Rows, TopK
+from wuskern.common.shapes import as_matrix
+from wuskern.delivery.observer import Observer
 from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
-from wuskern.observer import Observer
-from wuskern.shapes import as_matrix
+from wuskern.ops import checks
 from wuskern.sparse_grad import RowGrad
 from wuskern.tokens import draw
 
@@ -155,10 +156,20 @@ def _summed(kind: Kind, plan: Plan, dy: Tensor, x: Tensor, chosen: Tensor) -> tu
     return drawn.scaled(chosen), drawn.of(x)
 
 
+GATHER = 25  # products for which the time suffices that gathering an element takes: element bytes * FLOP/s / (2 * bytes/s)
+
+
+def gathers(features: int, k: int, out: int) -> bool:
+    """Whether k of out rows of dW, of so many features each, come from those rows of dy alone. For each token, gathering reads
+    out elements and writes k, and saves ``(out - k) * features`` products. Where that does not pay, k being too large or the
+    rows too short, the product of all rows is taken, and k rows of it."""
+    return features * (out - k) >= GATHER * (out + k)
+
+
 def _row_grad(kind: Kind, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> RowGrad:
     """dy: the chosen rows, or all, of which a pass gathers them, unless that does not pay for rows of so many features."""
     out = dy.shape[kind.dim]
-    if out > rows.shape[0] and configs.gathers(weight[0].numel(), rows.shape[0], out):
+    if out > rows.shape[0] and gathers(weight[0].numel(), rows.shape[0], out):
         dy = ops.gather_rows(dy, rows, kind.dim)
     if dy.shape[kind.dim] == rows.shape[0]:
         return RowGrad(rows, kind.rowsparse_wgrad(dy, x, rows, weight))

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern import ops, paths
+from wuskern import ops
 from wuskern.choices import Units
-from wuskern.reference import clear_padded_taps
-from wuskern.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, output_padding
+from wuskern.common.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, output_padding
+from wuskern.kernels.cpu import paths
+from wuskern.kernels.reference import clear_padded_taps
 
 Pair = tuple[int, ...]  # of two
 Sides = int | tuple[int, ...]  # as torch's functions take a pair

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from wuskern import functional
 from wuskern.choices import DENSE, Parts, Plan, Planned, Units
-from wuskern.grad_home import GradHome, refuse_momentum
+from wuskern.delivery.grad_home import GradHome, refuse_momentum
 from wuskern.kinds import LINEAR, Conv2d, Kind
 
 PLAN_ATTRIBUTES = ("_plan", "_in_use", "_home", "_asked", "_planned")  # of a layer's own, beside its stock twin's

@@ -10,8 +10,8 @@ from typing import Any
 import torch.nn as nn
 
 from wuskern.choices import Parts, Plan, RowChoice, Tokens
+from wuskern.common.overlap import Overlapping
 from wuskern.modules import FilterFn, Skippable, SkippableLayer, skippable_layers, weight_owners
-from wuskern.overlap import Overlapping
 
 _log = logging.getLogger("wuskern")
 

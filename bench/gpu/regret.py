@@ -1,7 +1,7 @@
 """Regret of a GPU's choice between native, triton and library, and the tables that it is fed by.
 
-TABLE's problems are measured into ``wuskern/tables/<architecture>.json`` by ``--fill``; the regret is that of OTHERS, which
-are none of them. All ways of a problem are verified against the first, then timed in turn, L2 flushed; medians.
+TABLE's problems are measured into ``kernels/cuda/tables/<architecture>.json`` by ``--fill``; the regret is that of OTHERS,
+which are none of them. All ways of a problem are verified against the first, then timed in turn, L2 flushed; medians.
 """
 
 import itertools
@@ -16,9 +16,10 @@ from torch import Tensor
 from bench.clocks import clock_of
 from bench.results import provenance
 from tests.cases import Conv
-from wuskern import backends, by_problem, choice, measured
-from wuskern.gpus import architecture, capability_of
-from wuskern.product import Product
+from wuskern.kernels import backends
+from wuskern.kernels.cuda import by_problem, choice, measured
+from wuskern.kernels.cuda.gpus import architecture, capability_of
+from wuskern.kernels.cuda.product import Product
 from wuskern.train.results import replace as replace_file
 
 ROUNDS = 9

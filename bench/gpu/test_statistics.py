@@ -5,7 +5,8 @@ import torch
 
 from bench.gpu.cases import GRADIENTS, MIB, TINY_GRADIENTS, gradient
 from tests.accuracy import assert_as_right_as_stock
-from wuskern import ops, reference
+from wuskern import ops
+from wuskern.kernels import reference
 
 DTYPE = torch.bfloat16
 

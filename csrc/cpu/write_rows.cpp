@@ -1,5 +1,5 @@
 // write_rows(target, stale, rows, values): target[stale] = 0 and target[rows] = values, in place. What the dense form
-// of a row-sparse gradient needs where its storage is used again; wuskern/dense.py owns that storage.
+// of a row-sparse gradient needs where its storage is used again; wuskern/delivery/dense_grad.py owns that storage.
 #include <cstring>
 
 #include "../checks.h"

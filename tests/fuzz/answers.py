@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from wuskern import reference
+from wuskern.kernels import reference
 
 LOOSE = {torch.float16: 0.06, torch.bfloat16: 0.06}  # of the largest value: what is wrong is far off
 ELSE = 1e-4

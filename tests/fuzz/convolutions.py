@@ -10,7 +10,9 @@ from torch import Tensor
 from tests.cases import MEMORY_FORMATS, Conv
 from tests.fuzz import timebox
 from tests.rowsparse import DTYPES, ConvTensors, conv_tensors, stock_dgrad, stock_wgrad
-from wuskern import native, ops, paths, reference
+from wuskern import ops
+from wuskern.kernels import reference
+from wuskern.kernels.cpu import native, paths
 
 MOST = 200_000  # elements of an operand
 

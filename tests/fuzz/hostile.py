@@ -14,7 +14,8 @@ from torch import Tensor
 import wuskern as wk
 from tests import emulation
 from tests.fuzz import answers, right_calls, timebox, wrong_values
-from wuskern import native, ops, update_ops
+from wuskern import ops
+from wuskern.kernels.cpu import native
 
 # What torch says of what does not fit a schema, of devices without a kernel, and of memory that there is not.
 FOREIGN = (
@@ -30,7 +31,7 @@ def targets(emulated: bool) -> list[tuple[str, str, Callable[..., Any]]]:
     """(namespace, op, what is called)."""
     found: list[tuple[str, str, Callable[..., Any]]] = []
     for name in ops.NAMES:
-        found.append(("public", name, getattr(update_ops if name.endswith("_") else ops, name)))
+        found.append(("public", name, getattr(ops, name)))
         found.append(("wuskern", name, getattr(torch.ops.wuskern, name).default))
         if emulated:
             found.append(("emulated", name, emulation.op(name)))

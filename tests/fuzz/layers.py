@@ -13,7 +13,8 @@ import wuskern as wk
 from tests.accuracy import assert_as_right_as_stock
 from tests.fuzz import instruction_sets, plans, timebox
 from tests.fuzz.problems import KINDS, Problem, dense, laid_out, numbers, problem, same
-from wuskern import dense_grad, native
+from wuskern.delivery import dense_grad
+from wuskern.kernels.cpu import native
 
 
 @dataclass(eq=False)

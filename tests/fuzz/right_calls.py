@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import wuskern as wk
-from wuskern.shapes import output_size
+from wuskern.common.shapes import output_size
 
 FLOATS = [torch.float64, torch.float32, torch.float32, torch.float16, torch.bfloat16]
 

@@ -18,7 +18,7 @@ import wuskern as wk
 from tests.fuzz import plans, timebox
 from tests.fuzz.beside import Boom, Infers, grown, used
 from tests.fuzz.plain_layers import network, plain, plain_layers
-from wuskern import dense_grad
+from wuskern.delivery import dense_grad
 
 WARM_UP, CHECKED = 0.2, 50  # of all steps, after which memory is flat; steps from check to check
 NEAR = 1e-9  # of the largest weight: two orders of the same sums in float64, over thousands of steps

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from wuskern import backends
+from wuskern.kernels import backends
 
 SHOWN = 20  # faults
 

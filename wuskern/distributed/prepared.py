@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
 from wuskern.choices import DENSE, Plan, Rows, TopK
+from wuskern.delivery.observer import Observer
 from wuskern.distributed import flags, hook
 from wuskern.distributed.rowchoice import LaggedRows
 from wuskern.distributed.shares import Share
 from wuskern.modules import SkippableLayer, many_tokens, skippable_layers, weight_owners
-from wuskern.observer import Observer
 
 CommHook = tuple[Any, Callable[[Any, Any], "Future[Tensor]"]]  # state and hook, as for DDP.register_comm_hook
 

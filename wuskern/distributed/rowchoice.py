@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wuskern import ops, states
+from wuskern import ops
 from wuskern.choices import Rows, TopK
+from wuskern.common import states
+from wuskern.delivery.observer import Observer
 from wuskern.modules import SkippableLayer
-from wuskern.observer import Observer
 
 
 @dataclass

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuskern.ops.updates import rowsparse_adam_
 from wuskern.optim.base import Group, RowSparse
 from wuskern.optim.state import zeros_like
 from wuskern.sparse_grad import RowGrad
-from wuskern.update_ops import rowsparse_adam_
 
 
 class _RowSparseAdam(RowSparse):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would import all of the compiler now
 from torch.optim import Optimizer
 
-from wuskern.grad_home import ask
+from wuskern.delivery.grad_home import ask
 from wuskern.sparse_grad import RowGrad, to_rows
 
 REFUSED = ("capturable", "differentiable")  # of torch's arguments

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from wuskern import backends
+from wuskern.kernels import backends
 
 
 def zeros_like(parameter: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern import ops, states
-from wuskern.arguments import one_of, whole
+from wuskern import ops
 from wuskern.choices import BIASES, SCOPES, Rows
-from wuskern.observer import Observer
+from wuskern.common import states
+from wuskern.common.arguments import one_of, whole
+from wuskern.common.world import world_size
+from wuskern.delivery.observer import Observer
 from wuskern.policies.base import Policy, Wants
-from wuskern.world import world_size
 
 
 class ByScores(Policy):

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from wuskern import states
 from wuskern.choices import merge
+from wuskern.common import states
 from wuskern.policies.base import CLAIMS, Policy, Wants, parts_of
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from wuskern import states
+from wuskern.common import states
 from wuskern.policies.base import Policy
 
 

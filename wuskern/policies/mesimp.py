@@ -22,14 +22,14 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wuskern import states
-from wuskern.arguments import one_of, share, whole
 from wuskern.choices import SCOPES, PerExample, TopK
-from wuskern.observer import Observer
+from wuskern.common import states
+from wuskern.common.arguments import one_of, share, whole
+from wuskern.common.world import world_size
+from wuskern.delivery.observer import Observer
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.meprop import PER
 from wuskern.simplify import norms_of_rows, simplify_
-from wuskern.world import world_size
 
 RESETS = ("cycle", "each", "never")
 NORMS = nn.modules.batchnorm._BatchNorm | nn.GroupNorm

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wuskern import states
-from wuskern.arguments import whole
 from wuskern.choices import PerExample
-from wuskern.configs import gathers
+from wuskern.common import states
+from wuskern.common.arguments import whole
+from wuskern.gradients import gathers
 from wuskern.modules import weight_owners
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.compose import Compose

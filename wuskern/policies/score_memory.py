@@ -12,9 +12,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern import states
-from wuskern.arguments import number
 from wuskern.choices import TopK
+from wuskern.common import states
+from wuskern.common.arguments import number
 from wuskern.policies.by_scores import ByScores
 
 

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from wuskern import states
-from wuskern.arguments import flag, number, share, whole
+from wuskern.common import states
+from wuskern.common.arguments import flag, number, share, whole
 
 UNSEEN, WRONG, RIGHT = range(3)
 

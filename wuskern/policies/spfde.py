@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import whole
+from wuskern.common.arguments import whole
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import ProgressiveFreezing
 from wuskern.policies.recorded_run import Example

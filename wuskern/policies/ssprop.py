@@ -14,9 +14,9 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern import states
-from wuskern.arguments import flag, one_of, share, whole
 from wuskern.choices import TopK
+from wuskern.common import states
+from wuskern.common.arguments import flag, one_of, share, whole
 from wuskern.modules import SkippableConv2d
 from wuskern.policies.base import Policy, Wants
 

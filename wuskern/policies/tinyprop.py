@@ -16,9 +16,9 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern import states
-from wuskern.arguments import share
 from wuskern.choices import TopK
+from wuskern.common import states
+from wuskern.common.arguments import share
 from wuskern.policies.by_scores import ByScores
 
 LEVELS = 4

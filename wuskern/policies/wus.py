@@ -14,8 +14,8 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern import states
-from wuskern.arguments import finite, one_of, positive, whole
+from wuskern.common import states
+from wuskern.common.arguments import finite, one_of, positive, whole
 from wuskern.plans import warn_of_nothing_left
 from wuskern.policies.base import Policy, Wants
 

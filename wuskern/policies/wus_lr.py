@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlateau
 
-from wuskern import states
-from wuskern.arguments import number
+from wuskern.common import states
+from wuskern.common.arguments import number
 from wuskern.policies.wus import WUS
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wuskern.arguments import one_of
+from wuskern.common.arguments import one_of
 
 if TYPE_CHECKING:
     from wuskern.train.experiment import Experiment
@@ -108,7 +108,7 @@ def methods_help() -> str:
 
 def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     """Checks every argument and loads the data; writes nothing."""
-    from wuskern import backends
+    from wuskern.kernels import backends
     from wuskern.train import data, experiment, methods, processes, settings
 
     backends.check_environment()

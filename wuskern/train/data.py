@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern.arguments import whole
+from wuskern.common.arguments import whole
 from wuskern.train import text
 from wuskern.train.files import opened
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from wuskern.arguments import whole
+from wuskern.common.arguments import whole
 
 Batch = tuple[Tensor, Tensor, Tensor]  # which samples (on the CPU, as given), their x, their y
 

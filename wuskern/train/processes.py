@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wuskern.world import world_size
+from wuskern.common.world import world_size
 
 world = world_size
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from wuskern import ops
-from wuskern.backends import choose
 from wuskern.doctor import package_version, processor
+from wuskern.kernels.backends import choose
 from wuskern.train.files import opened, replacing
 from wuskern.train.methods import DENSE
 from wuskern.train.records import Record

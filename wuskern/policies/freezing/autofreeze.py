@@ -16,12 +16,12 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern import states
-from wuskern.arguments import whole
+from wuskern.common import states
+from wuskern.common.arguments import whole
+from wuskern.common.world import world_size
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.recorded_run import Example
 from wuskern.sparse_grad import to_rows
-from wuskern.world import world_size
 
 
 class AutoFreeze(Freezing):

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn as nn
 from torch.nn import Parameter
 
-from wuskern import states
+from wuskern.common import states
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.freezing.prefix import Prefix
 from wuskern.policies.recorded_run import Example

@@ -6,11 +6,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.arguments import whole
+from wuskern.common.arguments import whole
+from wuskern.common.world import world_size
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.freezing.unchanged import Unchanged
 from wuskern.policies.recorded_run import arguments
-from wuskern.world import world_size
 
 
 class ActivationCache:

@@ -8,8 +8,8 @@ BatchNorm is fixed, and a run resumes exactly.
 
 import torch.nn as nn
 
-from wuskern.arguments import number, whole
-from wuskern.arguments import share as check_share
+from wuskern.common.arguments import number, whole
+from wuskern.common.arguments import share as check_share
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.recorded_run import Example
 

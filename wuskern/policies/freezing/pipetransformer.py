@@ -7,7 +7,7 @@ nothing moves. That a freezing step is taken every ``interval`` epochs, and that
 
 import torch.nn as nn
 
-from wuskern.arguments import number, whole
+from wuskern.common.arguments import number, whole
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.recorded_run import Example
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.arguments import number, positive, whole
-from wuskern.arguments import share as check_share
+from wuskern.common.arguments import number, positive, whole
+from wuskern.common.arguments import share as check_share
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.recorded_run import Example
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern import states
-from wuskern.arguments import whole
+from wuskern.common import states
+from wuskern.common.arguments import whole
 from wuskern.modules import SkippableLayer
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.sparse.distribution import sparsities

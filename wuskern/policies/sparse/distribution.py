@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from wuskern.arguments import number, one_of
+from wuskern.common.arguments import number, one_of
 
 DISTRIBUTIONS = ("uniform", "erk")
 

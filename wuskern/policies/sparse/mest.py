@@ -18,7 +18,7 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.arguments import number, one_of, whole
+from wuskern.common.arguments import number, one_of, whole
 from wuskern.policies.sparse.base import SparseTraining
 from wuskern.policies.sparse.distribution import check_sparsity
 from wuskern.policies.sparse.patterns import largest, remaining

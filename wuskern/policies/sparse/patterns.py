@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wuskern.arguments import whole
+from wuskern.common.arguments import whole
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern import states
-from wuskern.arguments import one_of, share, whole
+from wuskern.common import states
+from wuskern.common.arguments import one_of, share, whole
 from wuskern.policies.sparse.base import SparseTraining
 from wuskern.policies.sparse.patterns import largest
 

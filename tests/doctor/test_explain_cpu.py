@@ -1,0 +1,77 @@
+"""``wuskern doctor --explain``."""
+
+import pytest
+import torch
+
+from wuskern import cli
+from wuskern.choices import TopK
+from wuskern.doctor import explain_cpu
+from wuskern.kernels import backends
+from wuskern.kernels.cpu import paths
+
+pytestmark = pytest.mark.skipif(
+    backends.library_obstacle("cpu") is not None, reason=f"no compiled library: {backends.library_obstacle('cpu')}"
+)
+
+
+def answers(capsys, *arguments: str) -> dict[str, str]:
+    assert cli.main(["doctor", "--explain", *arguments]) == 0
+    lines = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines()]
+    return {what: answer.strip() for what, answer in lines}
+
+
+def test_a_linear(capsys):
+    said = answers(capsys, "linear", "96x80x64", "--ratio", ".1")
+    assert said["problem"].startswith("Linear 80 x 64, 96 tokens, float32, ")
+    assert said["choice"] == "8 of 80 rows (10.0%) by l1, scope both"
+    assert said["reads of dY"] == "1 for scores and bias gradient (native), 0.10 for the chosen rows"
+    assert said["dW"] == said["dX"] == f"mm: {paths.WHY['mm']}"
+    assert 0 < float(said["floor"].split()[0]) < 1  # ms, by rates of this machine and load
+    assert said["measured"].endswith("x the floor")
+    assert said["dense"].endswith("x of that")
+
+
+def test_a_conv2d(capsys):
+    arguments = ("--k", "4", "--scope", "weight", "--stride", "2", "--channels-last", "--dtype", "bfloat16")
+    said = answers(capsys, "conv2d", "2x8x16x10x3", *arguments)
+    assert said["problem"].startswith("Conv2d 8 -> 16, 3x3, 2 images of 10x10, bfloat16, ")
+    assert said["choice"] == "4 of 16 rows (25.0%) by l1, scope weight"
+    assert said["dW"] == f"library: {paths.WHY['library']}"
+    assert said["dX"] == "dense: scope is weight"
+
+
+def test_all_rows(capsys):
+    said = answers(capsys, "linear", "96x80x64", "--ratio", "1")
+    assert said["choice"] == "dense: all rows are stock's own backward"
+    assert "measured" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gru", "4x4x4"), "--explain: expected one of linear, conv2d, got 'gru'"),
+        (("linear", "4x4"), "--explain: expected TOKENSxOUTxIN in positive numbers, got '4x4'"),
+        (("linear", "4x0x4"), "--explain: expected TOKENSxOUTxIN in positive numbers, got '4x0x4'"),
+        (("conv2d", "4xax4x4x3"), "--explain: expected BATCHxCHANNELSxOUTxSIDExKERNEL in positive numbers, got '4xax4x4x3'"),
+        (("linear", "4x4x4", "--k", "5"), "k: expected a multiple of block * groups = 1 up to 4, got 5"),
+        (("linear", "4x4x4", "--ratio", "2"), "ratio: expected a number over 0 and up to 1, got 2.0"),
+        (("linear", "4x4x4", "--dtype", "int8"), "--dtype: expected one of float32, bfloat16, float16, float64, got 'int8'"),
+        (("linear", "4x4x4", "--scope", "all"), "scope: expected one of weight, both, got 'all'"),
+        (("conv2d", "4x4x4x8x3", "--groups", "3"), "groups: expected a divisor of 4 rows, got 3"),
+    ],
+    ids=str,
+)
+def test_wrong_questions(arguments, message, capsys):
+    assert cli.main(["doctor", "--explain", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_floor_counts_what_must_be_done():
+    """By hand: 64 tokens, 8 of 32 rows, 16 inputs."""
+    both = explain_cpu.linear((64, 32, 16), TopK(k=8, scope="both"), torch.float32)
+    assert both.operations == 2 * 64 * 16 * (8 + 8)
+    assert both.moved == 4 * (64 * 32 + 2 * 64 * 8 + 2 * 64 * 16 + 2 * 8 * 16)  # dY; the gathered part; x, dX; W's rows, dW's
+    weight = explain_cpu.linear((64, 32, 16), TopK(k=8), torch.float32)
+    assert weight.operations == 2 * 64 * 16 * (8 + 32)
+    conv = explain_cpu.conv2d((2, 4, 8, 6, 3), TopK(k=2, scope="both"), torch.float32, 1, None, 1, False)
+    assert conv.operations == 2 * (2 * 36) * (4 * 9) * (2 + 2)

@@ -1,0 +1,115 @@
+"""The dense form of a row-sparse gradient: zero outside of the chosen rows, in storage that is used again.
+
+Filling ``[out, in]`` with zeros, and faulting its memory in, can cost more than the product that fills a few of its rows. So
+each layer keeps one tensor of zeros, of which only the rows of last time are cleared. What is handed out is a lazy copy of
+it: torch shares the storage until somebody writes to the copy, by whatever way (in place, through ``.data``, numpy or a
+pointer), and only then copies. The kept tensor is thus never changed by others, and it is used again only when the copy of
+last time is gone; otherwise (a gradient that is kept, a weight used twice, accumulation) the answer is a fresh tensor. One that
+an exception, such as a Ctrl-C, may have left half-written is never used again.
+
+Eager mode and a single process only. It costs the memory of a gradient between steps, as ``zero_grad(set_to_none=False)``
+does.
+"""
+
+import threading
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import Parameter
+
+from wuskern.common.shapes import is_channels_last
+from wuskern.kernels import backends
+from wuskern.sparse_grad import RowGrad
+
+LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the bookkeeping here
+
+
+def dense_grad(weight: Tensor, grad: RowGrad, recycled: "Recycled | None" = None) -> Tensor:
+    """``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere.
+
+    ``recycled``: where the layer keeps its zeros, if they may be used again.
+    """
+    if recycled is not None and _may_recycle(weight, grad) and (lent := recycled.lend(weight, grad)) is not None:
+        return lent
+    return _write(_zeros(weight), None, grad)
+
+
+def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
+    """Clears the rows ``stale`` of target and writes those of ``grad``."""
+    values = grad.values.to(target.dtype)
+    if _native_writes(target, values):
+        torch.ops.wuskern_native.write_rows.default(target, stale, grad.rows, values)
+        return target
+    if stale is not None:
+        target.index_fill_(0, stale, 0)
+    return target.index_copy_(0, grad.rows, values)
+
+
+def _zeros(weight: Tensor) -> Tensor:
+    """In the strides of weight, those of dimensions of size 1 too: stock's gradients have them."""
+    if weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)):
+        return weight.detach().new_empty_strided(weight.size(), weight.stride()).zero_()
+    return torch.zeros_like(weight)
+
+
+def _native_writes(target: Tensor, values: Tensor) -> bool:
+    return (
+        target.is_cpu
+        and target.numel() > backends.SMALL
+        and type(values) is Tensor
+        and values.is_contiguous()
+        and (target.is_contiguous() or is_channels_last(target))
+        and not torch.compiler.is_compiling()
+        and backends.library_obstacle("cpu") is None
+    )
+
+
+class Recycled:
+    """Zeros like a weight but for some rows, and the storage of the lazy copy that was handed out last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._discard()
+
+    def _discard(self) -> None:
+        self._tensor: Tensor | None = None
+        self._rows: Tensor | None = None  # a copy: nobody else can change it
+        self._lent: StorageWeakRef | None = None
+
+    def lend(self, weight: Tensor, grad: RowGrad) -> Tensor | None:
+        """A lazy copy that holds ``grad``; None while the last one is still somewhere, or another thread is at it."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            if self._lent is not None and not self._lent.expired():
+                return None
+            tensor, stale = self._tensor, self._rows
+            self._discard()  # until all is written
+            if tensor is None or not _alike(tensor, weight):
+                tensor, stale = _zeros(weight), None
+            rows = grad.rows.clone()
+            if stale is not None and torch.equal(stale, rows):
+                stale = None
+            lent: Tensor = torch._lazy_clone(_write(tensor, stale, grad))  # type: ignore[attr-defined]
+            self._rows, self._lent = rows, StorageWeakRef(lent.untyped_storage())
+            self._tensor = tensor  # last: with it all is valid
+            return lent
+        finally:
+            self._lock.release()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+def _may_recycle(weight: Tensor, grad: RowGrad) -> bool:
+    return (
+        type(weight) is Parameter
+        and type(grad.values) is Tensor
+        and weight.is_cpu
+        and weight.numel() * weight.itemsize >= LEAST
+        and hasattr(torch, "_lazy_clone")
+        and not torch.compiler.is_compiling()
+        and not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    )

@@ -1,0 +1,96 @@
+"""Who is told, in backward, which rows were chosen and by which scores: the memory of methods that learn from that.
+
+It belongs to a policy and is named in a layer's plan. It hears of those backward passes alone that add to ``weight.grad``: a
+gradient of the input (an attack, a saliency map) leaves no trace.
+"""
+
+import torch
+from torch import Tensor
+
+from wuskern.common.arguments import one_of
+from wuskern.delivery import deliver
+
+
+class Observer:
+    """Sums of the scores of all rows, or counts of the choices, over backward passes; and which rows may be chosen.
+
+    Args:
+        score: "l1" or "l2", as for ``TopK``: the scores to add up, of a layer with fixed ``Rows`` too. None: none.
+        alive: ``[out]``, bool: the rows to choose from; others only where there are not enough of them. With it, choices are
+            counted.
+
+    Attributes:
+        total: ``[out]``, float32 (float64 of float64 gradients), of this process alone; None or zeros: of no backward.
+        hits: ``[out]``, int64: how often each row was chosen, in this process; None or zeros: of no backward.
+        seen: int64, no dimensions: choices made: one in each backward, or with ``PerExample`` one for each example; one in each
+            step where ``wuskern.distributed`` chooses.
+    """
+
+    only_eager = False  # whether compiled code cannot ask it
+
+    def __init__(self, score: str | None = None, alive: Tensor | None = None) -> None:
+        if score is not None:
+            one_of("score", score, ("l1", "l2"))
+        if not isinstance(alive, Tensor | None):
+            raise TypeError(f"alive: expected a tensor or None, got {type(alive).__name__}")
+        self.score, self.alive = score, alive
+        self.total: Tensor | None = None
+        self.hits: Tensor | None = None
+        self.seen: Tensor | None = None
+        self.key = deliver.new_key(self)
+
+    def clear(self) -> None:
+        """Sets sums and counts to zero, in the memory that a captured CUDA graph adds to."""
+        for held in (self.total, self.hits, self.seen):
+            if held is not None:
+                held.zero_()
+
+    def load(self, total: Tensor | None = None, hits: Tensor | None = None, seen: Tensor | None = None) -> None:
+        """Sets sums and counts to copies of these, in the memory that there is; None: to zero."""
+        self.clear()
+        for name, value in (("total", total), ("hits", hits), ("seen", seen)):
+            if value is not None:
+                setattr(self, name, _sum(getattr(self, name), value))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "key"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state
+        self.key = deliver.new_key(self)  # a copy has one of its own
+
+    @property
+    def counts(self) -> bool:
+        """Whether it wants to know the choices."""
+        return self.alive is not None
+
+    def ranked(self, scores: Tensor) -> Tensor:
+        """``scores``, ``[..., out]``, none under 0, as they are to be chosen by: -1 for the rows that are not alive."""
+        return scores if self.alive is None else scores.masked_fill(~self.alive, -1)
+
+    def saw(self, scores: Tensor | None, chosen: Tensor | None) -> None:
+        """Adds the scores ``[out]`` and the choices ``[choices, out]``, bool, of a backward pass; None: there are none."""
+        if scores is not None:
+            self.total = _sum(self.total, scores)
+        if chosen is not None:
+            seen = torch.full((), chosen.shape[0], dtype=torch.int64, device=chosen.device)
+            self.hits, self.seen = _sum(self.hits, chosen.sum(0)), _sum(self.seen, seen)
+
+    def tell(self, scores: Tensor | None, chosen: Tensor | None, home: Tensor | None) -> None:
+        """:meth:`saw`, of what it wants to know, from code that may be traced; ``home``: the key of the layer's home."""
+        scores, chosen = scores if self.score else None, chosen if self.counts else None
+        if not torch.compiler.is_compiling():
+            self.saw(scores, chosen)
+        elif scores is not None or chosen is not None:
+            parts = [t for t in (scores, chosen) if t is not None]
+            deliver.from_compiled(self.key, home, *parts)
+
+    def receive(self, *parts: Tensor) -> None:
+        """Takes what compiled code tells: scores or choices, or both, which differ in their dimensions."""
+        of_ndim = {part.ndim: part for part in parts}
+        self.saw(of_ndim.get(1), of_ndim.get(2))
+
+
+def _sum(total: Tensor | None, more: Tensor) -> Tensor:
+    """In the memory of ``total``, which a captured CUDA graph goes on adding to."""
+    return more.clone() if total is None else total.add_(more)

@@ -1,0 +1,1 @@
+"""Everything that knows a device: which code runs an op, and that code."""

@@ -1,0 +1,193 @@
+"""Pure-PyTorch twin of every op: the fallback where no kernel runs, the oracle of the tests, the baseline of the benchmarks.
+
+Each does what :mod:`wuskern.ops` says of its name, in as few plain calls as that takes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wuskern.common.shapes import as_matrix, memory_format
+from wuskern.kernels.cpu.paths import onednn_wgrad_fails
+
+
+def bias_grad(dy: Tensor, dim: int) -> Tensor:
+    others = [d for d in range(dy.ndim) if d != dim % dy.ndim]
+    return torch.sum(dy, others) if others else dy.clone()
+
+
+def row_stats(dy: Tensor, dim: int, score: str) -> tuple[Tensor, Tensor]:
+    wide = dy.to(torch.promote_types(dy.dtype, torch.float32))
+    return bias_grad(dy, dim), bias_grad(wide.abs() if score == "l1" else wide.square(), dim)
+
+
+def select_rows(scores: Tensor, k: int, block: int, groups: int) -> Tensor:
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    order = wide.view(groups, -1, block).sum(-1).argsort(dim=1, descending=True, stable=True)  # a NaN comes first
+    chosen = order[:, : k // (block * groups)].sort(1)[0]
+    first_block = torch.arange(groups, device=scores.device)[:, None] * order.shape[1]
+    return ((chosen + first_block).flatten()[:, None] * block + torch.arange(block, device=scores.device)).flatten()
+
+
+def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
+    return dy.index_select(dim, rows).contiguous(memory_format=memory_format(dy))
+
+
+def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    return as_matrix(_chosen(dy, rows, -1)).t() @ as_matrix(x)
+
+
+def rowsparse_wgrad_conv2d(
+    dy: Tensor,
+    x: Tensor,
+    rows: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return library_wgrad(_chosen(dy, rows, 1), x, kernel_size, stride, padding, dilation, groups)
+
+
+def library_wgrad(
+    dy: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """dW of all of dy's channels by PyTorch's convolution, contiguous, and right where that alone is not on the CPU."""
+    if x.is_cpu and onednn_wgrad_fails(x.dtype, x.shape[1], kernel_size, stride, dilation, groups):
+        dy, x = _in_planes(dy), _in_planes(x)
+    weight = x.new_empty(dy.shape[1], x.shape[1] // groups, *kernel_size)
+    geometry = (stride, padding, dilation, False, (0, 0), groups)
+    dw = torch.ops.aten.convolution_backward(dy, x, weight, None, *geometry, (False, True, False))[1].contiguous()
+    return clear_padded_taps(dw, x.shape[2:], dy.shape[2:], stride, padding, dilation)
+
+
+def _in_planes(t: Tensor) -> Tensor:
+    """t contiguous, with those strides for dimensions of size 1 too: torch takes the format from strides."""
+    return t.contiguous().flatten().view(t.shape)
+
+
+def clear_padded_taps(
+    dw: Tensor,
+    size: Sequence[int],
+    output: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """dw ``[out, C, kh, kw]``, zero at the taps that meet padding alone: with strides, oneDNN leaves them unwritten in
+    bfloat16."""
+    if not dw.is_cpu or dw.dtype is not torch.bfloat16:
+        return dw
+    sides = zip(size, output, dw.shape[2:], stride, padding, dilation, strict=True)
+    for dim, (n, m, k, s, p, d) in enumerate(sides, start=2):
+        padded = [tap for tap in range(k) if not any(0 <= tap * d - p + i * s < n for i in range(m))]
+        if padded:
+            dw.index_fill_(dim, torch.tensor(padded), 0)
+    return dw
+
+
+def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    return _chosen(dy, rows, -1) @ weight.index_select(0, rows)
+
+
+def rowsparse_dgrad_conv2d(
+    dy: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    input_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    x = dy.new_empty(dy.shape[0], weight.shape[1] * groups, *input_size)
+    geometry = (stride, padding, dilation, False, (0, 0), groups)
+    chosen = _chosen(dy, rows, 1), x, weight.index_select(0, rows)
+    dx = torch.ops.aten.convolution_backward(*chosen, None, *geometry, (True, False, False))[0]
+    return dx.contiguous(memory_format=memory_format(dy))
+
+
+def _chosen(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """dy, or its chosen rows where it holds all of them."""
+    return dy if dy.shape[dim] == rows.shape[0] else gather_rows(dy, rows, dim)
+
+
+# ---- what writes to its arguments -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def rowsparse_sgd_(
+    param: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    values: Tensor,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    old, gradient = _wide_rows(param, rows), _gradient(values, maximize)
+    if weight_decay:
+        gradient = gradient + weight_decay * old
+    if momentum_buffer is not None:
+        buffer = momentum * _wide_rows(momentum_buffer, rows) + (1 - dampening) * gradient
+        _put(momentum_buffer, rows, buffer)
+        gradient = gradient + momentum * buffer if nesterov else buffer
+    _put(param, rows, old - lr * gradient)
+
+
+@torch.no_grad()
+def rowsparse_adam_(
+    param: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    rows: Tensor,
+    values: Tensor,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    old, gradient = _wide_rows(param, rows), _gradient(values, maximize)
+    steps = step.add_(1).double()
+    if weight_decay and not decoupled:
+        gradient = gradient + weight_decay * old
+    if decoupled:
+        old = old * (1 - lr * weight_decay)
+    first = beta1 * _wide_rows(exp_avg, rows) + (1 - beta1) * gradient
+    second = beta2 * _wide_rows(exp_avg_sq, rows) + (1 - beta2) * gradient.square()
+    _put(exp_avg, rows, first)
+    _put(exp_avg_sq, rows, second)
+    if max_exp_avg_sq is not None:
+        second = torch.maximum(_wide_rows(max_exp_avg_sq, rows), second)
+        _put(max_exp_avg_sq, rows, second)
+    size, root_factor = lr / (1 - beta1**steps), (1 - beta2**steps).rsqrt()
+    _put(param, rows, old - size * (first / (second.sqrt() * root_factor + eps)))
+
+
+def _wide_rows(t: Tensor, rows: Tensor) -> Tensor:
+    return t.index_select(0, rows).to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _gradient(values: Tensor, maximize: bool) -> Tensor:
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    return -wide if maximize else wide
+
+
+def _put(t: Tensor, rows: Tensor, values: Tensor) -> None:
+    t.index_copy_(0, rows, values.to(t.dtype))

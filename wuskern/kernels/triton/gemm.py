@@ -1,0 +1,59 @@
+"""What the launchers of the matrix products share."""
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from wuskern.kernels.cuda.gpus import architecture_of
+from wuskern.kernels.triton import configs
+from wuskern.kernels.triton.bias_grad import accumulator
+from wuskern.kernels.triton.gather_rows import gather_rows, usable
+from wuskern.kernels.triton.tiles import GemmTile
+
+
+def options(tile: GemmTile, dtype: torch.dtype, operands: tuple[Tensor, ...], setting: str) -> dict:
+    """Keyword arguments of a launch: types, tile, and how float32 is multiplied (``setting`` is torch's)."""
+    return {
+        "ACC": accumulator(dtype),
+        "INDEX": tl.int64 if any(_span(t) > configs.INT32_ELEMENTS for t in operands) else tl.int32,
+        "PRECISION": "tf32" if setting == "tf32" and dtype == torch.float32 and torch.version.hip is None else "ieee",
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        "enable_fp_fusion": True,
+    }
+
+
+def tiles(kernel: str, dy: Tensor, scattered: bool = False) -> tuple[GemmTile, ...]:
+    return configs.products(architecture_of(dy.device), kernel, dy.itemsize, scattered)
+
+
+def problem(kernel: str, sizes: tuple[int, ...], operands: tuple[Tensor, ...], scattered: bool, setting: str) -> str:
+    """What a kernel's time depends on: the key of what autotuning keeps."""
+    strides = [["x" if s != 1 else "1" for s in t.stride()] for t in operands]
+    lies = ",".join("".join(of_one) for of_one in strides)
+    dtype = str(operands[0].dtype)[6:]
+    return f"{kernel} {dtype} {setting} {'x'.join(map(str, sizes))} {lies}{' scattered' if scattered else ''}"
+
+
+def scattered(images: Tensor, groups: int) -> bool:
+    """Whether a convolution finds the channels of ``images`` (of a group) apart, unaligned or too many for 32-bit offsets."""
+    strides = images.stride()
+    aligned = images.shape[1] % (16 * groups) == 0 and images.data_ptr() % 16 == 0
+    return strides[1] != 1 or not aligned or any(s % 16 for s in strides if s != 1) or _span(images) > configs.INT32_ELEMENTS
+
+
+def _span(t: Tensor) -> int:
+    """How many elements ``t`` has, or lie from its first to its last, whichever is more."""
+    return max(t.numel(), 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
+
+
+def chosen(dy: Tensor, rows: Tensor, dim: int, reads: int) -> tuple[Tensor, Tensor]:
+    """``dy``, or its rows next to each other where a product that reads them so many times is the cheaper for it; ``rows``
+    as a kernel reads them."""
+    if dy.shape[dim] == rows.shape[0]:
+        return dy, rows.contiguous()
+    rows = usable(rows, dy.shape[dim])
+    return gather_rows(dy, rows, dim) if configs.gathers_first(dy.stride(dim), reads) else dy, rows
