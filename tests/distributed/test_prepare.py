@@ -159,6 +159,27 @@ def test_gradients_accumulate_over_synchronised_steps(ranks):
             torch.testing.assert_close(grad, count[:, None] * mean)
 
 
+def hold_while_skipping(rank, set_to_none):
+    """What a step with a sparse gradient left is there, or zeros of it, in a step that gives none."""
+    model, _ = wrapped(nn.Linear(3, 4))
+    model.module.rows = wk.Rows([1, 3], sparse=True)
+    model(draw(rank, 5, 3)).sum().backward()
+    if set_to_none is not None:
+        model.zero_grad(set_to_none)
+    model.module.skip = True
+    model(draw(rank, 5, 3)).sum().backward()
+    return model.module.weight.grad
+
+
+@pytest.mark.parametrize(("set_to_none", "rows"), [(None, [0.0, 1, 0, 1]), (False, [0.0] * 4), (True, None)], ids=str)
+def test_a_sparse_gradient_is_held_while_the_weight_is_skipped(ranks, set_to_none, rows):
+    mean = (draw(0, 5, 3).sum(0) + draw(1, 5, 3).sum(0)) / 2
+    for grad in ranks.run(hold_while_skipping, set_to_none):
+        assert (grad is None) == (rows is None)
+        if rows is not None:
+            torch.testing.assert_close(grad, torch.tensor(rows)[:, None] * mean)
+
+
 def change_between_micro_batches(rank, sparse, flags):
     model, _ = wrapped(nn.Linear(3, 4, bias=False))
     layer = model.module

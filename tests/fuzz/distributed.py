@@ -3,6 +3,7 @@ that masks gradients by hand, or with a policy, which then decides in both. The 
 
 import contextlib
 import functools
+import os
 import random
 from collections.abc import Callable
 from typing import Any
@@ -190,6 +191,7 @@ def _fault(comparing: Callable[[], None], told: object) -> str | None:
 def main() -> int:
     chosen = timebox.parser(__doc__).parse_args()
     timebox.load_library(chosen)
+    os.environ |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}  # of the processes, about slow layouts
     ranks = Ranks()
     try:
         return timebox.run(chosen, Distributed(ranks))

@@ -118,7 +118,12 @@ class Case:
         if x.requires_grad:
             x.register_hook(dx.append)
         kept: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t), self._autocast():
+
+        def keep(t: Tensor) -> Tensor:
+            kept.append(t)
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), self._autocast():
             y = checkpoint(p.layer, x, use_reentrant=recomputed == "reentrant") if recomputed else p.layer(x)
         self._check_forward(x, y, plan, kept, recomputed)
         return Call(x, plan, y, laid_out(r, numbers(r, y.shape, False).to(y.dtype)), dx, recomputed == "reentrant")

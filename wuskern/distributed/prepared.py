@@ -99,6 +99,8 @@ class Prepared:
             flags.compare(self.layers, self.group, self.device)
         with torch.no_grad():
             self._next_rows()
+            for share in self.shares.values():
+                share.make_dense()
             self._install(ddp_model)
 
     def _next_rows(self) -> None:

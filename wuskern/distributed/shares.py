@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from wuskern.sparse_grad import RowGrad, to_sparse
+from wuskern.sparse_grad import RowGrad, to_rows, to_sparse
 
 
 class Share:
@@ -43,6 +43,12 @@ class Share:
                 f"{self.names[0] or 'the model itself'}: expected no gradient of a weight that is skipped, got one: a term of "
                 "the loss reads the weight itself, or skip was changed inside forward"
             )
+
+    def make_dense(self) -> None:
+        """Gives a sparse ``weight.grad`` the dense form: DDP reads what is there, and takes no other."""
+        if (grad := self.weight.grad) is not None and grad.is_sparse:
+            held = to_rows(grad)
+            self.weight.grad = torch.zeros_like(self.weight, requires_grad=False).index_copy_(0, held.rows, held.values)
 
     def make_sparse(self) -> None:
         """Gives ``weight.grad`` the sparse form, unless an older gradient is in it that has other rows."""
