@@ -19,9 +19,10 @@ class Failed(Exception):
 
 class Ranks:
     def __init__(self):
-        self.pipes = []
+        self.pipes, self.count = [], 0
 
     def start(self):
+        self.folder = tempfile.TemporaryDirectory()  # as long as they live: a group that ends late waits for its file
         context = mp.get_context("spawn")
         pairs = [context.Pipe() for _ in range(WORLD)]
         self.processes = [context.Process(target=_serve, args=(r, pairs[r][1]), daemon=True) for r in range(WORLD)]
@@ -33,10 +34,10 @@ class Ranks:
         """What ``function(rank, *args)`` returns in each process."""
         if not self.pipes:
             self.start()
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            for pipe in self.pipes:
-                pipe.send((function, args, os.path.join(folder, "store")))
-            answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer in time") for pipe in self.pipes]
+        self.count += 1
+        for pipe in self.pipes:
+            pipe.send((function, args, os.path.join(self.folder.name, str(self.count))))
+        answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer in time") for pipe in self.pipes]
         if not all(done for done, _ in answers):
             self.stop()
             raise Failed("\n".join(f"rank {rank}: {found}" for rank, (done, found) in enumerate(answers) if not done))
@@ -47,6 +48,7 @@ class Ranks:
             for process in self.processes:
                 process.kill()
                 process.join()
+            self.folder.cleanup()
         self.pipes = []
 
 
