@@ -79,7 +79,7 @@ import sys
 sys.modules["wuskern"] = None  # an import of it raises
 import torch
 model, state, x, y = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
-assert torch.equal(model(x), y)
+torch.testing.assert_close(model(x), y)  # by another number of threads
 model.load_state_dict(state)
 assert all(type(m).__module__.startswith("torch.nn") for m in model.modules())
 """
