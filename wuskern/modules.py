@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -204,10 +204,13 @@ def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
 
 
 def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
-    """Weights, or what they are computed from, whose every owner in the model is a converted layer."""
+    """Weights, or what they are computed from, whose every owner in the model is a converted layer. Raises ``ValueError``, by
+    name, if one of the layers is no longer in the model."""
+    modules = dict.fromkeys(model.modules())
+    _check_layers(modules, layers)
     holders = {_holder(layer): layer for layer in layers.values()}
     owners: dict[Parameter, list[SkippableLayer | None]] = {}
-    for module in model.modules():
+    for module in modules:
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(parameter, []).append(holders[module] if _is_weight(name, module, holders) else None)
     return [(p, [o for o in own if o is not None]) for p, own in owners.items() if None not in own]
@@ -226,9 +229,7 @@ def _is_weight(name: str, module: nn.Module, holders: dict[nn.Module, SkippableL
     return name == "weight" if "weight" in module._parameters else name.startswith("weight_")
 
 
-def check_layers(model: nn.Module, layers: dict[str, SkippableLayer]) -> None:
-    """Raises ``ValueError`` if one of the layers is no longer in the model, by name."""
-    modules = set(model.modules())
+def _check_layers(modules: Collection[nn.Module], layers: dict[str, SkippableLayer]) -> None:
     for name, layer in layers.items():
         if layer not in modules:
             raise ValueError(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from wuskern.delivery.dense_grad import dense_grad
 from wuskern.sparse_grad import RowGrad, to_rows, to_sparse
 
 
@@ -47,8 +48,7 @@ class Share:
     def make_dense(self) -> None:
         """Gives a sparse ``weight.grad`` the dense form: DDP reads what is there, and takes no other."""
         if (grad := self.weight.grad) is not None and grad.is_sparse:
-            held = to_rows(grad)
-            self.weight.grad = torch.zeros_like(self.weight, requires_grad=False).index_copy_(0, held.rows, held.values)
+            self.weight.grad = dense_grad(self.weight, to_rows(grad))
 
     def make_sparse(self) -> None:
         """Gives ``weight.grad`` the sparse form, unless an older gradient is in it that has other rows."""

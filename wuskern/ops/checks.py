@@ -298,7 +298,7 @@ def writable(name: str, t: Tensor) -> None:
 
 def apart(param: Tensor, *others: Tensor | None) -> None:
     """That no two are one memory; in compiled code there is none to ask for."""
-    if type(param) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling():
+    if type(param) not in _PLAIN or torch.compiler.is_compiling():
         return
     starts = [t.data_ptr() for t in (param, *others) if t is not None]
     if len(set(starts)) < len(starts):  # or some have none

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from wuskern.modules import check_layers, weight_owners
+from wuskern.modules import weight_owners
 
 if TYPE_CHECKING:
     from wuskern.policies.base import Policy
@@ -26,7 +26,6 @@ class Attachment:
                 f"optimizer: expected one that holds weights of the converted layers, got {type(optimizer).__name__} "
                 "with other parameters (a flattening wrapper such as FSDP1 replaces them)"
             )
-        check_layers(policy.model, policy.layers)
         self._policy, self._moving = policy, stepped[-1]
         policy.watch(stepped[-1])
         self._handles: list[RemovableHandle] = [each.register_step_pre_hook(self._before_step) for each in stepped]
@@ -59,7 +58,6 @@ class Attachment:
         policy = self._policy
         skips = {layer: getattr(layer, "skip", False) for layer in policy.layers.values()}  # a reverted layer has none
         if any(skips.values()):
-            check_layers(policy.model, policy.layers)
             for parameter, layers in weight_owners(policy.model, policy.layers):
                 if all(skips[layer] for layer in layers):
                     parameter.grad = None
