@@ -10,7 +10,7 @@ import functools
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from wuskern import ops
 from wuskern.common.arguments import amount, one_of, whole
 from wuskern.delivery.observer import Observer
 
-SCOPES = ("weight", "both")
-BIASES = ("dense", "rows")
-SCORES = (*ops.SCORES, "random")
-PICKS = ("top", "crs", "wta")
+Scope = Literal["weight", "both"]
+Bias = Literal["dense", "rows"]
+Score = Literal["l1", "l2", "random"]
+Pick = Literal["top", "crs", "wta"]
+SCOPES, BIASES, SCORES, PICKS = map(get_args, (Scope, Bias, Score, Pick))
 
 
 class Units(NamedTuple):
@@ -87,10 +88,10 @@ class TopK(RowwiseChoice):
 
     ratio: float | None = None
     k: int | None = None
-    scope: str = "weight"
-    score: str = "l1"
+    scope: Scope = "weight"
+    score: Score = "l1"
     block: int = 1
-    bias: str = "dense"
+    bias: Bias = "dense"
     sparse: bool | None = None
 
     def __post_init__(self) -> None:
@@ -159,8 +160,8 @@ class Rows(RowwiseChoice):
     """
 
     index: Tensor
-    scope: str = "weight"
-    bias: str = "dense"
+    scope: Scope = "weight"
+    bias: Bias = "dense"
     sparse: bool | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -230,8 +231,8 @@ class Rows(RowwiseChoice):
         block: int = 1,
         groups: int = 1,
         generator: torch.Generator | None = None,
-        scope: str = "weight",
-        bias: str = "dense",
+        scope: Scope = "weight",
+        bias: Bias = "dense",
     ) -> "Rows":
         """``k`` of ``out`` rows at random, in aligned blocks, as many from each group."""
         device = generator.device if generator is not None else None
@@ -272,7 +273,7 @@ class Tokens(Choice):
 
     ratio: float | None = None
     k: int | None = None
-    pick: str = "top"
+    pick: Pick = "top"
 
     def __post_init__(self) -> None:
         amount(self.ratio, self.k)

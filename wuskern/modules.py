@@ -17,6 +17,8 @@ from wuskern.choices import DENSE, Parts, Plan, Planned, Units
 from wuskern.delivery.grad_home import GradHome, refuse_momentum
 from wuskern.kinds import LINEAR, Conv2d, Kind
 
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # what wrappers call the module inside
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # these call it "module"
 PLAN_ATTRIBUTES = ("_plan", "_in_use", "_home", "_asked", "_planned")  # of a layer's own, beside its stock twin's
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -194,13 +196,21 @@ SkippableLayer = SkippableLinear | SkippableConv2d
 
 
 def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
-    """The converted layers of a model by name, each once. Raises ``ValueError`` if there is none."""
+    """The converted layers of a model by :func:`plain_name`, each once. Raises ``ValueError`` if there is none."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Skippable)}
+    layers = {plain_name(model, path): m for path, m in model.named_modules() if isinstance(m, Skippable)}
     if not layers:
         raise ValueError("model: expected at least one converted layer (see wuskern.convert), got none")
     return layers  # type: ignore[return-value]
+
+
+def plain_name(model: nn.Module, path: str) -> str:
+    """The name that a module of the model has without what ``torch.compile``, checkpointing and DDP wrap around it: the same in
+    states that were taken of the wrapped and of the plain model."""
+    parts = [part for part in path.split(".") if part not in WRAPPED]
+    inside = model._modules.get("_orig_mod", model)
+    return ".".join(parts[isinstance(inside, WRAPPERS) :])
 
 
 def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:

@@ -116,6 +116,7 @@ def train(rank: int, world: int, key: str, stock: bool = False) -> list[list[Ten
         optimizer.zero_grad(set_to_none=s.to_none)
         if policy is not None:
             policy.after_step()
+            policy.after_epoch()
             policy.step(0.5)
         history.append([p.detach().clone() for p in net.parameters()])
     return history

@@ -85,6 +85,7 @@ class Soak:
         if self.policy is not None:
             self.policy.after_step()
             if r.random() < 0.1:
+                self.policy.after_epoch()
                 self.policy.step(r.random())
             self._take_plans()
         self._clear()

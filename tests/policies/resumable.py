@@ -183,6 +183,7 @@ class Run:
         if self.own is not None:
             self.own.step()
         if self.policy is not None:
+            self.policy.after_epoch()
             self.policy.step(0.5)
         self.model.train()
 

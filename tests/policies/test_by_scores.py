@@ -149,6 +149,7 @@ def train(net, policy, optimizer, steps, start=0):
         optimizer.zero_grad()
         policy.after_step()
         if i % 3 == 2:
+            policy.after_epoch()
             policy.step(i / 100)
 
 

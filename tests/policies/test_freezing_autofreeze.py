@@ -130,7 +130,7 @@ def train(net, policy, optimizer, steps) -> None:
         optimizer.zero_grad(set_to_none=False)
         policy.after_step()
         if i % 4 == 3:
-            policy.step(0.5)
+            policy.after_epoch()
 
 
 def made(name: str):
@@ -180,6 +180,7 @@ def test_a_frozen_layer_neither_skips_nor_moves():
     for _ in range(3):
         before = [p.detach().clone() for p in net.parameters()]
         train(net, policy, optimizer, range(1))
+        policy.after_epoch()
         policy.step(0.5)
         moved.append([not torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True)])
     assert moved[0] == [True] * 6

@@ -34,6 +34,7 @@ def depths(policy: Freezing, epochs: int) -> list[int]:
     for _ in range(epochs):
         found.append(policy.depth)
         assert not policy.step(0.5)
+        policy.after_epoch()
     return found
 
 

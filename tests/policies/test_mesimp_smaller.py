@@ -36,7 +36,9 @@ def test_a_model_that_becomes_smaller_trains_on(make, x):
         assert saved.rows == pytest.approx(1 - sum(1.0 * choice(layer) for layer in policy.layers.values()) / rows)
         sizes.append([layer.weight.shape[0] for layer in policy.layers.values()])
         assert all(
-            len(policy.alive[name]) == layer.weight.shape[0] for name, layer in policy.layers.items() if name in policy.k
+            len(policy.alive[name]) == layer.weight.shape[0]
+            for name, layer in policy.layers.items()
+            if name in policy.chosen_rows
         )
         assert len(optimizer.state) in (0, len(list(net.parameters())))
 

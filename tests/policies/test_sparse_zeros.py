@@ -45,6 +45,7 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, policy: Policy | Non
         if policy is not None:
             policy.after_step()
             if step % epoch == epoch - 1:
+                policy.after_epoch()
                 policy.step(0.5)
 
 

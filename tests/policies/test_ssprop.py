@@ -25,7 +25,7 @@ def history(policy: SsProp, epochs: int, steps: int = 3) -> list[float]:
             policy.before_step()
             seen.append(policy.current_ratio)
             policy.after_step()
-        policy.step(0.5)
+        policy.after_epoch()
     return seen if policy.unit == "step" else seen[::steps]
 
 

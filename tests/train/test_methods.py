@@ -44,7 +44,7 @@ def test_a_method_is_what_its_parts_are_together():
 def test_sparse_training_from_text():
     """The run gives epochs and seed; slashes separate numbers, and one alone is for all phases."""
     mest = built("mest:variant=ems:sparsity=.5:lower=.5:upper=.25/.5:switches=4:pattern=block:block=2").policy
-    assert (mest.epochs, mest.pattern.block, mest.switches) == (10, 2, (4,))
+    assert (mest.epochs, mest.layout.block, mest.switches) == (10, 2, (4,))
     assert (mest.lower, mest.upper) == ((0.5, 0.5), (0.25, 0.5))
     same, other = built("mest:epochs=3:sparsity=.5").policy, built("mest:sparsity=.5", seed=4).policy
     assert same.epochs == 3
@@ -52,7 +52,7 @@ def test_sparse_training_from_text():
     assert torch.equal(same.masks["2"], again.masks["2"])
     assert not torch.equal(other.masks["2"], again.masks["2"])
     rigl = built("rigl:pattern=1of2:growth=random+wus").parts[0]
-    assert (type(rigl), rigl.growth, rigl.pattern.n, rigl.pattern.m, rigl.sparsity) == (RigL, "random", 1, 2, 0.5)
+    assert (type(rigl), rigl.growth, rigl.layout.n, rigl.layout.m, rigl.sparsity) == (RigL, "random", 1, 2, 0.5)
     assert "switches=0.5625/0.75" in next(line for line in methods.describe().splitlines() if " mest:" in line)
     assert parse("mest:dense=0/2:lower=.9/true")[0].parts[0].arguments == {"dense": ["0", "2"], "lower": ".9/true"}
 
@@ -84,7 +84,7 @@ def test_frozen_follows_its_leader():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "--policy: expected one of dense, wus, wus[+]lr, frozen, .*, got ''"),
+        ("", "--policy: expected one of dense, wus, wus[+]lr, meprop, .*, got ''"),
         ("dense+wus", "--policy: expected one of .*, got 'dense'"),
         ("wus+wus", "--policy: expected each part of a method once, got wus twice in 'wus[+]wus'"),
         ("frozen+sieve", "--policy: expected frozen alone"),

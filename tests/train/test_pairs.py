@@ -66,6 +66,7 @@ def trains(pair: Pair) -> None:
         for index in order.split(len(order) // 2)[:2]:
             step(model, optimizer, built, images[index], labels[index], index)
         if built.policy is not None:
+            built.policy.after_epoch()
             built.policy.step(0.5)
         if built.separate_sampler is not None:
             built.separate_sampler.step()

@@ -1,5 +1,9 @@
 """Training policies: they decide when layers skip, which rows they compute from which tokens, which layers are frozen and which
-weights are zero, and remember. One file per method."""
+weights are zero, and remember. One file per method, which declares its name, source, arguments and claims; ``METHODS`` has all
+by name, and the command line and the documentation are made of it.
+
+A new policy: its file, its name here, its test in tests/policies, and a row of a recipe in bench/methods.
+"""
 
 from wuskern.policies.base import Policy
 from wuskern.policies.column_row import ColumnRowSampling
@@ -27,8 +31,34 @@ from wuskern.policies.tinyprop import TinyProp
 from wuskern.policies.wus import WUS
 from wuskern.policies.wus_lr import WUSLR
 
+METHODS: dict[str, type[Policy] | type[SievingSampler]] = {
+    method.name: method
+    for method in (
+        WUS,
+        WUSLR,
+        MeProp,
+        SsProp,
+        ScoreMemory,
+        TinyProp,
+        MeSimp,
+        ColumnRowSampling,
+        ProgressiveFreezing,
+        SingleShotFreezing,
+        PeriodicFreezing,
+        DelayedFreezing,
+        ComposerFreezing,
+        PipeTransformerFreezing,
+        AutoFreeze,
+        SievingSampler,
+        MEST,
+        RigL,
+        SpFDE,
+    )
+}
+
 __all__ = [
     "MEST",
+    "METHODS",
     "WUS",
     "WUSLR",
     "ActivationCache",

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch.nn as nn
 from torch.optim import Optimizer
@@ -11,6 +12,7 @@ from wuskern.choices import DEFAULTS, Parts, Plan, RowChoice
 from wuskern.modules import skippable_layers
 from wuskern.plans import check_plan
 from wuskern.policies.attach import Attachment
+from wuskern.policies.calls import Calls
 
 # What one policy alone can decide of a layer.
 CLAIMS = {
@@ -20,6 +22,10 @@ CLAIMS = {
     "tokens": "which tokens its weight gradient sums over",
     "shape": "its shape, which a frozen one keeps",
 }
+
+
+# Of a field: an argument that only Python can give, and no command line.
+FROM_PYTHON = {"from_python": True}
 
 
 class Wants(Parts, total=False):
@@ -36,31 +42,90 @@ def parts_of(wanted: Wants) -> Parts:
     return {name: value for name, value in wanted.items() if name in DEFAULTS}  # type: ignore[return-value]
 
 
+@dataclass(eq=False)
 class Policy(ABC):
     """Decides and remembers; never computes a gradient and never touches ``requires_grad``.
 
-    A decision holds from one optimizer step to the next, for all micro-batches in between: call ``before_step`` ahead of the
-    first one and ``after_step`` after the optimizer, where a method acts in each step, and ``step`` after an evaluation.
+    A policy is a dataclass: its fields are its arguments, which the command line, ``--help`` and the documentation are made
+    of. ``name`` is what ``--policy`` calls it, ``source`` where the method comes from, ``needs`` the calls without which it has
+    no effect, and ``trial`` arguments, as ``--policy`` takes them, that make it act within three epochs.
+
+    A trainer tells a policy of its events, each apart: ``before_step`` and ``after_step`` around each optimizer step, for all
+    of its micro-batches; ``after_epoch``; and ``step`` with the metric of each evaluation. A policy overrides the ``on_``
+    method of those that it acts on. Of a call that it needs and never gets it says so, once, to the logger "wuskern".
     Several policies on one model: :class:`wuskern.policies.Compose`.
 
     ``layers`` are the converted layers of the model, by name.
     """
 
-    part_of: "Policy | None" = None
+    name: ClassVar[str] = ""  # a policy without a name is no method of its own
+    source: ClassVar[str] = ""
+    needs: ClassVar[Collection[str]] = ()
+    trial: ClassVar[str] = ""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.layers = skippable_layers(model)
+    model: nn.Module = field(repr=False)
 
-    @abstractmethod
-    def step(self, metric: float | None = None) -> bool:
-        """Takes the metric of the period that just ended; returns whether the next period skips."""
+    def __post_init__(self) -> None:
+        self.layers = skippable_layers(self.model)
+        self.part_of: Policy | None = None  # the Compose that it is in
+        self.on = False  # until it first applies
+        self.calls = Calls(self, self.needs)
 
-    def before_step(self) -> None:  # noqa: B027  # most methods have nothing to do
+    # ---- events: a trainer calls these ------------------------------------------------------------------------------
+
+    def before_step(self) -> None:
         """Decides about the optimizer step that begins now."""
+        self.on_step_begin()
+        self.calls.got("before_step", self)
 
-    def after_step(self) -> None:  # noqa: B027
+    def after_step(self) -> None:
         """Counts the optimizer step that has ended."""
+        self.on_step_end()
+        self.calls.got("after_step", self)
+
+    def after_epoch(self) -> None:
+        """Counts the epoch that has ended."""
+        self.on_epoch_end()
+        self.calls.got("after_epoch", self)
+
+    def step(self, metric: float | None = None) -> bool:
+        """Takes the metric of an evaluation; returns whether what follows skips. Without a metric it is ``after_epoch``, as the
+        ``step`` of a scheduler, for policies that look at no metric."""
+        if metric is None:
+            if self.evaluates:
+                raise TypeError("metric: expected a number, got None")
+            self.after_epoch()
+            return False
+        skips = self.on_evaluation(metric)
+        self.calls.got("step", self)
+        return skips
+
+    # ---- what a policy does of them: a subclass overrides these -----------------------------------------------------
+
+    def on_step_begin(self) -> None:  # noqa: B027  # most methods have nothing to do
+        """Acts ahead of an optimizer step."""
+
+    def on_step_end(self) -> None:  # noqa: B027
+        """Acts after an optimizer step."""
+
+    def on_epoch_end(self) -> None:  # noqa: B027
+        """Acts after an epoch."""
+
+    def on_evaluation(self, metric: float) -> bool:
+        """Acts on a metric; returns whether what follows skips."""
+        return False
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the policy needs a metric."""
+        return "step" in self.needs
+
+    def attach_matters(self) -> bool:
+        """Whether an optimizer that is not attached can undo now what the policy wants."""
+        wanted = [self.wants(name) for name in self.layers]
+        return any(w.get("skip") or w.get("frozen") or w.get("density", 1.0) < 1 for w in wanted)
+
+    # ---- what is wanted ---------------------------------------------------------------------------------------------
 
     @property
     def claims(self) -> Mapping[str, Collection[str]]:
@@ -83,20 +148,23 @@ class Policy(ABC):
 
     def apply(self) -> None:
         """Sets the layers' plans to what the policy wants. Idempotent."""
+        self.on = True
         for name, layer in self.layers.items():
             layer.plan = layer.plan.replace(**parts_of(self.wants(name)))
 
     def release(self) -> None:
         """Turns the policy off: layers that it has a word on are dense again, and nothing of it is left on the model. ``apply``
         turns it on again. What ``attach`` returned is to be removed by itself."""
+        self.on = False
         for name, layer in self.layers.items():
             layer.plan = layer.plan.replace(**{part: DEFAULTS[part] for part in parts_of(self.wants(name))})
 
     def observe(self) -> None:  # noqa: B027
         """Reads the gradients that an attached optimizer is about to use; those of skipped weights are None."""
 
-    def watch(self, optimizer: Optimizer) -> None:  # noqa: B027
-        """Told by ``attach`` which optimizer moves the weights: of a wrapper the one inside."""
+    def watch(self, optimizer: Optimizer) -> None:
+        """Takes note of the optimizer that moves the weights, which ``attach`` was given; of a wrapper the one inside."""
+        self.calls.attached = True
 
     def frozen_parameters(self) -> Collection[nn.Parameter]:
         """Those that have no backward now, of layers and of whatever lies between them."""
@@ -128,6 +196,10 @@ class Policy(ABC):
         if set(dense) == set(layers):
             raise ValueError(f"dense: expected some converted layer not to be dense, got all {len(layers)}")
         return tuple(name for name in layers if name in dense)
+
+    def all_but(self, dense: Collection[str]) -> list[str]:
+        """The names of the converted layers that are not among these."""
+        return [name for name in self.layers if name not in dense]
 
     def check_choice(self, name: str, rows: RowChoice) -> None:
         """Raises, with the layer's name, where it cannot have these rows."""

@@ -2,15 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.choices import BIASES, SCOPES, Rows
+from wuskern.choices import BIASES, SCOPES, Bias, Rows, Scope
 from wuskern.common import states
 from wuskern.common.arguments import one_of, whole
 from wuskern.common.world import world_size
@@ -18,6 +18,7 @@ from wuskern.delivery.observer import Observer
 from wuskern.policies.base import Policy, Wants
 
 
+@dataclass(eq=False, kw_only=True)
 class ByScores(Policy):
     """Gives layers fixed ``Rows`` for ``reuse`` optimizer steps, which observe the scores of all rows meanwhile, and then
     others. Call ``after_step`` after each optimizer step. Scores add up over micro-batches, over the steps of a choice, and
@@ -30,33 +31,33 @@ class ByScores(Policy):
     Args:
         model: a model with converted layers.
         reuse: optimizer steps that a choice is kept for. Each choice waits for a GPU, once for each layer.
-        scope, bias: as for ``wuskern.Rows``. score: "l1" or "l2". block: rows are chosen in aligned blocks of so many.
+        scope, bias: as for ``wuskern.Rows``. block: rows are chosen in aligned blocks of so many.
         dense: names of the converted layers that keep the whole backward. None: the last one in the order of
             ``named_modules``.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        reuse: int = 1,
-        scope: str = "both",
-        score: str = "l1",
-        block: int = 1,
-        bias: str = "dense",
-        dense: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(model)
-        whole("reuse", reuse)
-        whole("block", block)
-        one_of("scope", scope, SCOPES)
-        one_of("score", score, ops.SCORES)
-        one_of("bias", bias, BIASES)
-        self.reuse, self.scope, self.block, self.bias = reuse, scope, block, bias
-        self.dense = self.names_or_last(dense)
-        self.observers = {name: Observer(score) for name in self.layers if name not in self.dense}
+    needs = ("after_step",)
+
+    reuse: int = 1
+    scope: Scope = "both"
+    block: int = 1
+    bias: Bias = "dense"
+    dense: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("reuse", self.reuse)
+        whole("block", self.block)
+        one_of("scope", self.scope, SCOPES)
+        one_of("bias", self.bias, BIASES)
+        self.dense = self.names_or_last(self.dense)
+        self.observers = {name: Observer(self._observed_score()) for name in self.all_but(self.dense)}
         self.rows: dict[str, Rows] = {}
         self.steps = 0  # that the choice has been in use
+
+    def _observed_score(self) -> str:
+        """What the rows are compared by: the sum of |dY|, or, "l2", of its squares."""
+        return "l1"
 
     @abstractmethod
     def _first_count(self, name: str) -> int:
@@ -77,11 +78,7 @@ class ByScores(Policy):
     def wants(self, name: str) -> Wants:
         return {"rows": self.rows.get(name), "observer": self.observers.get(name)}
 
-    def step(self, metric: float | None = None) -> bool:
-        """False: no step is skipped, whatever the metric."""
-        return False
-
-    def after_step(self) -> None:
+    def on_step_end(self) -> None:
         """Counts an optimizer step; chooses anew after ``reuse`` of them."""
         self.steps += 1
         if self.steps == self.reuse:

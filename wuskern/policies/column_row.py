@@ -7,18 +7,18 @@ exact. Ours: that the output layer stays dense, and that images are the tokens o
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
-import torch.nn as nn
-
-from wuskern.choices import Tokens
+from wuskern.choices import Pick, Tokens
 from wuskern.policies.base import Wants
 from wuskern.policies.constant import Constant
 
 
+@dataclass(eq=False, kw_only=True)
 class ColumnRowSampling(Constant):
     """Gives every converted layer but the output layer the same ``wuskern.Tokens``, and leaves it there.
 
-    It decides nothing over time, and ``step`` does nothing. A layer's ``skip`` is not touched, and wins; with ``rows``, the
+    It decides nothing over time, and acts on no event. A layer's ``skip`` is not touched, and wins; with ``rows``, the
     chosen rows sum over the chosen tokens.
 
     Args:
@@ -28,30 +28,32 @@ class ColumnRowSampling(Constant):
             the output layer.
 
     Attributes:
-        tokens: the choice. dense: the names, in the order of ``named_modules``.
+        tokens: the choice. chosen: names of the layers that have it. dense: those of the others.
 
     Raises:
         ValueError, TypeError: an argument out of its range, a name that is no converted layer, or no layer left. No layer is
             then changed.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        ratio: float | None = None,
-        k: int | None = None,
-        pick: str = "wta",
-        dense: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(model)
-        self.tokens = Tokens(ratio=ratio, k=k, pick=pick)
-        self.dense = self.names_or_last(dense)
+    name = "crs"
+    source = "Adelman et al.: column-row sampling. arXiv 1805.08079; Liu et al.: WTA-CRS. arXiv 2305.15265; NeurIPS 2023"
+    trial = "ratio=0.5"
+
+    ratio: float | None = None
+    k: int | None = None
+    pick: Pick = "wta"
+    dense: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokens = Tokens(ratio=self.ratio, k=self.k, pick=self.pick)
+        self.dense = self.names_or_last(self.dense)
+        self.chosen = self.all_but(self.dense)
         self.apply()
 
     @property
     def claims(self) -> dict[str, Collection[str]]:
-        return {"tokens": self.layers.keys() - set(self.dense)}
+        return {"tokens": self.chosen}
 
     def wants(self, name: str) -> Wants:
-        return {"tokens": None if name in self.dense else self.tokens}
+        return {"tokens": self.tokens if name in self.chosen else None}

@@ -27,19 +27,13 @@ class Compose(Policy):
     """
 
     def __init__(self, policies: Sequence[Policy]) -> None:
-        if isinstance(policies, Policy) or not isinstance(policies, Sequence):
-            raise TypeError(f"policies: expected a list of policies, got {type(policies).__name__}")
-        if not policies:
-            raise ValueError("policies: expected at least one, got none")
+        _check_each(policies)
+        super().__init__(policies[0].model)
+        self._take(policies)
+
+    def _take(self, policies: Sequence[Policy]) -> None:
         self.policies = tuple(policies)
-        for i, policy in enumerate(self.policies):
-            if not isinstance(policy, Policy):
-                raise TypeError(f"policies: expected policies, got {type(policy).__name__}")
-            if policy.model is not self.policies[0].model:
-                raise ValueError(f"policies: expected all on one model, got {type(policy).__name__} on another")
-            if policy in self.policies[:i]:
-                raise ValueError(f"policies: expected each once, got {type(policy).__name__} twice")
-        super().__init__(self.policies[0].model)
+        self.calls.needs = ()  # each policy says itself what it misses
         self._refuse_two_claims()
         for policy in self.policies:
             policy.part_of = self
@@ -52,19 +46,28 @@ class Compose(Policy):
                 layer = f"layer {name}" if name else "the model itself"
                 raise ValueError(f"policies: expected one to decide of {layer} {CLAIMS[kind]}, got {' and '.join(claiming)}")
 
-    def step(self, metric: float | None = None) -> bool:
-        """Gives all of them the metric; returns whether one of them skips in the next period. A metric that one refuses is
-        refused before any other has seen it only if that one is the first."""
+    @property
+    def evaluates(self) -> bool:
+        return any(policy.evaluates for policy in self.policies)
+
+    def on_evaluation(self, metric: float) -> bool:
+        """Gives all of them the metric; returns whether one of them skips in what follows. A metric that one refuses is refused
+        before any other has seen it only if that one is the first."""
         skips = [policy.step(metric) for policy in self.policies]
         self.apply()
         return any(skips)
 
-    def before_step(self) -> None:
+    def on_epoch_end(self) -> None:
+        for policy in self.policies:
+            policy.after_epoch()
+        self.apply()
+
+    def on_step_begin(self) -> None:
         for policy in self.policies:
             policy.before_step()
         self._set_flags()
 
-    def after_step(self) -> None:
+    def on_step_end(self) -> None:
         for policy in self.policies:
             policy.after_step()
         self._set_flags()
@@ -78,6 +81,7 @@ class Compose(Policy):
     def release(self) -> None:
         for policy in self.policies:
             policy.release()
+        self.on = False
 
     def _set_flags(self) -> None:
         super().apply()
@@ -87,6 +91,7 @@ class Compose(Policy):
             policy.observe()
 
     def watch(self, optimizer: Optimizer) -> None:
+        super().watch(optimizer)
         for policy in self.policies:
             policy.watch(optimizer)
 
@@ -115,13 +120,27 @@ class Compose(Policy):
     def check_state(self, state: dict[str, Any]) -> None:
         states.of_policy(self, state)
         states.items("policies", state["policies"], len(self.policies))
-        for policy, its in zip(self.policies, state["policies"], strict=True):
-            policy.check_state(its)
+        for policy, part in zip(self.policies, state["policies"], strict=True):
+            policy.check_state(part)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken. Raises ``ValueError`` for what is no such state; nothing has changed then in any
         of the policies."""
         self.check_state(state)
-        for policy, its in zip(self.policies, state["policies"], strict=True):
-            policy.load_state_dict(its)
+        for policy, part in zip(self.policies, state["policies"], strict=True):
+            policy.load_state_dict(part)
         self.apply()
+
+
+def _check_each(policies: Any) -> None:
+    if isinstance(policies, Policy) or not isinstance(policies, Sequence):
+        raise TypeError(f"policies: expected a list of policies, got {type(policies).__name__}")
+    if not policies:
+        raise ValueError("policies: expected at least one, got none")
+    for i, policy in enumerate(policies):
+        if not isinstance(policy, Policy):
+            raise TypeError(f"policies: expected policies, got {type(policy).__name__}")
+        if policy.model is not policies[0].model:
+            raise ValueError(f"policies: expected all on one model, got {type(policy).__name__} on another")
+        if policy in policies[:i]:
+            raise ValueError(f"policies: expected each once, got {type(policy).__name__} twice")

@@ -1,17 +1,15 @@
 """What the methods share that want the same in every step."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from wuskern.common import states
 from wuskern.policies.base import Policy
 
 
+@dataclass(eq=False)
 class Constant(Policy):
     """Decides nothing over time, and remembers nothing."""
-
-    def step(self, metric: float | None = None) -> bool:
-        """False: whatever the metric, the next period skips no step."""
-        return False
 
     def state_dict(self) -> dict[str, Any]:
         """The method's name: there is nothing else but the arguments. What is random is drawn from torch's generator."""

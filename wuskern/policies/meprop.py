@@ -8,21 +8,23 @@ convolutions and linear layers alike, and the scopes, scores and blocks that the
 """
 
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-import torch.nn as nn
-
-from wuskern.choices import PerExample, RowChoice, TopK
+from wuskern.choices import Bias, PerExample, RowChoice, Scope, Score, TopK
+from wuskern.common.arguments import one_of
 from wuskern.policies.base import Wants
 from wuskern.policies.constant import Constant
 
-PER = ("batch", "example")
+Per = Literal["batch", "example"]
+PER = get_args(Per)
 
 
+@dataclass(eq=False, kw_only=True)
 class MeProp(Constant):
     """Gives every converted layer but the output layer the same choice of rows, and leaves it there.
 
-    It decides nothing over time, and ``step`` does nothing; ``wuskern.set_rows(model, None)`` ends it. A layer's ``skip`` is
+    It decides nothing over time, and acts on no event; ``wuskern.set_rows(model, None)`` ends it. A layer's ``skip`` is
     not touched, and wins.
 
     Args:
@@ -35,48 +37,47 @@ class MeProp(Constant):
             ``named_modules``, as the output layer.
 
     Attributes:
-        rows: the choice. dense: the names, in the order of ``named_modules``.
+        rows: the choice. chosen: names of the layers that have it. dense: those of the others.
 
     Raises:
         ValueError, TypeError: an argument out of its range, a name that is no converted layer, no layer left, or one that
             cannot have the choice, by name. No layer is then changed.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        ratio: float | None = None,
-        k: int | None = None,
-        scope: str = "both",
-        score: str = "l1",
-        block: int = 1,
-        bias: str = "dense",
-        per: str = "batch",
-        dense: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(model)
-        self.rows = _choice(per, ratio, k, scope=scope, score=score, block=block, bias=bias)
-        self.dense = self.names_or_last(dense)
-        for name in self.layers:
-            if name not in self.dense:
-                self.check_choice(name, self.rows)
+    name = "meprop"
+    source = "Sun, Ren, Ma, Wang: meProp. arXiv 1706.06197; ICML 2017"
+    trial = "ratio=0.5"
+
+    ratio: float | None = None
+    k: int | None = None
+    scope: Scope = "both"
+    score: Score = "l1"
+    block: int = 1
+    bias: Bias = "dense"
+    per: Per = "batch"
+    dense: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rows = self._choice()
+        self.dense = self.names_or_last(self.dense)
+        self.chosen = self.all_but(self.dense)
+        for name in self.chosen:
+            self.check_choice(name, self.rows)
         self.apply()
+
+    def _choice(self) -> RowChoice:
+        one_of("per", self.per, PER)
+        if self.per == "batch":
+            return TopK(ratio=self.ratio, k=self.k, scope=self.scope, score=self.score, block=self.block, bias=self.bias)
+        for name, only in (("scope", "both"), ("score", "l1"), ("block", 1), ("bias", "dense")):
+            if (given := getattr(self, name)) != only:
+                raise ValueError(f"{name}: expected {only!r} with per='example', got {given!r}")
+        return PerExample(ratio=self.ratio, k=self.k)
 
     @property
     def claims(self) -> dict[str, Collection[str]]:
-        return {"rows": self.layers.keys() - set(self.dense)}
+        return {"rows": self.chosen}
 
     def wants(self, name: str) -> Wants:
-        return {"rows": None if name in self.dense else self.rows}
-
-
-def _choice(per: str, ratio: float | None, k: int | None, **unified: Any) -> RowChoice:
-    if per not in PER:
-        raise ValueError(f"per: expected one of {', '.join(PER)}, got {per!r}")
-    if per == "batch":
-        return TopK(ratio=ratio, k=k, **unified)
-    for name, only in (("scope", "both"), ("score", "l1"), ("block", 1), ("bias", "dense")):
-        if unified[name] != only:
-            raise ValueError(f"{name}: expected {only!r} with per='example', got {unified[name]!r}")
-    return PerExample(ratio=ratio, k=k)
+        return {"rows": self.rows if name in self.chosen else None}

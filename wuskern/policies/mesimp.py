@@ -14,7 +14,8 @@ neuron is always left; and ``simplify``, by which the model becomes smaller whil
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,22 +23,23 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wuskern.choices import SCOPES, PerExample, TopK
+from wuskern.choices import SCOPES, PerExample, Scope, TopK
 from wuskern.common import states
 from wuskern.common.arguments import one_of, share, whole
 from wuskern.common.world import world_size
 from wuskern.delivery.observer import Observer
 from wuskern.policies.base import Policy, Wants
-from wuskern.policies.meprop import PER
+from wuskern.policies.meprop import PER, Per
 from wuskern.simplify import norms_of_rows, simplify_
 
 RESETS = ("cycle", "each", "never")
 NORMS = nn.modules.batchnorm._BatchNorm | nn.GroupNorm
 
 
+@dataclass(eq=False, kw_only=True)
 class MeSimp(Policy):
     """Top-k rows in every layer but the output layer, and pruned rows, which are zero: weight, bias, and what the batch norm
-    behind the layer adds. Call ``after_step`` after each optimizer step, ``step`` after each epoch, and ``attach`` the
+    behind the layer adds. Call ``after_step`` after each optimizer step, ``after_epoch`` after each epoch, and ``attach`` the
     optimizer, which is otherwise never reset. ``wuskern.simplify`` makes the smaller model of it.
 
     Args:
@@ -64,56 +66,57 @@ class MeSimp(Policy):
             norm is shared or computed, by name.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Tensor | Sequence[Any],
-        *,
-        ratio: float | None = None,
-        k: int | None = None,
-        per: str = "example",
-        scope: str = "both",
-        prune: float = 0.1,
-        cycle: int = 5,
-        interval: int | None = None,
-        carry: bool = True,
-        reset: str = "cycle",
-        simplify: bool = False,
-        dense: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(model)
-        one_of("per", per, PER)
-        one_of("scope", scope, SCOPES if per == "batch" else ("both",))
-        one_of("reset", reset, RESETS)
-        share("prune", prune)
-        whole("cycle", cycle)
-        if interval is not None:
-            whole("interval", interval)
-        if simplify and world_size() > 1:
+    name = "mesimp"
+    source = "Sun et al.: meSimp. arXiv 1711.06528; code lancopku/meProp"
+    needs = ("after_step", "after_epoch", "attach")
+    trial = "ratio=0.5:per=batch:cycle=1:prune=0.6"
+
+    example: Tensor | Sequence[Any] = field(kw_only=False, repr=False)
+    ratio: float | None = None
+    k: int | None = None
+    per: Per = "example"
+    scope: Scope = "both"
+    prune: float = 0.1
+    cycle: int = 5
+    interval: int | None = None
+    carry: bool = True
+    reset: Literal["cycle", "each", "never"] = "cycle"
+    simplify: bool = False
+    dense: Collection[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("per", self.per, PER)
+        one_of("scope", self.scope, SCOPES if self.per == "batch" else ("both",))
+        one_of("reset", self.reset, RESETS)
+        share("prune", self.prune)
+        whole("cycle", self.cycle)
+        if self.interval is not None:
+            whole("interval", self.interval)
+        if self.simplify and world_size() > 1:
             raise ValueError(f"simplify: expected False with several processes, got True with {world_size()}")
-        self.per, self.scope, self.prune, self.cycle, self.interval = per, scope, prune, cycle, interval
-        self.carry, self.reset, self.simplify, self.example = carry, reset, simplify, example
-        self.dense = self.names_or_last(dense)
+        self.dense = self.names_or_last(self.dense)
         self.optimizer: Optimizer | None = None
-        self.records = {name: self._all_alive(name) for name in self.layers if name not in self.dense}
+        self.records = {name: self._all_alive(name) for name in self.all_but(self.dense)}
         self.counts = {
             name: torch.zeros(self._out(name) + 1, dtype=torch.int64, device=self.layers[name].weight.device)
             for name in self.records
         }
-        self.k = {name: self._count(name, ratio, k) for name in self.records}
-        norms = norms_of_rows(model, example)
+        self.chosen_rows = {name: self._count(name) for name in self.records}
+        norms = norms_of_rows(self.model, self.example)
         self.rowwise = {name: self._rowwise(name, norms) for name in self.records}
         self.choices = {name: self._choice(name) for name in self.records}
         self.epoch = self.steps = 0
         self.apply()
 
-    def _count(self, name: str, ratio: float | None, k: int | None) -> int:
-        choice = TopK(ratio=ratio, k=k) if self.per == "batch" else PerExample(ratio=ratio, k=k)
+    def _count(self, name: str) -> int:
+        kind = TopK if self.per == "batch" else PerExample
+        choice = kind(ratio=self.ratio, k=self.k)
         self.check_choice(name, choice)
-        found = choice.count(*self.layers[name].units[1:])
-        if found == self._out(name):
-            raise ValueError(f"{name}: expected fewer than its {found} rows to be chosen, got all")
-        return found
+        count = choice.count(*self.layers[name].units[1:])
+        if count == self._out(name):
+            raise ValueError(f"{name}: expected fewer than its {count} rows to be chosen, got all")
+        return count
 
     def _all_alive(self, name: str) -> Observer:
         layer, where = self.layers[name], name or "the model itself"
@@ -132,7 +135,7 @@ class MeSimp(Policy):
 
     def _choice(self, name: str) -> TopK | PerExample:
         """A simplified layer may have fewer rows than are to be chosen: all of them, then, and none is pruned any more."""
-        k = min(self.k[name], self._out(name))
+        k = min(self.chosen_rows[name], self._out(name))
         return TopK(k=k, scope=self.scope) if self.per == "batch" else PerExample(k=k)
 
     def _rowwise(self, name: str, norms: Mapping[str, Collection[str]]) -> list[tuple[nn.Module, str]]:
@@ -166,15 +169,19 @@ class MeSimp(Policy):
 
     # ---- over time --------------------------------------------------------------------------------------------------
 
-    def after_step(self) -> None:
+    def attach_matters(self) -> bool:
+        """Whether it has an optimizer to reset."""
+        return self.reset != "never"
+
+    def on_step_end(self) -> None:
         """Keeps pruned rows zero, and prunes if it is time."""
         self.steps += 1
         if self.interval is not None and self.steps % self.interval == 0:
             self._time_to_prune()
         self._set_zeros()
 
-    def step(self, metric: float | None = None) -> bool:
-        """Counts an epoch, and prunes if it is time. False: no step is skipped, whatever the metric."""
+    def on_epoch_end(self) -> None:
+        """Counts an epoch, and prunes if it is time."""
         if self.interval is None:
             self._time_to_prune()
             self._set_zeros()
@@ -188,7 +195,6 @@ class MeSimp(Policy):
         if ends and self.prunes and not self.carry:
             for counts in self.counts.values():
                 counts.zero_()
-        return False
 
     def _time_to_prune(self) -> None:
         if self.prunes:
@@ -212,12 +218,12 @@ class MeSimp(Policy):
     def _count_together(self) -> None:
         """Adds what the layers have counted since, in all processes."""
         for name, record in self.records.items():
-            found = torch.zeros_like(self.counts[name])
+            counted = torch.zeros_like(self.counts[name])
             if record.hits is not None and record.seen is not None:
-                found = torch.cat((record.hits, record.seen[None]))
+                counted = torch.cat((record.hits, record.seen[None]))
             if world_size() > 1:
-                dist.all_reduce(found)
-            self.counts[name] += found
+                dist.all_reduce(counted)
+            self.counts[name] += counted
             record.clear()
 
     @torch.no_grad()
@@ -243,6 +249,7 @@ class MeSimp(Policy):
         self.apply()
 
     def watch(self, optimizer: Optimizer) -> None:
+        super().watch(optimizer)
         self.optimizer = optimizer
 
     def _reset_optimizer(self) -> None:
@@ -265,9 +272,9 @@ class MeSimp(Policy):
         states.count("epoch", state["epoch"])
         states.count("steps", state["steps"])
         states.names("records", state["records"], self.records)
-        for name, its in state["records"].items():
-            states.items(f"records of {name!r}", its, 4)
-            self._check_record(name, *its)
+        for name, record in state["records"].items():
+            states.items(f"records of {name!r}", record, 4)
+            self._check_record(name, *record)
 
     def _check_record(self, name: str, alive: Any, counts: Any, hits: Any, seen: Any) -> None:
         """What its tensors are, :meth:`state_dict` says."""

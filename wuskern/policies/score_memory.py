@@ -5,19 +5,20 @@ source at hand. Ours, for unified top-k, and not MSBP itself: one value for each
 which the row was not chosen, and is cleared when it is.
 """
 
-from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
+from wuskern import ops
 from wuskern.choices import TopK
 from wuskern.common import states
-from wuskern.common.arguments import number
+from wuskern.common.arguments import number, one_of
 from wuskern.policies.by_scores import ByScores
 
 
+@dataclass(eq=False, kw_only=True)
 class ScoreMemory(ByScores):
     """Trains the rows with the largest ``score + eta * memory``, by the scores of the step before. Then a chosen row's memory
     is zero, and another's is that sum.
@@ -25,7 +26,7 @@ class ScoreMemory(ByScores):
     With ``eta=0`` it is top-k by the scores of the step before.
 
     Args:
-        model, reuse, scope, score, block, bias, dense: as for :class:`ByScores`.
+        model, reuse, scope, block, bias, dense: as for :class:`ByScores`. score: "l1", the sum of |dY|, or "l2".
         ratio, k: of the rows, as for ``wuskern.TopK``. eta: how much of the memory counts, from 0 to 1; .8 is ours.
 
     Attributes:
@@ -36,30 +37,30 @@ class ScoreMemory(ByScores):
             changed.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        ratio: float | None = None,
-        k: int | None = None,
-        eta: float = 0.8,
-        reuse: int = 1,
-        scope: str = "both",
-        score: str = "l1",
-        block: int = 1,
-        bias: str = "dense",
-        dense: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(model, reuse=reuse, scope=scope, score=score, block=block, bias=bias, dense=dense)
-        number("eta", eta)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta: expected a number from 0 to 1, got {eta!r}")
-        self.eta, self.amount = eta, TopK(ratio=ratio, k=k, block=block)
+    name = "memory"
+    source = "After memorized sparse backpropagation (MSBP). arXiv 1905.10194"
+    trial = "ratio=0.5"
+
+    ratio: float | None = None
+    k: int | None = None
+    eta: float = 0.8
+    score: Literal["l1", "l2"] = "l1"
+
+    def __post_init__(self) -> None:
+        one_of("score", self.score, ops.SCORES)
+        super().__post_init__()
+        number("eta", self.eta)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta: expected a number from 0 to 1, got {self.eta!r}")
+        self.amount = TopK(ratio=self.ratio, k=self.k, block=self.block)
         for name in self.observers:
             self.check_choice(name, self.amount)
         self.memory = {name: torch.zeros(self._out(name), dtype=torch.float64) for name in self.observers}
         self._choose({})
         self.apply()
+
+    def _observed_score(self) -> str:
+        return self.score
 
     def _first_count(self, name: str) -> int:
         return self.amount.count(*self.layers[name].units[1:])

@@ -8,6 +8,7 @@ shares, rates and intervals; their defaults are ours, and so is that equal count
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from wuskern.common.arguments import flag, number, share, whole
 UNSEEN, WRONG, RIGHT = range(3)
 
 
+@dataclass(eq=False, kw_only=True)
 class SievingSampler(Sampler[int]):
     """The indices of a data set that are trained on in this epoch, shuffled; for ``DataLoader(sampler=...)``.
 
@@ -47,40 +49,41 @@ class SievingSampler(Sampler[int]):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        keep: float = 0.8,
-        rate: float = 0.2,
-        interval: int = 5,
-        once: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        whole("size", size)
-        share("keep", keep)
-        flag("once", once)
-        number("rate", rate)
-        if not 0 <= rate <= 1:
-            raise ValueError(f"rate: expected a number from 0 to 1, got {rate!r}")
-        whole("interval", interval)
-        whole("seed", seed, 0)
-        whole("world", world)
-        whole("rank", rank, 0)
-        if rank >= world:
-            raise ValueError(f"rank: expected a number under world = {world}, got {rank}")
-        self.size, self.keep, self.rate, self.interval, self.once = size, keep, rate, interval, once
-        self.seed, self.rank, self.world = seed, rank, world
+    name = "sieve"
+    source = "Yuan et al.: SpFDE. arXiv 2209.11204; NeurIPS 2022; Toneva et al.: forgetting events. arXiv 1812.05159"
+    needs = ("step",)
+    trial = "interval=1"
+
+    size: int = field(kw_only=False)
+    keep: float = 0.8
+    rate: float = 0.2
+    interval: int = 5
+    once: bool = False
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        whole("size", self.size)
+        share("keep", self.keep)
+        flag("once", self.once)
+        number("rate", self.rate)
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"rate: expected a number from 0 to 1, got {self.rate!r}")
+        whole("interval", self.interval)
+        whole("seed", self.seed, 0)
+        whole("world", self.world)
+        whole("rank", self.rank, 0)
+        if self.rank >= self.world:
+            raise ValueError(f"rank: expected a number under world = {self.world}, got {self.rank}")
         self.epoch = 0
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-        self.training = torch.arange(size) if once else order[: self._kept].sort()[0]
-        self.waiting = order[:0] if once else order[self._kept :]
-        self.forgotten = torch.zeros(size, dtype=torch.int64)
-        self.learned = torch.zeros(size, dtype=torch.bool)  # was right, at least once
-        self.last = torch.full((size,), UNSEEN)  # what the last presentation gave
-        self._seen = torch.zeros(size, dtype=torch.bool)  # by this process, in this epoch
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed))
+        self.training = torch.arange(self.size) if self.once else order[: self._kept].sort()[0]
+        self.waiting = order[:0] if self.once else order[self._kept :]
+        self.forgotten = torch.zeros(self.size, dtype=torch.int64)
+        self.learned = torch.zeros(self.size, dtype=torch.bool)  # was right, at least once
+        self.last = torch.full((self.size,), UNSEEN)  # what the last presentation gave
+        self._seen = torch.zeros(self.size, dtype=torch.bool)  # by this process, in this epoch
 
     @property
     def _kept(self) -> int:

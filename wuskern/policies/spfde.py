@@ -6,9 +6,8 @@ values stay, and their backward disappears, while sieving goes on. Unknown: epoc
 """
 
 from collections.abc import Collection
-from typing import Any
-
-import torch.nn as nn
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from wuskern.common.arguments import whole
 from wuskern.policies.compose import Compose
@@ -18,9 +17,10 @@ from wuskern.policies.sieving import SievingSampler
 from wuskern.policies.sparse import MEST
 
 
+@dataclass(eq=False, kw_only=True)
 class SpFDE(Compose):
     """:class:`MEST`, :class:`ProgressiveFreezing` and :class:`SievingSampler` in one. Give ``sampler`` to the data loader, and
-    report each batch to its ``record``; ``step`` goes on with all three, and the state holds all three.
+    report each batch to its ``record``; ``after_epoch`` goes on with all three, and the state holds all three.
 
     Args:
         model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
@@ -37,62 +37,82 @@ class SpFDE(Compose):
         ValueError, TypeError: what a part raises. Masks come last: no weight has changed then.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Example,
-        *,
-        epochs: int,
-        samples: int,
-        sparsity: float | None = None,
-        variant: str = "em",
-        distribution: str = "uniform",
-        pattern: str = "unstructured",
-        block: int = 16,
-        interval: int = 5,
-        start: int | None = None,
-        end: int | None = None,
-        share: float | None = None,
-        power: float = 1.0,
-        saving: float | None = None,
-        keep: float = 0.8,
-        rate: float = 0.2,
-        sieve_interval: int = 5,
-        dense: Collection[str] | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        whole("epochs", epochs)
-        self.sampler = SievingSampler(samples, keep=keep, rate=rate, interval=sieve_interval, seed=seed, rank=rank, world=world)
-        self.freezing = ProgressiveFreezing(
-            model,
-            example,
-            start=epochs // 4 if start is None else start,
-            end=max(1, 3 * epochs // 4) if end is None else end,
-            share=share,
-            power=power,
-            saving=saving,
-            epochs=None if saving is None else epochs,
-        )
-        self.trainer = MEST(
-            model,
-            epochs=epochs,
-            sparsity=sparsity,
-            variant=variant,
-            distribution=distribution,
-            pattern=pattern,
-            block=block,
-            interval=interval,
-            dense=dense,
-            seed=seed,
-        )
-        super().__init__([self.trainer, self.freezing])
+    name = "spfde"
+    source = "Yuan et al.: SpFDE. arXiv 2209.11204; NeurIPS 2022"
+    needs = ("before_step", "after_step", "after_epoch", "attach")
+    trial = "interval=1:start=0:end=2"
 
-    def step(self, metric: float | None = None) -> bool:
-        """Counts an epoch, of the sampler too. False: no step is skipped, whatever the metric."""
+    example: Example = field(kw_only=False, repr=False)
+    epochs: int
+    samples: int
+    sparsity: float | None = None
+    variant: Literal["em", "ems"] = "em"
+    distribution: Literal["uniform", "erk"] = "uniform"
+    pattern: str = "unstructured"
+    block: int = 16
+    interval: int = 5
+    start: int | None = None
+    end: int | None = None
+    share: float | None = None
+    power: float = 1.0
+    saving: float | None = None
+    keep: float = 0.8
+    rate: float = 0.2
+    sieve_interval: int = 5
+    dense: Collection[str] | None = None
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        whole("epochs", self.epochs)
+        self.sampler = self._sampler()
+        self.freezing = self._freezing()
+        self.trainer = self._trainer()
+        super().__post_init__()
+        self._take([self.trainer, self.freezing])
+
+    def _sampler(self) -> SievingSampler:
+        return SievingSampler(
+            self.samples,
+            keep=self.keep,
+            rate=self.rate,
+            interval=self.sieve_interval,
+            seed=self.seed,
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def _freezing(self) -> ProgressiveFreezing:
+        return ProgressiveFreezing(
+            self.model,
+            self.example,
+            start=self.epochs // 4 if self.start is None else self.start,
+            end=max(1, 3 * self.epochs // 4) if self.end is None else self.end,
+            share=self.share,
+            power=self.power,
+            saving=self.saving,
+            epochs=None if self.saving is None else self.epochs,
+        )
+
+    def _trainer(self) -> MEST:
+        return MEST(
+            self.model,
+            epochs=self.epochs,
+            sparsity=self.sparsity,
+            variant=self.variant,
+            distribution=self.distribution,
+            pattern=self.pattern,
+            block=self.block,
+            interval=self.interval,
+            dense=self.dense,
+            seed=self.seed,
+        )
+
+    def on_epoch_end(self) -> None:
+        """Counts an epoch, of the sampler too."""
         self.sampler.step()
-        return super().step(metric)
+        super().on_epoch_end()
 
     def state_dict(self) -> dict[str, Any]:
         """Those of the parts. Between epochs, for the sampler."""

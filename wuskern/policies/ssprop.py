@@ -10,20 +10,20 @@ the paper's code breaks, are the layer's matter here.
 
 import math
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch.nn as nn
-
-from wuskern.choices import TopK
+from wuskern.choices import Bias, Scope, Score, TopK
 from wuskern.common import states
 from wuskern.common.arguments import flag, one_of, share, whole
 from wuskern.modules import SkippableConv2d
 from wuskern.policies.base import Policy, Wants
 
 SCHEDULES = ("bar", "constant", "linear", "cosine")
-UNITS = ("epoch", "step")
+UNITS = {"epoch": "after_epoch", "step": "after_step"}  # by what calls they are counted
 
 
+@dataclass(eq=False, kw_only=True)
 class SsProp(Policy):
     """Gives convolutions a ``TopK`` whose ratio follows a schedule.
 
@@ -39,7 +39,7 @@ class SsProp(Policy):
     Args:
         model: a model with converted layers.
         ratio: of the channels, in (0, 1]; the paper's .2.
-        schedule: one of the above. unit: "epoch", counted by ``step``, or "step", optimizer steps, counted by ``after_step``.
+        schedule: one of the above. unit: "epoch", counted by ``after_epoch``, or "step", an optimizer step, by ``after_step``.
         length: of a bar, or of the descent; None: 1 for bars. Linear and cosine need it, at least 2.
         linear: whether Linear layers, but the last one, take part.
         scope, score, block, bias: as for ``wuskern.TopK``. The paper's choice: "both", "l1", 1; its code's bias: "rows".
@@ -49,39 +49,40 @@ class SsProp(Policy):
             layer is then changed.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        ratio: float = 0.2,
-        schedule: str = "bar",
-        unit: str = "epoch",
-        length: int | None = None,
-        linear: bool = False,
-        scope: str = "both",
-        score: str = "l1",
-        block: int = 1,
-        bias: str = "rows",
-    ) -> None:
-        super().__init__(model)
-        share("ratio", ratio)
-        flag("linear", linear)
-        one_of("schedule", schedule, SCHEDULES)
-        one_of("unit", unit, UNITS)
-        descends = schedule in ("linear", "cosine")
-        if length is None and descends:
-            raise ValueError(f"length: expected the {unit}s that a {schedule} schedule takes, got None")
-        whole("length", 1 if length is None else length, 2 if descends else 1)
-        self.ratio, self.schedule, self.unit, self.length = ratio, schedule, unit, length or 1
-        self.choice = {"scope": scope, "score": score, "block": block, "bias": bias}
+    name = "ssprop"
+    source = "Zhong et al.: ssProp. arXiv 2408.12561"
+
+    ratio: float = 0.2
+    schedule: Literal["bar", "constant", "linear", "cosine"] = "bar"
+    unit: Literal["epoch", "step"] = "epoch"
+    length: int | None = None
+    linear: bool = False
+    scope: Scope = "both"
+    score: Score = "l1"
+    block: int = 1
+    bias: Bias = "rows"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("ratio", self.ratio)
+        flag("linear", self.linear)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("unit", self.unit, UNITS)
+        descends = self.schedule in ("linear", "cosine")
+        if self.length is None and descends:
+            raise ValueError(f"length: expected the {self.unit}s that a {self.schedule} schedule takes, got None")
+        whole("length", 1 if self.length is None else self.length, 2 if descends else 1)
+        self._length = self.length or 1
+        if self.schedule != "constant":
+            self.calls.needs = (UNITS[self.unit],)
         self.chosen = [n for n, layer in self.layers.items() if isinstance(layer, SkippableConv2d)]
-        if linear:
+        if self.linear:
             last = list(self.layers)[-1]
             self.chosen += [n for n in self.layers if n != last and n not in self.chosen]
         if not self.chosen:
             raise ValueError("model: expected a converted Conv2d, or linear=True and a Linear that is not the last layer")
         for name in self.chosen:
-            self.check_choice(name, self._rows(ratio))
+            self.check_choice(name, self._rows(self.ratio))
         self.t = 0
         self.apply()
 
@@ -91,17 +92,15 @@ class SsProp(Policy):
         if self.schedule == "constant":
             return self.ratio
         if self.schedule == "bar":
-            return self.ratio if self.t // self.length % 2 else 1.0
-        x = min(1.0, self.t / (self.length - 1))
+            return self.ratio if self.t // self._length % 2 else 1.0
+        x = min(1.0, self.t / (self._length - 1))
         left = 1 - x if self.schedule == "linear" else (1 + math.cos(math.pi * x)) / 2
         return self.ratio + (1 - self.ratio) * left
 
-    def step(self, metric: float | None = None) -> bool:
-        """False: no step is skipped, whatever the metric."""
+    def on_epoch_end(self) -> None:
         self._count("epoch")
-        return False
 
-    def after_step(self) -> None:
+    def on_step_end(self) -> None:
         self._count("step")
 
     def _count(self, unit: str) -> None:
@@ -120,7 +119,7 @@ class SsProp(Policy):
         return {"rows": None if ratio >= 1 else self._rows(ratio)}
 
     def _rows(self, ratio: float) -> TopK:
-        return TopK(ratio=ratio, **self.choice)  # type: ignore[arg-type]
+        return TopK(ratio=ratio, scope=self.scope, score=self.score, block=self.block, bias=self.bias)
 
     def state_dict(self) -> dict[str, Any]:
         """How many units have been."""

@@ -10,10 +10,9 @@ maximum is the layer's own.
 """
 
 import math
-from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
-import torch.nn as nn
 from torch import Tensor
 
 from wuskern.choices import TopK
@@ -24,6 +23,7 @@ from wuskern.policies.by_scores import ByScores
 LEVELS = 4
 
 
+@dataclass(eq=False, kw_only=True)
 class TinyProp(ByScores):
     """Trains as many rows of a layer as its last gradient asks for: those with the largest scores of the step before.
 
@@ -43,27 +43,21 @@ class TinyProp(ByScores):
             changed.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        s_min: float = 0.05,
-        s_max: float = 0.5,
-        zeta: float = 0.9,
-        reuse: int = 1,
-        scope: str = "both",
-        block: int = 1,
-        bias: str = "dense",
-        dense: Collection[str] | None = None,
-    ) -> None:
-        super().__init__(model, reuse=reuse, scope=scope, score="l1", block=block, bias=bias, dense=dense)
-        for name, value in (("s_min", s_min), ("s_max", s_max), ("zeta", zeta)):
+    name = "tinyprop"
+    source = "Rüb et al.: TinyProp. arXiv 2308.09201"
+
+    s_min: float = 0.05
+    s_max: float = 0.5
+    zeta: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("s_min", self.s_min), ("s_max", self.s_max), ("zeta", self.zeta)):
             share(name, value)
-        if s_max == 1:
-            raise ValueError(f"s_max: expected a number under 1, got {s_max!r}")
-        if s_min > s_max:
-            raise ValueError(f"s_min: expected at most s_max = {s_max}, got {s_min}")
-        self.s_min, self.s_max, self.zeta = s_min, s_max, zeta
+        if self.s_max == 1:
+            raise ValueError(f"s_max: expected a number under 1, got {self.s_max!r}")
+        if self.s_min > self.s_max:
+            raise ValueError(f"s_min: expected at most s_max = {self.s_max}, got {self.s_min}")
         self.depth = {name: len(self.layers) - 1 - i for i, name in enumerate(self.layers)}  # L - l
         for name in self.observers:
             self.check_choice(name, self._amount(name, 1.0))

@@ -9,10 +9,9 @@ import itertools
 import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch.nn as nn
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from wuskern.common import states
 from wuskern.common.arguments import finite, one_of, positive, whole
@@ -40,6 +39,7 @@ STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
+@dataclass(eq=False, kw_only=True)
 class WUS(Policy):
     """Skips all weight gradients while a metric stands still. Call ``step(metric)`` after every evaluation.
 
@@ -63,38 +63,37 @@ class WUS(Policy):
         ValueError, TypeError: an argument out of its range, a model without converted layers.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        mode: str = "max",
-        threshold: float = THRESHOLD,
-        window: int = 2,
-        patience: int = 3,
-        cooldown: int = 1,
-        warmup: int = 5,
-        guard: float = GUARD,
-        statistic: str = "mean_change",
-    ) -> None:
-        super().__init__(model)
-        one_of("mode", mode, ("max", "min"))
-        one_of("statistic", statistic, STATISTICS)
-        whole("window", window, 1)
-        whole("patience", patience, 1)
-        whole("cooldown", cooldown, 1)
-        whole("warmup", warmup, 0)
-        positive("threshold", threshold)
-        positive("guard", guard, infinite=True)
-        self.mode, self.threshold, self.window, self.patience = mode, threshold, window, patience
-        self.cooldown, self.warmup, self.guard, self.statistic = cooldown, warmup, guard, statistic
+    name = "wus"
+    source = "Safayenikoo, Akturk: Weight Update Skipping. arXiv 2012.02792; IEEE JETCAS 2021"
+    needs: ClassVar[Collection[str]] = ("step", "attach")
+    trial = "window=1:warmup=0"
 
+    mode: Literal["max", "min"] = "max"
+    threshold: float = THRESHOLD
+    window: int = 2
+    patience: int = 3
+    cooldown: int = 1
+    warmup: int = 5
+    guard: float = GUARD
+    statistic: Literal["mean_change", "std", "slope", "range"] = "mean_change"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("mode", self.mode, ("max", "min"))
+        one_of("statistic", self.statistic, STATISTICS)
+        whole("window", self.window, 1)
+        whole("patience", self.patience, 1)
+        whole("cooldown", self.cooldown, 1)
+        whole("warmup", self.warmup, 0)
+        positive("threshold", self.threshold)
+        positive("guard", self.guard, infinite=True)
         self.skipping = False
         self.left = 0  # periods left of the skip window, or of the cooldown
         self.entry = math.nan  # the metric when the window began
         self.history: list[float] = []
         self.apply()
 
-    def step(self, metric: float | None = None) -> bool:
+    def on_evaluation(self, metric: float) -> bool:
         """Takes the metric of the period that just ended; returns whether the next period skips.
 
         Raises:

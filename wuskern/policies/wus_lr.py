@@ -8,18 +8,20 @@ the window, is ours.
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlateau
 
 from wuskern.common import states
 from wuskern.common.arguments import number
+from wuskern.policies.base import FROM_PYTHON
 from wuskern.policies.wus import WUS
 
 
+@dataclass(eq=False, kw_only=True)
 class WUSLR(WUS):
     """``WUS`` that steps a learning-rate scheduler each time it enters a skip window.
 
@@ -34,46 +36,45 @@ class WUSLR(WUS):
         min_lr: entering a window takes no rate below this; one that is lower already is left alone.
         scheduler: one of torch's, on the same optimizer, for the policy alone to step; without it,
             ``ExponentialLR(optimizer, factor)``. ReduceLROnPlateau is refused: it waits for a metric of its own.
-        wus: keyword arguments of ``WUS``.
+        mode, threshold, window, patience, cooldown, warmup, guard, statistic: as for :class:`WUS`.
 
     Raises:
         ValueError, TypeError: an argument out of its range, a model without converted layers.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        factor: float = 0.5,
-        min_lr: float = 0.0,
-        scheduler: LRScheduler | None = None,
-        **wus: Any,
-    ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: expected one of torch's, got {type(optimizer).__name__}")
-        number("factor", factor)
-        number("min_lr", min_lr)
-        if not 0 < factor < 1:
-            raise ValueError(f"factor: expected a number between 0 and 1, got {factor!r}")
-        if not 0 <= min_lr < math.inf:
-            raise ValueError(f"min_lr: expected a finite number from 0, got {min_lr!r}")
-        if scheduler is not None:
-            _check_scheduler(scheduler, optimizer)
-        super().__init__(model, **wus)
-        self.optimizer, self.factor, self.min_lr = optimizer, factor, min_lr
-        self.scheduler = scheduler or ExponentialLR(optimizer, factor)
+    name = "wus+lr"
+    source = "Safayenikoo, Akturk: Weight Update Skipping with a scheduler. arXiv 2012.02792; IEEE JETCAS 2021"
 
-    def step(self, metric: float | None = None) -> bool:
-        """As ``WUS.step``; where it enters a window, the rates have been changed when it returns."""
+    optimizer: Optimizer = field(kw_only=False, repr=False)
+    factor: float = 0.5
+    min_lr: float = 0.0
+    scheduler: LRScheduler | None = field(default=None, repr=False, metadata=FROM_PYTHON)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.optimizer, Optimizer):
+            raise TypeError(f"optimizer: expected one of torch's, got {type(self.optimizer).__name__}")
+        number("factor", self.factor)
+        number("min_lr", self.min_lr)
+        if not 0 < self.factor < 1:
+            raise ValueError(f"factor: expected a number between 0 and 1, got {self.factor!r}")
+        if not 0 <= self.min_lr < math.inf:
+            raise ValueError(f"min_lr: expected a finite number from 0, got {self.min_lr!r}")
+        if self.scheduler is not None:
+            _check_scheduler(self.scheduler, self.optimizer)
+        super().__post_init__()
+        self._steps_at_windows = self.scheduler or ExponentialLR(self.optimizer, self.factor)
+        self.scheduler = self._steps_at_windows
+
+    def on_evaluation(self, metric: float) -> bool:
+        """As ``WUS.on_evaluation``; where it enters a window, the rates have been changed when it returns."""
         was_skipping = self.skipping
-        if super().step(metric) and not was_skipping:
+        if super().on_evaluation(metric) and not was_skipping:
             self._reduce()
         return self.skipping
 
     def _reduce(self) -> None:
         before = self._rates()
-        self.scheduler.step()
+        self._steps_at_windows.step()
         self._set_rates([max(new, min(old, self.min_lr)) for new, old in zip(self._rates(), before, strict=True)])
 
     def _rates(self) -> list[float]:
@@ -88,25 +89,26 @@ class WUSLR(WUS):
 
     def state_dict(self) -> dict[str, Any]:
         """That of ``WUS``, the scheduler's, and the rate of each group: numbers and lists, as far as the scheduler's is."""
-        return super().state_dict() | {"rates": self._rates(), "scheduler": copy.deepcopy(self.scheduler.state_dict())}
+        return super().state_dict() | {"rates": self._rates(), "scheduler": copy.deepcopy(self._steps_at_windows.state_dict())}
 
     def check_state(self, state: dict[str, Any]) -> None:
         super().check_state(state)
         self._check_rates("rates", state["rates"])
-        own, its = self.scheduler.state_dict(), state["scheduler"]
-        if not isinstance(its, Mapping) or not own.keys() <= its.keys():
-            states.refuse(f"a {type(self.scheduler).__name__} with {sorted(own)}", states.said(its))
-        for name, value in its.items():
-            if name not in own and hasattr(type(self.scheduler), str(name)):
-                states.refuse(f"values of a {type(self.scheduler).__name__}", f"{name} in the place of its own")
+        scheduler, loaded = self._steps_at_windows, state["scheduler"]
+        own = scheduler.state_dict()
+        if not isinstance(loaded, Mapping) or not own.keys() <= loaded.keys():
+            states.refuse(f"a {type(scheduler).__name__} with {sorted(own)}", states.said(loaded))
+        for name, value in loaded.items():
+            if name not in own and hasattr(type(scheduler), str(name)):
+                states.refuse(f"values of a {type(scheduler).__name__}", f"{name} in the place of its own")
             if name in ("base_lrs", "_last_lr"):
                 self._check_rates(name, value)
             elif name in ("last_epoch", "_step_count"):
                 states.count(name, value)
             elif not _alike(own.get(name), value):
                 states.refuse(f"{name} of the scheduler like {states.said(own[name])}", states.said(value))
-        if type(self.scheduler) is ExponentialLR and its["gamma"] != self.scheduler.gamma:
-            states.refuse(f"a factor of {self.scheduler.gamma}", str(its["gamma"]))
+        if type(scheduler) is ExponentialLR and loaded["gamma"] != scheduler.gamma:
+            states.refuse(f"a factor of {scheduler.gamma}", str(loaded["gamma"]))
 
     def _check_rates(self, what: str, rates: Any) -> None:
         states.items(what, rates, len(self.optimizer.param_groups))
@@ -120,7 +122,7 @@ class WUSLR(WUS):
         state, for another number of groups and another kind of scheduler; nothing has changed then.
         """
         super().load_state_dict(state)
-        self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
+        self._steps_at_windows.load_state_dict(copy.deepcopy(state["scheduler"]))
         self._set_rates(state["rates"])
 
 
@@ -129,8 +131,8 @@ def _alike(own: Any, value: Any) -> bool:
     if isinstance(own, int | float) and not isinstance(own, bool):
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
     if isinstance(own, list | tuple):
-        its = [each for each in own if isinstance(each, Mapping)]  # schedulers that it steps itself
-        return isinstance(value, list | tuple) and (not its or (len(value) == len(own) and all(map(_alike, own, value))))
+        inner = [each for each in own if isinstance(each, Mapping)]  # schedulers that it steps itself
+        return isinstance(value, list | tuple) and (not inner or (len(value) == len(own) and all(map(_alike, own, value))))
     if isinstance(own, Mapping):
         return isinstance(value, Mapping) and all(name in value and _alike(mine, value[name]) for name, mine in own.items())
     return own is None or type(value) is type(own)

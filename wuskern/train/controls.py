@@ -1,6 +1,6 @@
 """What the methods are compared with: PyTorch's own way to stop training a weight, and dense training in the same time."""
 
-import torch.nn as nn
+from dataclasses import dataclass, field
 
 from wuskern.policies import WUS
 from wuskern.train.records import Epoch
@@ -15,6 +15,7 @@ def seconds_per_epoch(epochs: list[Epoch]) -> float:
     return epochs[-1].total_seconds / len(epochs)
 
 
+@dataclass(eq=False, kw_only=True)
 class Frozen(WUS):
     """Freezes the weights with ``requires_grad`` where WUS would skip them. The layers run PyTorch's own path.
 
@@ -22,18 +23,22 @@ class Frozen(WUS):
     parameters in the same epochs and only their cost differs.
     """
 
-    def __init__(self, model: nn.Module, leader: WUS | None = None, **arguments: object) -> None:
-        self.leader = leader
-        super().__init__(model, **arguments)  # type: ignore[arg-type]
+    name = "frozen"
+    source = "PyTorch: requires_grad"
+    needs = ("step",)
+    trial = ""
 
-    def step(self, metric: float | None = None) -> bool:
+    leader: WUS | None = field(default=None, repr=False)
+
+    def on_evaluation(self, metric: float) -> bool:
         if self.leader is None:
-            return super().step(metric)
+            return super().on_evaluation(metric)
         self.skipping = self.leader.skipping
         self.apply()
         return self.skipping
 
     def apply(self) -> None:
+        self.on = True
         for layer in self.layers.values():
             layer.weight.requires_grad_(not self.skipping)
             if self.skipping:

@@ -174,7 +174,9 @@ class Run:
         record = processes.of_first(record)
         self.epochs.append(record)
         if self.policy is not None:
-            self.policy.step(record.train_accuracy)
+            self.policy.after_epoch()
+            if self.policy.evaluates:
+                self.policy.step(record.train_accuracy)
         if self.built.separate_sampler is not None:
             self.built.separate_sampler.step()
         self.schedule.step()

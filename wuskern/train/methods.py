@@ -2,67 +2,23 @@
 ``dense,wus,meprop:ratio=.1:scope=both+sieve:keep=.8``."""
 
 import contextlib
-import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wuskern.policies import (
-    MEST,
-    WUS,
-    WUSLR,
-    AutoFreeze,
-    ColumnRowSampling,
-    Compose,
-    ComposerFreezing,
-    DelayedFreezing,
-    MeProp,
-    MeSimp,
-    PeriodicFreezing,
-    PipeTransformerFreezing,
-    Policy,
-    ProgressiveFreezing,
-    RigL,
-    ScoreMemory,
-    SievingSampler,
-    SingleShotFreezing,
-    SpFDE,
-    SsProp,
-    TinyProp,
-)
+from wuskern.policies import METHODS, WUS, Compose, Policy, SievingSampler, SpFDE
 from wuskern.train.controls import Frozen
 from wuskern.train.order import LEAST
 
 DENSE = "dense"
-PARTS: dict[str, type] = {
-    "wus": WUS,
-    "wus+lr": WUSLR,
-    "frozen": Frozen,
-    "meprop": MeProp,
-    "ssprop": SsProp,
-    "memory": ScoreMemory,
-    "tinyprop": TinyProp,
-    "mesimp": MeSimp,
-    "crs": ColumnRowSampling,
-    "freeze": ProgressiveFreezing,
-    "freeze-once": SingleShotFreezing,
-    "freeze-periodic": PeriodicFreezing,
-    "freeze-delayed": DelayedFreezing,
-    "composer": ComposerFreezing,
-    "pipetransformer": PipeTransformerFreezing,
-    "autofreeze": AutoFreeze,
-    "sieve": SievingSampler,
-    "mest": MEST,
-    "rigl": RigL,
-    "spfde": SpFDE,
-}
-REQUIRED = inspect.Parameter.empty
-GIVEN = {"scheduler", "samples", "seed", "rank", "world"}  # by the run, as are those that are no keywords
+PARTS: dict[str, Any] = METHODS | {Frozen.name: Frozen}
+REQUIRED = MISSING
+GIVEN = {"model", "optimizer", "example", "leader", "size", "samples", "seed", "rank", "world"}  # by the run
 Number = int | float
 Value = bool | Number | str | list[str] | tuple[Number, ...] | None
 
@@ -175,19 +131,9 @@ def _plain(text: str) -> bool | Number | str | None:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The arguments that a user can give to a part, and their defaults; REQUIRED of one without. A class that passes arguments
-    on has those of the class that it stands on, too."""
-    return {p.name: p.default for p in _parameters(PARTS[name]) if p.name not in GIVEN and p.kind is p.KEYWORD_ONLY}
-
-
-def _parameters(kind: type) -> list[inspect.Parameter]:
-    found: dict[str, inspect.Parameter] = {}
-    for base in inspect.getmro(kind):
-        parameters = inspect.signature(base).parameters
-        found |= {name: p for name, p in parameters.items() if name not in found}
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            break
-    return list(found.values())
+    """The arguments that a user can give to a part, and their defaults; REQUIRED of one without."""
+    own = [f for f in fields(PARTS[name]) if f.name not in GIVEN and not f.metadata.get("from_python")]
+    return {f.name: f.default for f in own}
 
 
 def build(
@@ -214,17 +160,15 @@ def build(
     """
     policies: list[Policy] = []
     samplers: list[SievingSampler] = []
-    process = {"seed": seed, "rank": rank, "world": world}
-    given = {"optimizer": optimizer, "example": example, "leader": leader, "samples": samples, **process}
+    given = {"model": model, "optimizer": optimizer, "example": example, "leader": leader}
+    given |= {"size": samples, "samples": samples, "seed": seed, "rank": rank, "world": world}
     for part in method.parts:
         kind, arguments = PARTS[part.name], dict(part.arguments)
         if defaults(part.name).get("epochs") is REQUIRED or arguments.get("saving") is not None:
             arguments.setdefault("epochs", epochs)
-        if kind is SievingSampler:
-            samplers.append(SievingSampler(samples, **process, **arguments))  # type: ignore[arg-type]
-        else:
-            names = {p.name for p in _parameters(kind)}
-            policies.append(kind(model, **{k: v for k, v in given.items() if k in names}, **arguments))
+        of_run = {f.name: given[f.name] for f in fields(kind) if f.name in given}
+        made = kind(**of_run, **arguments)
+        (samplers if kind is SievingSampler else policies).append(made)
     of_policies = [policy.sampler for policy in policies if isinstance(policy, SpFDE)]
     if len(samplers + of_policies) > 1:
         raise ValueError("--policy: expected one part that sieves data, got sieve and spfde, which does it by itself")

@@ -15,27 +15,7 @@ from wuskern.convert import convert
 from wuskern.policies.base import CLAIMS
 from wuskern.train.methods import PARTS, Built, build, parse
 
-# Of parts that need arguments, some that make them act within three epochs; and what a part does only when it is told to.
-ARGUMENTS = {
-    "wus": "window=1:warmup=0",
-    "wus+lr": "window=1:warmup=0",
-    "meprop": "ratio=.5",
-    "memory": "ratio=.5",
-    "mesimp": "ratio=.5:per=batch:cycle=1:prune=.6",
-    "crs": "ratio=.5",
-    "freeze": "start=0:end=2",
-    "freeze-once": "at=1",
-    "freeze-periodic": "start=1",
-    "freeze-delayed": "start=1",
-    "composer": "start=0",
-    "pipetransformer": "interval=1",
-    "autofreeze": "interval=1",
-    "mest": "interval=1",
-    "rigl": "interval=1",
-    "spfde": "interval=1:start=0:end=2",
-    "sieve": "interval=1",
-}
-SIMPLIFYING = "mesimp:simplify=true"
+SIMPLIFYING = "mesimp:simplify=true"  # what a part does only when it is told to
 NAMES = (*PARTS, SIMPLIFYING)
 EPOCHS, SAMPLES, CLASSES = 3, 12, 4
 IMAGES = (3, 6, 6)
@@ -66,8 +46,9 @@ class Pair:
 
 
 def _with_arguments(name: str) -> str:
-    part = name.split(":")[0]
-    return f"{name}:{ARGUMENTS[part]}" if part in ARGUMENTS else name
+    """With those that make it act within three epochs."""
+    trial = PARTS[name.split(":")[0]].trial
+    return f"{name}:{trial}" if trial else name
 
 
 def network() -> nn.Module:

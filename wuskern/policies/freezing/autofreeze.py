@@ -9,21 +9,21 @@ stays, and with it all behind it.
 """
 
 import statistics
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn as nn
 from torch import Tensor
 
 from wuskern.common import states
 from wuskern.common.arguments import whole
 from wuskern.common.world import world_size
 from wuskern.policies.freezing.base import Freezing
-from wuskern.policies.recorded_run import Example
 from wuskern.sparse_grad import to_rows
 
 
+@dataclass(eq=False, kw_only=True)
 class AutoFreeze(Freezing):
     """Freezes by gradients, which it reads ahead of each optimizer step, once ``attach`` has been called. Call ``after_step``
     after each optimizer step.
@@ -41,10 +41,17 @@ class AutoFreeze(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, example: Example, *, interval: int = 100) -> None:
-        super().__init__(model, example)
-        whole("interval", interval)
-        self.interval, self.frozen, self.steps = interval, 0, 0
+    name = "autofreeze"
+    source = "Liu et al.: AutoFreeze. arXiv 2102.01386"
+    needs = ("after_step", "attach")
+    trial = "interval=1"
+
+    interval: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("interval", self.interval)
+        self.frozen = self.steps = 0
         self.norms: dict[str, float] = {}
         self._clear()
         self.apply()
@@ -57,6 +64,10 @@ class AutoFreeze(Freezing):
     def wanted(self, epoch: int) -> int:
         return self.frozen
 
+    def attach_matters(self) -> bool:
+        """True: it reads the gradients ahead of the optimizer's steps."""
+        return True
+
     @torch.no_grad()
     def observe(self) -> None:
         for i, name in enumerate(self.prefix.order[self.depth :], self.depth):
@@ -65,7 +76,7 @@ class AutoFreeze(Freezing):
                 self.sums[0, i] += norm
                 self.sums[1, i] += 1
 
-    def after_step(self) -> None:
+    def on_step_end(self) -> None:
         """Counts an optimizer step; decides after ``interval`` of them."""
         self.steps += 1
         if self.steps == self.interval:

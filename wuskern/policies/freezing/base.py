@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-import torch.nn as nn
 from torch.nn import Parameter
 
 from wuskern.common import states
@@ -13,9 +13,10 @@ from wuskern.policies.freezing.prefix import Prefix
 from wuskern.policies.recorded_run import Example
 
 
+@dataclass(eq=False)
 class Freezing(Policy):
     """Freezes the first converted layers in the order of execution, and all that runs before the next one: see
-    :class:`Prefix`. The last layer always trains. Call ``step`` after each epoch, and ``attach`` the optimizer, so that
+    :class:`Prefix`. The last layer always trains. Call ``after_epoch`` after each epoch, and ``attach`` the optimizer, so that
     momentum and weight decay do not move what is frozen. ``policy.prefix.set(0)`` thaws all, and leaves a stock model.
 
     Args:
@@ -26,9 +27,13 @@ class Freezing(Policy):
         epoch: epochs trained. count: converted layers, those that ran.
     """
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
-        super().__init__(model)
-        self.prefix = Prefix(model, example)
+    needs: ClassVar[Collection[str]] = ("after_epoch", "attach")
+
+    example: Example = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prefix = Prefix(self.model, self.example)
         self.count = len(self.prefix.order)
         self.epoch = 0
 
@@ -50,18 +55,19 @@ class Freezing(Policy):
     def claims(self) -> dict[str, Collection[str]]:
         return {"frozen": self.layers, "shape": self.layers}
 
-    def step(self, metric: float | None = None) -> bool:
-        """Counts an epoch. False: no layer skips, whatever the metric."""
+    def on_epoch_end(self) -> None:
+        """Counts an epoch, and freezes what is to be frozen now."""
         self.epoch += 1
         self.apply()
-        return False
 
     def apply(self) -> None:
         """Freezes what is to be frozen now. Idempotent."""
+        self.on = True
         self.prefix.set(self.wanted(self.epoch))
 
     def release(self) -> None:
         """Thaws all layers."""
+        self.on = False
         self.prefix.set(0)
 
     def wants(self, name: str) -> Wants:

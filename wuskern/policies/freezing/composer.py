@@ -6,14 +6,14 @@ that a checkpoint does not resume; norm layers go on updating. Ours counts conve
 BatchNorm is fixed, and a run resumes exactly.
 """
 
-import torch.nn as nn
+from dataclasses import dataclass
 
 from wuskern.common.arguments import number, whole
 from wuskern.common.arguments import share as check_share
 from wuskern.policies.freezing.base import Freezing
-from wuskern.policies.recorded_run import Example
 
 
+@dataclass(eq=False, kw_only=True)
 class ComposerFreezing(Freezing):
     """``int(level * max(0, t - start) / (1 - start) * (L - 1))`` layers, where ``t = min(1, epoch / epochs)``.
 
@@ -25,22 +25,21 @@ class ComposerFreezing(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Example,
-        *,
-        epochs: int,
-        start: float = 0.5,
-        level: float = 1.0,
-    ) -> None:
-        super().__init__(model, example)
-        whole("epochs", epochs)
-        number("start", start)
-        if not 0 <= start < 1:
-            raise ValueError(f"start: expected a number from 0 and under 1, got {start!r}")
-        check_share("level", level)
-        self.epochs, self.start, self.level = epochs, start, level
+    name = "composer"
+    source = "MosaicML: composer, LayerFreezing"
+    trial = "start=0"
+
+    epochs: int
+    start: float = 0.5
+    level: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("epochs", self.epochs)
+        number("start", self.start)
+        if not 0 <= self.start < 1:
+            raise ValueError(f"start: expected a number from 0 and under 1, got {self.start!r}")
+        check_share("level", self.level)
         self.apply()
 
     def wanted(self, epoch: int) -> int:

@@ -5,13 +5,13 @@ time a share a of those that still train; layers then move between GPUs. Ours is
 nothing moves. That a freezing step is taken every ``interval`` epochs, and that the number is rounded down, is ours.
 """
 
-import torch.nn as nn
+from dataclasses import dataclass
 
 from wuskern.common.arguments import number, whole
 from wuskern.policies.freezing.base import Freezing
-from wuskern.policies.recorded_run import Example
 
 
+@dataclass(eq=False, kw_only=True)
 class PipeTransformerFreezing(Freezing):
     """The paper's sum, which is ``L * (1 - (1 - alpha) ** t)``, rounded down, for ``t = epoch // interval``.
 
@@ -23,13 +23,19 @@ class PipeTransformerFreezing(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, example: Example, *, alpha: float = 1 / 3, interval: int = 1) -> None:
-        super().__init__(model, example)
-        number("alpha", alpha)
-        if not 0 < alpha < 1:
-            raise ValueError(f"alpha: expected a number between 0 and 1, got {alpha!r}")
-        whole("interval", interval)
-        self.alpha, self.interval = alpha, interval
+    name = "pipetransformer"
+    source = "He et al.: PipeTransformer. arXiv 2102.03161; ICML 2021"
+    trial = "interval=1"
+
+    alpha: float = 1 / 3
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("alpha", self.alpha)
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha: expected a number between 0 and 1, got {self.alpha!r}")
+        whole("interval", self.interval)
         self.apply()
 
     def wanted(self, epoch: int) -> int:

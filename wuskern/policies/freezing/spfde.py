@@ -7,16 +7,16 @@ ours, and so are the defaults, that a prefix counts converted layers, and that i
 Of ``epoch`` epochs trained, L is the number of converted layers.
 """
 
-from typing import Any
-
-import torch.nn as nn
+from dataclasses import dataclass
 
 from wuskern.common.arguments import number, positive, whole
 from wuskern.common.arguments import share as check_share
 from wuskern.policies.freezing.base import Freezing
-from wuskern.policies.recorded_run import Example
+
+SOURCE = "Yuan et al.: SpFDE. arXiv 2209.11204; NeurIPS 2022"
 
 
+@dataclass(eq=False, kw_only=True)
 class SingleShotFreezing(Freezing):
     """``floor(L * share)`` layers from epoch ``at`` on; with ``until``, only as long as ``epoch < until`` ("and resume").
 
@@ -28,27 +28,27 @@ class SingleShotFreezing(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Example,
-        *,
-        at: int,
-        share: float = 0.5,
-        until: int | None = None,
-    ) -> None:
-        super().__init__(model, example)
-        whole("at", at, 0)
-        check_share("share", share)
-        if until is not None:
-            whole("until", until, at + 1)
-        self.at, self.share, self.until = at, share, until
+    name = "freeze-once"
+    source = SOURCE
+    trial = "at=1"
+
+    at: int
+    share: float = 0.5
+    until: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("at", self.at, 0)
+        check_share("share", self.share)
+        if self.until is not None:
+            whole("until", self.until, self.at + 1)
         self.apply()
 
     def wanted(self, epoch: int) -> int:
         return self.floor(self.count * self.share) if self.at <= epoch and (self.until is None or epoch < self.until) else 0
 
 
+@dataclass(eq=False, kw_only=True)
 class PeriodicFreezing(Freezing):
     """From epoch ``start`` on in turns: ``freeze`` epochs with ``floor(L * share)`` layers frozen, ``train`` epochs with none.
 
@@ -60,24 +60,26 @@ class PeriodicFreezing(Freezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Example,
-        *,
-        start: int,
-        freeze: int = 1,
-        train: int = 1,
-        share: float = 0.5,
-    ) -> None:
-        super().__init__(model, example)
-        whole("start", start, 0)
-        whole("freeze", freeze)
-        whole("train", train)
-        check_share("share", share)
-        self.start, self.freeze, self.train, self.share = start, freeze, train, share
-        if type(self) is PeriodicFreezing:
-            self.apply()
+    name = "freeze-periodic"
+    source = SOURCE
+    trial = "start=1"
+
+    start: int
+    freeze: int = 1
+    train: int = 1
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("start", self.start, 0)
+        whole("freeze", self.freeze)
+        whole("train", self.train)
+        check_share("share", self.share)
+        self._check_more()
+        self.apply()
+
+    def _check_more(self) -> None:
+        """Checks what a subclass adds."""
 
     def wanted(self, epoch: int) -> int:
         turn, within = divmod(epoch - self.start, self.freeze + self.train)
@@ -87,6 +89,7 @@ class PeriodicFreezing(Freezing):
         return self.share
 
 
+@dataclass(eq=False, kw_only=True)
 class DelayedFreezing(PeriodicFreezing):
     """:class:`PeriodicFreezing` in which deeper layers join later: turn k, from 1, freezes
     ``floor(L * share * min(1, k / turns))`` layers.
@@ -99,16 +102,18 @@ class DelayedFreezing(PeriodicFreezing):
         ValueError, TypeError: an argument out of its range.
     """
 
-    def __init__(self, model: nn.Module, example: Example, *, turns: int = 3, **periodic: Any) -> None:
-        super().__init__(model, example, **periodic)
-        whole("turns", turns)
-        self.turns = turns
-        self.apply()
+    name = "freeze-delayed"
+
+    turns: int = 3
+
+    def _check_more(self) -> None:
+        whole("turns", self.turns)
 
     def share_of_turn(self, turn: int) -> float:
         return self.share * min(1.0, (turn + 1) / self.turns)
 
 
+@dataclass(eq=False, kw_only=True)
 class ProgressiveFreezing(Freezing):
     """``floor(L * share * clip((epoch - start) / (end - start), 0, 1) ** power)`` layers.
 
@@ -125,38 +130,38 @@ class ProgressiveFreezing(Freezing):
         ValueError, TypeError: an argument out of its range, or a saving that no share reaches.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Example,
-        *,
-        start: int,
-        end: int,
-        share: float | None = None,
-        power: float = 1.0,
-        saving: float | None = None,
-        epochs: int | None = None,
-    ) -> None:
-        super().__init__(model, example)
-        whole("start", start, 0)
-        whole("end", end, start + 1)
-        positive("power", power)
-        if share is not None and saving is not None:
-            raise ValueError(f"saving: expected None beside share = {share}, got {saving}")
-        self.start, self.end, self.power = start, end, power
-        self.share = 0.5 if share is None else share
-        check_share("share", self.share)
-        if saving is not None:
-            number("saving", saving)
-            whole("epochs", epochs)
-            assert epochs is not None
-            self.share = self._solve(saving, epochs)
-        elif epochs is not None:
-            raise ValueError(f"epochs: expected None without saving, got {epochs}")
+    name = "freeze"
+    source = SOURCE
+    trial = "start=0:end=2"
+
+    start: int
+    end: int
+    share: float | None = None
+    power: float = 1.0
+    saving: float | None = None
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("start", self.start, 0)
+        whole("end", self.end, self.start + 1)
+        positive("power", self.power)
+        if self.share is not None and self.saving is not None:
+            raise ValueError(f"saving: expected None beside share = {self.share}, got {self.saving}")
+        self._rho = 0.5 if self.share is None else self.share
+        check_share("share", self._rho)
+        if self.saving is not None:
+            number("saving", self.saving)
+            whole("epochs", self.epochs)
+            assert self.epochs is not None
+            self._rho = self._solve(self.saving, self.epochs)
+        elif self.epochs is not None:
+            raise ValueError(f"epochs: expected None without saving, got {self.epochs}")
+        self.share = self._rho
         self.apply()
 
     def wanted(self, epoch: int) -> int:
-        return self._wanted(epoch, self.share)
+        return self._wanted(epoch, self._rho)
 
     def _wanted(self, epoch: int, share: float) -> int:
         return self.floor(self.count * share * self._progress(epoch))
@@ -168,16 +173,16 @@ class ProgressiveFreezing(Freezing):
         """The saving grows with the share, in steps, at those shares at which an epoch freezes one more layer."""
         grown = {self._progress(epoch) for epoch in range(epochs)} - {0.0}
         shares = sorted({min(1.0, k / (self.count * p)) for p in grown for k in range(1, self.floor(self.count * p) + 1)})
-        most = self.saving(shares[-1], epochs) if shares else 0.0
+        most = self.saved_share(shares[-1], epochs) if shares else 0.0
         if not 0 < saving <= most:
             raise ValueError(f"saving: expected a number over 0 and up to {most:.4f}, the largest reachable, got {saving}")
         low, high = 0, len(shares) - 1
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.saving(shares[middle], epochs) >= saving else (middle + 1, high)
+            low, high = (low, middle) if self.saved_share(shares[middle], epochs) >= saving else (middle + 1, high)
         return shares[low]
 
-    def saving(self, share: float, epochs: int) -> float:
+    def saved_share(self, share: float, epochs: int) -> float:
         """The share of the FLOPs of ``epochs`` epochs of dense training that freezing with this ``share`` leaves out."""
         dense = sum(cost.fprop + cost.dgrad + cost.wgrad for cost in self.prefix.costs.values())
         depths = (self.prefix.reachable(self._wanted(epoch, share)) for epoch in range(epochs))

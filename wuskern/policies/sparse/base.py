@@ -2,10 +2,10 @@
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -21,14 +21,15 @@ from wuskern.policies.sparse.weights import Weights
 DEFAULT_SPARSITY = 0.9
 
 
+@dataclass(eq=False, kw_only=True)
 class SparseTraining(Policy):
     """Keeps a share of the weights of each layer zero; a subclass says which ones come and go. A start at random: each layer
     gets exactly as many weights as its sparsity says, and the others are set to zero.
 
-    Call ``before_step`` and ``after_step`` around each optimizer step and ``step`` after each epoch. ``attach`` makes the zeros
-    hold inside the optimizer: their gradients are set to zero before its step, and what it remembers of a pruned weight (a
-    momentum, a moment) too. Without it zeros are put back after each step, while momenta gather. A layer that skips or is
-    frozen, by whichever policy, keeps its mask and its values; it takes its turn as soon as it trains.
+    Call ``before_step`` and ``after_step`` around each optimizer step and ``after_epoch`` after each epoch. ``attach``
+    makes the zeros hold inside the optimizer: their gradients are set to zero before its step, and what it remembers of a
+    pruned weight (a momentum, a moment) too. Without it zeros are put back after each step, while momenta gather. A layer
+    that skips or is frozen, by whichever policy, keeps its mask and its values; it takes its turn as soon as it trains.
 
     The kernels are PyTorch's dense ones: masks save no time in training. What they would leave out is ``Saved.masked``. For
     inference: :func:`wuskern.policies.sparse.pack`. Of several processes, all give the same seed, and choose alike.
@@ -48,38 +49,39 @@ class SparseTraining(Policy):
 
     Attributes:
         masks: by layer, bool, True where a weight trains. sparsities: by layer. sparsity: of all masked layers together.
+        layout: what comes and goes as one unit, by the pattern.
 
     Raises:
         ValueError, TypeError: an argument out of its range, no layer left, a pattern that does not fit one, or a weight that
             is shared or computed from others. No weight has changed then.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        epochs: int,
-        sparsity: float | Mapping[str, float] | None = None,
-        distribution: str = "uniform",
-        pattern: str = "unstructured",
-        block: int = 16,
-        dense: Collection[str] | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model)
-        whole("epochs", epochs)
-        whole("seed", seed, 0)
-        self.epochs, self.pattern = epochs, Pattern.of(pattern, block)
-        self.dense = self.names_or_last(dense)
-        self.weights = Weights({name: self._layer(name) for name in self.layers if name not in self.dense})
-        self.sparsities = sparsities(self.weights, self._sparsity(sparsity, distribution), distribution)
+    needs: ClassVar[Collection[str]] = ("before_step", "after_step", "after_epoch", "attach")
+    trial = "interval=1"
+
+    epochs: int
+    sparsity: float | Mapping[str, float] | None = None
+    distribution: Literal["uniform", "erk"] = "uniform"
+    pattern: str = "unstructured"
+    block: int = 16
+    dense: Collection[str] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("epochs", self.epochs)
+        whole("seed", self.seed, 0)
+        self.layout = Pattern.of(self.pattern, self.block)
+        self.dense = self.names_or_last(self.dense)
+        self.weights = Weights({name: self._layer(name) for name in self.all_but(self.dense)})
+        self.sparsities = sparsities(self.weights, self._given_sparsity(), self.distribution)
         sizes = {name: weight.numel() for name, weight in self.weights.items()}
-        self.sparsity = sum(sizes[name] * share for name, share in self.sparsities.items()) / sum(sizes.values())
-        self.generator = torch.Generator().manual_seed(seed)
+        self._zeros = sum(sizes[name] * share for name, share in self.sparsities.items()) / sum(sizes.values())
+        self.sparsity = self._zeros
+        self.generator = torch.Generator().manual_seed(self.seed)
         self.optimizers: list[Optimizer] = []
         self.epoch = self.steps = 0  # trained
         self.due: set[str] = set()  # layers whose masks are to change
-        self.on = True
         self.masks: dict[str, Tensor] = {}
         self._densities: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}  # until the first step: weights without the zeros of the start at random
@@ -89,8 +91,8 @@ class SparseTraining(Policy):
         """Draws the masks and sets weights to zero: the last act of a constructor."""
         for name, weight in self.weights.items():
             self._before[name] = weight.detach().clone()
-            units = largest(self._random(name), self._in_groups(name, self._first_sparsity(name)))
-            self.masks[name] = self.pattern.mask(units, weight)
+            training = largest(self._random(name), self._in_groups(name, self._first_sparsity(name)))
+            self.masks[name] = self.layout.mask(training, weight)
         self.apply()
 
     def _layer(self, name: str) -> SkippableLayer:
@@ -102,19 +104,19 @@ class SparseTraining(Policy):
         if owners != 1 or type(weight) is not Parameter:
             raise ValueError(f"dense: expected {where} in it, whose weight is shared or no plain parameter of its own")
         try:
-            self.pattern.check(weight)
+            self.layout.check(weight)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         return layer
 
-    def _sparsity(self, given: float | Mapping[str, float] | None, distribution: str) -> float | Mapping[str, float]:
-        n, m = self.pattern.n, self.pattern.m
+    def _given_sparsity(self) -> float | Mapping[str, float]:
+        n, m = self.layout.n, self.layout.m
         if not m:
-            return DEFAULT_SPARSITY if given is None else given
-        if given is not None and given != 1 - n / m:
-            raise ValueError(f"sparsity: expected None, as {n}:{m} says it, got {given!r}")
-        if distribution != "uniform":
-            raise ValueError(f"distribution: expected uniform with {n}:{m}, got {distribution!r}")
+            return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+        if self.sparsity is not None and self.sparsity != 1 - n / m:
+            raise ValueError(f"sparsity: expected None, as {n}:{m} says it, got {self.sparsity!r}")
+        if self.distribution != "uniform":
+            raise ValueError(f"distribution: expected uniform with {n}:{m}, got {self.distribution!r}")
         return 1 - n / m
 
     # ---- for a subclass ---------------------------------------------------------------------------------------------
@@ -132,21 +134,21 @@ class SparseTraining(Policy):
 
     def _in_groups(self, name: str, sparsity: float) -> Tensor:
         """How many units of each group train."""
-        weight, n = self.weights[name], self.pattern.n
-        count = self.pattern.count(weight)
-        groups = count // self.pattern.m if n else 1
+        weight, n = self.weights[name], self.layout.n
+        count = self.layout.count(weight)
+        groups = count // self.layout.m if n else 1
         return torch.full((groups,), n or remaining(count, sparsity), device=weight.device)
 
     def _random(self, name: str) -> Tensor:
         """``[groups, units]``, from 0 to 1."""
         weight = self.weights[name]
-        drawn = torch.rand(self.pattern.count(weight), generator=self.generator)
-        return drawn.to(weight.device).reshape(-1, self.pattern.m or len(drawn))
+        drawn = torch.rand(self.layout.count(weight), generator=self.generator)
+        return drawn.to(weight.device).reshape(-1, self.layout.m or len(drawn))
 
     def _without_smallest(self, name: str, count: int) -> Tensor:
         """``[groups, units]``: the ``count`` units of the layer that train and have the largest sums of magnitudes."""
-        units = self.pattern.units(self.masks[name])
-        scores = self.pattern.scores(self.weights[name]).masked_fill(~units, -1.0)
+        units = self.layout.units(self.masks[name])
+        scores = self.layout.scores(self.weights[name]).masked_fill(~units, -1.0)
         return largest(scores.reshape(1, -1), torch.tensor([count], device=units.device)).view_as(units)
 
     # ---- through a step ---------------------------------------------------------------------------------------------
@@ -164,12 +166,11 @@ class SparseTraining(Policy):
             self._densities[name] = self.masks[name].float().mean(dtype=torch.float64).item()
         return self._densities[name]
 
-    def step(self, metric: float | None = None) -> bool:
-        """Counts an epoch. False: no step is skipped, whatever the metric."""
+    def on_epoch_end(self) -> None:
+        """Counts an epoch."""
         self.epoch += 1
-        return False
 
-    def after_step(self) -> None:
+    def on_step_end(self) -> None:
         """Counts a step and puts zeros back."""
         self.steps += 1
         self._before = {}
@@ -191,6 +192,7 @@ class SparseTraining(Policy):
                 grad.mul_(mask)
 
     def watch(self, optimizer: Optimizer) -> None:
+        super().watch(optimizer)
         self.optimizers.append(optimizer)
         self._remembers = True
 
@@ -216,16 +218,16 @@ class SparseTraining(Policy):
         for name in sorted(self.due) if self.on else ():
             if not self.trains(name):
                 continue
-            found = self._evolve(name)
-            if found is not None:
-                self._replace(name, *found)
+            masks = self._evolve(name)
+            if masks is not None:
+                self._replace(name, *masks)
                 self.due.remove(name)
 
     @torch.no_grad()
     def _replace(self, name: str, units: Tensor, staying: Tensor) -> None:
         weight = self.weights[name]
-        kept = self.pattern.mask(staying, weight)
-        self.masks[name] = self.pattern.mask(units, weight)
+        kept = self.layout.mask(staying, weight)
+        self.masks[name] = self.layout.mask(units, weight)
         self._densities.pop(name, None)
         weight.mul_(kept)
         self._forget(name, kept)
@@ -266,9 +268,9 @@ class SparseTraining(Policy):
 
     def _check_mask(self, name: str, mask: Tensor) -> None:
         """Of whole units, as many as this policy trains."""
-        units, sparsities = self.pattern.units(mask), self._sparsities(name)
-        if not torch.equal(self.pattern.mask(units, mask), mask):
-            states.refuse(f"a mask of {name!r} in blocks of {self.pattern.block}", "one that has parts of them")
+        units, sparsities = self.layout.units(mask), self._sparsities(name)
+        if not torch.equal(self.layout.mask(units, mask), mask):
+            states.refuse(f"a mask of {name!r} in blocks of {self.layout.block}", "one that has parts of them")
         wanted = [self._in_groups(name, sparsity).tolist() for sparsity in sparsities or ()]
         if sparsities is not None and units.sum(1).tolist() not in wanted:
             some = " or ".join(map(str, sorted({sum(counts) for counts in wanted})))

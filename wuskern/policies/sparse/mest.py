@@ -13,9 +13,9 @@ one less); a change also where the bounds switch; momenta of what was pruned bec
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-import torch.nn as nn
 from torch import Tensor
 
 from wuskern.common.arguments import number, one_of, whole
@@ -28,6 +28,7 @@ PRUNED = (0.2, 0.1, 0.0)  # em: of the weights that train, those that are replac
 EXTRA = (0.05, 0.025, 0.0)  # ems: of all weights, those that train beyond the sparsity
 
 
+@dataclass(eq=False, kw_only=True)
 class MEST(SparseTraining):
     """Every ``interval`` epochs prunes each layer's smallest weights and grows others at random, which start from zero.
 
@@ -48,33 +49,32 @@ class MEST(SparseTraining):
         lower, upper: one for each phase. switches: epochs.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        variant: str = "em",
-        lower: float | Sequence[float] | None = None,
-        upper: float | Sequence[float] | None = None,
-        switches: Sequence[float] = (0.5625, 0.75),
-        interval: int = 5,
-        **sparse: Any,
-    ) -> None:
-        super().__init__(model, **sparse)
-        one_of("variant", variant, VARIANTS)
-        whole("interval", interval)
-        if self.pattern.m and (variant != "em" or lower is not None or upper is not None):
+    name = "mest"
+    source = "Yuan et al.: MEST. arXiv 2110.14032; NeurIPS 2021; code boone891214/MEST"
+
+    variant: Literal["em", "ems"] = "em"
+    lower: float | Sequence[float] | None = None
+    upper: float | Sequence[float] | None = None
+    switches: Sequence[float] = (0.5625, 0.75)
+    interval: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("variant", self.variant, VARIANTS)
+        whole("interval", self.interval)
+        if self.layout.m and (self.variant != "em" or self.lower is not None or self.upper is not None):
             raise ValueError("pattern: expected variant em without lower and upper for n:m, whose groups always have n weights")
-        self.interval = interval
-        if isinstance(switches, str) or not isinstance(switches, Sequence):
-            raise TypeError(f"switches: expected a list of numbers, got {switches!r}")
-        self.switches = tuple(self._switch(value) for value in switches)
+        if isinstance(self.switches, str) or not isinstance(self.switches, Sequence):
+            raise TypeError(f"switches: expected a list of numbers, got {self.switches!r}")
+        given, self.switches = self.switches, tuple(self._switch(value) for value in self.switches)
         if list(self.switches) != sorted(self.switches):
-            raise ValueError(f"switches: expected them in their order, got {switches}")
-        s = self.sparsity
+            raise ValueError(f"switches: expected them in their order, got {given}")
+        s = self._zeros
         em, ems = [s + (1 - s) * share for share in PRUNED], [max(0.0, s - extra) for extra in EXTRA]
-        self.lower = self._phases("lower", lower, em if variant == "em" else [s])
-        self.upper = self._phases("upper", upper, ems if variant == "ems" else [s])
-        for high, low in zip(self.lower, self.upper, strict=True):
+        self._lower = self._phases("lower", self.lower, em if self.variant == "em" else [s])
+        self._upper = self._phases("upper", self.upper, ems if self.variant == "ems" else [s])
+        self.lower, self.upper = self._lower, self._upper
+        for high, low in zip(self._lower, self._upper, strict=True):
             if low > high:
                 raise ValueError(f"upper: expected no more than lower = {high}, got {low}")
         self._begin()
@@ -102,30 +102,29 @@ class MEST(SparseTraining):
 
     def bound(self, name: str, bound: float) -> float:
         """What a bound is in the layer of that name."""
-        return 1 - min(1.0, (1 - bound) / (1 - self.sparsity) * (1 - self.sparsities[name]))
+        return 1 - min(1.0, (1 - bound) / (1 - self._zeros) * (1 - self.sparsities[name]))
 
     def _first_sparsity(self, name: str) -> float:
-        return self.bound(name, self.upper[0])
+        return self.bound(name, self._upper[0])
 
     def _sparsities(self, name: str) -> set[float]:
-        return {self.bound(name, upper) for upper in self.upper}
+        return {self.bound(name, upper) for upper in self._upper}
 
-    def step(self, metric: float | None = None) -> bool:
-        """Counts an epoch. False: no step is skipped, whatever the metric."""
+    def on_epoch_end(self) -> None:
+        """Counts an epoch, and says which layers are due."""
         before = self.phase
-        super().step(metric)
+        super().on_epoch_end()
         if self.epoch < self.epochs and (self.epoch % self.interval == 0 or self.phase != before):
             self.due = set(self.masks)
-        return False
 
-    def before_step(self) -> None:
+    def on_step_begin(self) -> None:
         """Changes masks in the first step of an epoch in which it is time, or in which a layer trains again."""
         self._change()
 
     def _evolve(self, name: str) -> tuple[Tensor, Tensor]:
-        training = int(self.pattern.units(self.masks[name]).sum())
-        least = remaining(self.pattern.count(self.weights[name]), self.bound(name, self.lower[self.phase]))
+        training = int(self.layout.units(self.masks[name]).sum())
+        least = remaining(self.layout.count(self.weights[name]), self.bound(name, self._lower[self.phase]))
         staying = self._without_smallest(name, min(training, least))
-        wanted = self._in_groups(name, self.bound(name, self.upper[self.phase]))
+        wanted = self._in_groups(name, self.bound(name, self._upper[self.phase]))
         grown = largest(self._random(name).masked_fill(staying, -1.0), (wanted - staying.sum(1)).clamp(min=0))
         return staying | grown, staying

@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern.modules import SkippableLinear
+from wuskern.modules import SkippableLinear, plain_name
 from wuskern.policies.sparse.base import SparseTraining
 
 CPU_DTYPES = (torch.float32, torch.float64)
@@ -58,23 +58,23 @@ def pack(policy: SparseTraining) -> nn.Module:
         ValueError: no masked Linear, n:m other than 2:4 or not on a GPU, or a dtype without a kernel, by the layer's name.
     """
     model = copy.deepcopy(policy.model)
-    names = [name for name in policy.masks if isinstance(policy.layers[name], SkippableLinear)]
-    if not names:
+    linears = {path: layer for path, layer in model.named_modules() if isinstance(layer, SkippableLinear)}
+    masked = {path: layer for path, layer in linears.items() if plain_name(model, path) in policy.masks}
+    if not masked:
         raise ValueError("policy: expected one that masks a Linear, got none")
-    for name in names:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, SkippableLinear)
+    for path, layer in masked.items():
         bias = None if layer.bias is None else layer.bias.detach()
-        packed = PackedLinear(_packed(policy, name, layer.weight.detach()), bias).train(layer.training)
-        if not name:
+        weight = _packed(policy, plain_name(model, path), layer.weight.detach())
+        packed = PackedLinear(weight, bias).train(layer.training)
+        if not path:
             return packed
-        parent, _, child = name.rpartition(".")
+        parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, packed)
     return model
 
 
 def _packed(policy: SparseTraining, name: str, weight: Tensor) -> Tensor:
-    pattern, where = policy.pattern, name or "the model itself"
+    pattern, where = policy.layout, name or "the model itself"
     if pattern.m:
         if (pattern.n, pattern.m) != (2, 4) or not weight.is_cuda:
             raise ValueError(f"{where}: expected 2:4 on a GPU, got {pattern.n}:{pattern.m} on {weight.device.type}")

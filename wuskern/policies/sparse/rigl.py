@@ -11,9 +11,9 @@ once; ties go to the lowest index, where the code adds noise; the block and n:m 
 
 import math
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch.nn as nn
 from torch import Tensor
 
 from wuskern.common import states
@@ -24,6 +24,7 @@ from wuskern.policies.sparse.patterns import largest
 GROWTHS = ("gradient", "random")
 
 
+@dataclass(eq=False, kw_only=True)
 class RigL(SparseTraining):
     """Every ``interval`` steps drops each layer's smallest weights and grows as many others. A layer without a gradient in that
     step waits for the next one that has it. With ``n:m`` the layer's smallest weights go, and each group grows as many as it
@@ -37,22 +38,21 @@ class RigL(SparseTraining):
         growth: "gradient"; "random" is SET.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        alpha: float = 0.3,
-        interval: int = 100,
-        until: float = 0.75,
-        growth: str = "gradient",
-        **sparse: Any,
-    ) -> None:
-        super().__init__(model, **sparse)
-        share("alpha", alpha)
-        share("until", until)
-        whole("interval", interval)
-        one_of("growth", growth, GROWTHS)
-        self.alpha, self.interval, self.until, self.growth = alpha, interval, until, growth
+    name = "rigl"
+    source = "Evci et al.: RigL. arXiv 1911.11134; ICML 2020; code google-research/rigl"
+    needs = ("after_step", "after_epoch", "attach")
+
+    alpha: float = 0.3
+    interval: int = 100
+    until: float = 0.75
+    growth: Literal["gradient", "random"] = "gradient"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share("alpha", self.alpha)
+        share("until", self.until)
+        whole("interval", self.interval)
+        one_of("growth", self.growth, GROWTHS)
         self.begun = self.length = 0  # steps before this epoch, and of the one before it
         self._gradients: dict[str, Tensor] = {}  # of the units, in the step that changes masks
         self._begin()
@@ -69,10 +69,10 @@ class RigL(SparseTraining):
         passed = (self.epoch + within) / (self.until * self.epochs)
         return self.alpha / 2 * (1 + math.cos(math.pi * min(1.0, passed)))
 
-    def step(self, metric: float | None = None) -> bool:
-        """Counts an epoch. False: no step is skipped, whatever the metric."""
+    def on_epoch_end(self) -> None:
+        """Counts an epoch and its steps."""
         self.length, self.begun = self.steps - self.begun, self.steps
-        return super().step(metric)
+        super().on_epoch_end()
 
     def observe(self) -> None:
         """Sets the gradients of zeros to zero, and remembers them where masks are about to change."""
@@ -85,11 +85,11 @@ class RigL(SparseTraining):
     def _remember(self, name: str) -> None:
         grad = self.weights[name].grad
         if grad is not None:
-            self._gradients[name] = self.pattern.scores(grad)
+            self._gradients[name] = self.layout.scores(grad)
 
-    def after_step(self) -> None:
+    def on_step_end(self) -> None:
         """Counts a step, puts zeros back, and changes masks where it is time."""
-        super().after_step()
+        super().on_step_end()
         if self.steps % self.interval == 0 and self.drop_share > 0:
             self.due = set(self.masks)
         self._change()
@@ -102,7 +102,7 @@ class RigL(SparseTraining):
         scores = self._random(name) if self.growth == "random" else self._growth(name)
         if scores is None:
             return None
-        units = self.pattern.units(self.masks[name])
+        units = self.layout.units(self.masks[name])
         training = int(units.sum())
         staying = self._without_smallest(name, training - int(training * self.drop_share))
         grown = largest(scores.masked_fill(staying, -1.0), units.sum(1) - staying.sum(1))
