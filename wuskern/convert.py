@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch.nn as nn
 from torch import Tensor
@@ -12,6 +13,7 @@ from wuskern import ops
 from wuskern.choices import Parts
 from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear
 
+Model = TypeVar("Model", bound=nn.Module)
 VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside its stock twin
 LEFT_OUT = "filter_fn left it out"
 
@@ -91,7 +93,7 @@ def _is_quantised(module: nn.Module) -> bool:
     return any(cls.__module__.startswith("torch.ao.nn.") for cls in type(module).__mro__)
 
 
-def convert(model: nn.Module, filter_fn: FilterFn | None = None) -> nn.Module:
+def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
     """Makes every ``nn.Linear`` and ``nn.Conv2d`` of a model skippable, in place, and returns the model.
 
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
@@ -147,7 +149,7 @@ def _weights(findings: list[Finding]) -> int:
     return sum(matrix.numel() for matrix in matrices)
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: Model) -> Model:
     """Undoes :func:`convert`: every skippable layer is a stock layer again, the same object. Returns the model.
 
     Tools that go by exact type, such as quantisation, know its layers then.

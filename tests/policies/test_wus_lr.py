@@ -1,6 +1,7 @@
 """WUS+LR: rates worked by hand, beside an outer scheduler, and continued at any point of a history."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,16 @@ import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, MultiStepLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
 
 import wuskern as wk
 from wuskern.policies import WUS, WUSLR
@@ -124,6 +134,34 @@ def test_a_scheduler_of_ones_own_is_stepped_on_entering():
         policy.step(0.5)
         seen.append(rates(optimizer)[0])
     assert seen == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1])  # its second step is the second window's
+
+
+CLOSED = {
+    "lambda": lambda o: LambdaLR(o, lambda epoch: 1 - epoch / 100),
+    "one cycle": lambda o: OneCycleLR(o, 0.1, total_steps=40),
+    "warm restarts": lambda o: CosineAnnealingWarmRestarts(o, 20),
+}
+CHAINABLE = {
+    "exponential": lambda o: ExponentialLR(o, 0.97),
+    "cosine": lambda o: CosineAnnealingLR(o, 40),
+    "warm-up": lambda o: LinearLR(o, 0.5, total_iters=20),
+}
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+@pytest.mark.parametrize("outer", [*CLOSED, *CHAINABLE])
+def test_a_scheduler_that_undoes_the_factor_is_warned_of_once(outer, patience):
+    net = model()
+    optimizer = sgd(net, 0.1, 0.1)
+    schedule = (CLOSED | CHAINABLE)[outer](optimizer)
+    policy = WUSLR(net, optimizer, factor=0.1, **(EAGER | dict(patience=patience)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            optimizer.step()
+            schedule.step()
+            policy.step(0.5)
+    assert [str(w.message).split(":")[0] for w in caught] == (["WUSLR"] if outer in CLOSED else [])
 
 
 EPOCHS = 12

@@ -7,6 +7,7 @@ the window, is ours.
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,8 @@ class WUSLR(WUS):
 
     Biases train at the new rate from the window's first period on, weights from the period after its end. Another
     scheduler may act on the same optimizer, such as CosineAnnealingLR after each epoch, if both work from the current rate
-    as torch's chainable schedulers do: the rate is then the product of both. ``attach`` the policy to the optimizer as well.
+    as torch's chainable schedulers do: the rate is then the product of both. One that computes it anew from the first rate
+    (LambdaLR and the like) undoes the factor, and is warned of. ``attach`` the policy to the optimizer as well.
 
     Args:
         model: a model with converted layers.
@@ -62,6 +64,8 @@ class WUSLR(WUS):
         if self.scheduler is not None:
             _check_scheduler(self.scheduler, self.optimizer)
         super().__post_init__()
+        self._reduced: tuple[list[float], list[float]] = [], []  # the rates before and after, of the last window
+        self._warned = False
         self._steps_at_windows = self.scheduler or ExponentialLR(self.optimizer, self.factor)
         self.scheduler = self._steps_at_windows
 
@@ -70,12 +74,27 @@ class WUSLR(WUS):
         was_skipping = self.skipping
         if super().on_evaluation(metric) and not was_skipping:
             self._reduce()
+        elif was_skipping:
+            self._warn_if_undone()
         return self.skipping
 
     def _reduce(self) -> None:
         before = self._rates()
         self._steps_at_windows.step()
         self._set_rates([max(new, min(old, self.min_lr)) for new, old in zip(self._rates(), before, strict=True)])
+        self._reduced = before, self._rates()
+
+    def _warn_if_undone(self) -> None:
+        """A rate that is back, nearer to the one before the window than to the reduced one, was computed anew by another
+        scheduler from its first value."""
+        rates = zip(self._rates(), *self._reduced, strict=False)
+        if not self._warned and any(now**2 > old * new > 0 for now, old, new in rates if old > new):
+            warnings.warn(
+                "WUSLR: expected the learning rate to stay reduced in a window, got a scheduler that computes it anew from the "
+                "first one, as LambdaLR, OneCycleLR, CyclicLR and warm restarts do: use a chainable one, or WUS without LR",
+                stacklevel=4,
+            )
+            self._warned = True
 
     def _rates(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]

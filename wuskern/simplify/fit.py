@@ -1,7 +1,7 @@
 """``fit_``: a fresh model in the sizes of a checkpoint."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from wuskern.simplify.surgery import replace, some
 
+Model = TypeVar("Model", bound=nn.Module)
 Sizes = dict[str, int]
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
-def fit_(model: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
+def fit_(model: Model, state_dict: Mapping[str, Any]) -> Model:
     """Gives the layers of a freshly built model the shapes of a simplified one's ``state_dict``, so that ``load_state_dict``
     takes it, and returns the model. Parameters stay the same objects and hold part of their values; make the optimizer's
     state, or load it, afterwards. Keys that are missing or too many are for ``load_state_dict`` to find.
