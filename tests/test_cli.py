@@ -123,7 +123,7 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--policy", "magic"], "--policy: expected one of dense, wus, wus+lr, frozen, meprop, "),
+        (["--policy", "magic"], "--policy: expected one of dense, wus, wus+lr, meprop, "),
         (["--model", "vgg12"], "--model: expected one of mlp, alexnet, vgg11, vgg16, "),
         (["--schedule", "step"], "--schedule: expected one of constant, cosine, got 'step'"),
         (["--policy", "wus+lr:factor=1"], "wuskern: factor: expected a number between 0 and 1, got 1"),

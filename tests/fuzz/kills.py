@@ -22,7 +22,7 @@ import torch
 from tests.fuzz import timebox
 from tests.policies.test_resume import same
 from wuskern import cli
-from wuskern.train import checkpoint, experiment, files, results
+from wuskern.train import checkpoint, experiment, files, methods, pairs, results
 
 MLP, VGG, ALEXNET = (("--width", w, "--model", m) for w, m in ((".05", "mlp"), (".03", "vgg11"), (".03", "alexnet")))
 WINDOWS = ":threshold=1:window=1:patience=2:cooldown=1:warmup=1:guard=1"
@@ -54,6 +54,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     f"wus{WINDOWS}+mest:sparsity=.5:interval=1+memory:ratio=.3": MLP,
     "meprop:ratio=.3+crs:ratio=.5+sieve:keep=.6:interval=1": (*MLP, *AVERAGE),
 }
+NAMED = {part.name for label in METHODS for method in methods.parse(label) for part in method.parts}
+METHODS |= {pairs.trial(name): MLP for name in methods.PARTS if name not in NAMED}  # those without a line of their own
 IMPORTED_LATE = "matplotlib", "torch._dynamo", "torch.distributed.fsdp", "torch.export._trace"  # once, and not by each fork
 EVERYWHERE, IN_FILES = "anywhere", "while a file is written"
 

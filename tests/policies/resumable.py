@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 import wuskern as wk
 from wuskern import policies
 from wuskern.policies import Compose, Policy, SievingSampler
+from wuskern.train import methods, pairs
 
 BATCH, MICRO, STEPS, EPOCHS = 4, 2, 2, 7  # samples; micro-batches of a step; steps of an epoch
 EPOCH = MICRO * STEPS
@@ -62,6 +63,16 @@ def of(method: str, **arguments: Any) -> Maker:
         takes_example = issubclass(kind, policies.Freezing | policies.MeSimp | policies.SpFDE)
         first = {"WUSLR": (optimizer,)}.get(method, (IMAGES[:2],) if takes_example else ())
         return kind(model, *first, **arguments)
+
+    return make
+
+
+def by_name(name: str) -> Maker:
+    """A method by its name, with the arguments of its trial."""
+
+    def make(model: nn.Module, optimizer: Optimizer) -> Policy | None:
+        method = methods.parse(pairs.trial(name))[0]
+        return methods.build(method, model, optimizer, IMAGES[:2], epochs=EPOCHS, samples=len(IMAGES), seed=0).policy
 
     return make
 
@@ -131,6 +142,13 @@ METHODS = {
     "WUS + SsProp + AutoFreeze": Method(
         cnn, sgd, together(of("WUS", **WINDOWS), of("SsProp", unit="step", length=3), of("AutoFreeze", interval=1))
     ),
+}
+
+# Of a method without a line of its own, a run with the arguments of its trial.
+METHODS |= {
+    kind.__name__: Method(cnn, sgd, by_name(name))
+    for name, kind in policies.METHODS.items()
+    if not any(line.startswith(kind.__name__) for line in METHODS)
 }
 
 

@@ -14,8 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
 from wuskern.policies import METHODS, WUS, Compose, MeProp, Policy, ProgressiveFreezing, RigL, ScoreMemory, SsProp
+from wuskern.policies.base import CLAIMS
 from wuskern.policies.calls import CALLS
-from wuskern.train.methods import REQUIRED, defaults
+from wuskern.train import pairs
+from wuskern.train.methods import REQUIRED, build, defaults, parse
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -191,10 +193,20 @@ def test_a_method_declares_all_that_others_derive(name: str) -> None:
     assert kind.name == name
     assert kind.source
     assert set(kind.needs) <= set(CALLS)
+    assert set(kind.decides) <= {*CLAIMS, "data"}
     assert kind.__hash__ is object.__hash__  # an eq of fields would compare models, and take the hash
     documented = inspect.getdoc(kind) or ""
     missing = [f.name for f in fields(kind) if f.name not in documented]
     assert missing == []
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "sieve"])
+def test_a_policy_claims_what_its_method_says(name: str) -> None:
+    model = pairs.network()
+    made = build(parse(pairs.trial(name))[0], model, torch.optim.SGD(model.parameters(), 0.1), torch.zeros(2, *pairs.IMAGES),
+                 epochs=3, samples=12, seed=0)  # fmt: skip
+    claimed = {kind for kind, layers in made.policy.claims.items() if layers}
+    assert claimed == set(METHODS[name].decides) - {"data"} - ({"shape"} if name == "mesimp" else set())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,29 +9,42 @@ import torch.nn.functional as F
 from wuskern.policies import MeSimp
 from wuskern.policies.sparse import SparseTraining
 from wuskern.train import pairs
+from wuskern.train.methods import PARTS
 from wuskern.train.pairs import NAMES, SIMPLIFYING, Pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# What the issue of each conflict is, by hand.
-FREEZING = {"freeze", "freeze-once", "freeze-periodic", "freeze-delayed", "composer", "pipetransformer", "autofreeze", "spfde"}
-EXCLUSIVE = {
-    "rows": {"meprop", "ssprop", "memory", "tinyprop", "mesimp", SIMPLIFYING, "rigl"},
-    "frozen": FREEZING,
-    "zeros": {"mesimp", SIMPLIFYING, "mest", "rigl", "spfde"},
-    "data": {"sieve", "spfde"},
-    "shape": FREEZING | {SIMPLIFYING},
-    "alone": set(NAMES),
-    "twice": {"mesimp", SIMPLIFYING},
-}
-
 
 def expected(first: str, second: str) -> set[str]:
-    """Reasons to refuse the two; the first one that is found is given."""
-    reasons = {reason for reason, names in EXCLUSIVE.items() if {first, second} <= names}
-    if "frozen" not in (first, second):
-        reasons.discard("alone")
+    """Reasons to refuse the two, of what each says that it decides; the first one that is found is given."""
+    both = [set(PARTS[name.split(":")[0]].decides) - ({"shape"} if name == "mesimp" else set()) for name in (first, second)]
+    reasons = both[0] & both[1]
+    if "frozen" in (first, second):
+        reasons.add("alone")
+    if {first, second} == {"mesimp", SIMPLIFYING}:
+        reasons.add("twice")
     return reasons
+
+
+def test_conflicts_known_by_hand(found):
+    """Of each kind one that has to be refused, and one that must not be."""
+    refused = {
+        ("meprop", "ssprop"): "rows", ("freeze", "autofreeze"): "frozen", ("mesimp", "mest"): "zeros",
+        ("sieve", "spfde"): "data", ("freeze", SIMPLIFYING): "shape", ("meprop", "rigl"): "rows", ("wus", "frozen"): "alone", ("frozen", "meprop"): "alone",
+    }  # fmt: skip
+    for names, reason in refused.items():
+        pair = found.get(names) or found[names[::-1]]
+        assert pair.reason == reason, names
+    for names in (
+        ("wus", "meprop"),
+        ("meprop", "crs"),
+        ("wus", "freeze"),
+        ("meprop", "mest"),
+        ("sieve", "wus"),
+        ("freeze", "mesimp"),
+    ):
+        pair = found.get(names) or found[names[::-1]]
+        assert pair.refusal is None, names
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 import wuskern as wk
 from tests.train.test_loop import WUS, Run, settings, weights
-from wuskern.train import data
-from wuskern.train.methods import DENSE
+from wuskern.policies import METHODS
+from wuskern.train import data, pairs
+from wuskern.train.methods import DENSE, parse
 
 EVERY = (
     DENSE, WUS, "wus+lr", "meprop:ratio=.3", "ssprop:linear=true:schedule=constant:ratio=.3:bias=dense", "memory:ratio=.3",
@@ -20,6 +21,9 @@ EVERY = (
     "rigl:sparsity=.5:interval=2", "crs:ratio=.5", "spfde:sparsity=.5:interval=1:start=1:end=3:sieve_interval=1",
     f"{WUS}+memory:ratio=.3+freeze:start=1:end=3+sieve:keep=.5:interval=1",
 )  # fmt: skip
+EVERY += tuple(
+    pairs.trial(name) for name in METHODS if name not in {part.name for m in parse(",".join(EVERY)) for part in m.parts}
+)
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,9 @@ class Policy(ABC):
     """Decides and remembers; never computes a gradient and never touches ``requires_grad``.
 
     A policy is a dataclass: its fields are its arguments, which the command line, ``--help`` and the documentation are made
-    of. ``name`` is what ``--policy`` calls it, ``source`` where the method comes from, ``needs`` the calls without which it has
-    no effect, and ``trial`` arguments, as ``--policy`` takes them, that make it act within three epochs.
+    of. ``name`` is what ``--policy`` calls it, ``source`` where the method comes from, ``reported`` what the source says of its
+    worth, ``decides`` which of ``CLAIMS`` it may make, ``needs`` the calls without which it has no effect, and ``trial``
+    arguments, as ``--policy`` takes them, that make it act within three epochs.
 
     A trainer tells a policy of its events, each apart: ``before_step`` and ``after_step`` around each optimizer step, for all
     of its micro-batches; ``after_epoch``; and ``step`` with the metric of each evaluation. A policy overrides the ``on_``
@@ -60,6 +61,8 @@ class Policy(ABC):
 
     name: ClassVar[str] = ""  # a policy without a name is no method of its own
     source: ClassVar[str] = ""
+    reported: ClassVar[str] = ""
+    decides: ClassVar[Collection[str]] = ()
     needs: ClassVar[Collection[str]] = ()
     trial: ClassVar[str] = ""
 

@@ -36,6 +36,7 @@ class ByScores(Policy):
             ``named_modules``.
     """
 
+    decides = ("rows",)
     needs = ("after_step",)
 
     reuse: int = 1

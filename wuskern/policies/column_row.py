@@ -37,6 +37,12 @@ class ColumnRowSampling(Constant):
 
     name = "crs"
     source = "Adelman et al.: column-row sampling. arXiv 1805.08079; Liu et al.: WTA-CRS. arXiv 2305.15265; NeurIPS 2023"
+    reported = (
+        "WTA-CRS: 2.7x less peak memory in tuning T5, with almost no loss of accuracy, by choosing tokens in forward. "
+        "Here they are chosen in backward, by both factors; a convolution's tokens are whole images, of which a batch has "
+        "few."
+    )
+    decides = ("tokens",)
     trial = "ratio=0.5"
 
     ratio: float | None = None

@@ -46,6 +46,11 @@ class MeProp(Constant):
 
     name = "meprop"
     source = "Sun, Ren, Ma, Wang: meProp. arXiv 1706.06197; ICML 2017"
+    reported = (
+        "meProp: backprop alone 5.9x faster on MNIST (MLP-500, top-80), accuracy +.03 to +.07. Here the whole step is "
+        "timed, against a dense step that is fast, and all hidden layers share one ratio."
+    )
+    decides = ("rows",)
     trial = "ratio=0.5"
 
     ratio: float | None = None

@@ -68,6 +68,11 @@ class MeSimp(Policy):
 
     name = "mesimp"
     source = "Sun et al.: meSimp. arXiv 1711.06528; code lancopku/meProp"
+    reported = (
+        "meSimp: an MLP-500 on MNIST keeps 154 of 500 neurons at +.11. Training is no faster while neurons are masked; "
+        "with simplify=true the network itself becomes smaller."
+    )
+    decides = ("rows", "zeros", "shape")
     needs = ("after_step", "after_epoch", "attach")
     trial = "ratio=0.5:per=batch:cycle=1:prune=0.6"
 

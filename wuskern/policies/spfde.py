@@ -39,6 +39,11 @@ class SpFDE(Compose):
 
     name = "spfde"
     source = "Yuan et al.: SpFDE. arXiv 2209.11204; NeurIPS 2022"
+    reported = (
+        "SpFDE: the three levers together, on sparse ImageNet nets, with a sparse kernel's FLOPs counted. Here the zeros "
+        "are multiplied: what remains is sieving and freezing."
+    )
+    decides = ("frozen", "shape", "zeros", "data")
     needs = ("before_step", "after_step", "after_epoch", "attach")
     trial = "interval=1:start=0:end=2"
 

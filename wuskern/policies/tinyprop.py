@@ -45,6 +45,7 @@ class TinyProp(ByScores):
 
     name = "tinyprop"
     source = "Rüb et al.: TinyProp. arXiv 2308.09201"
+    reported = "TinyProp: for fine-tuning on microcontrollers. Here from scratch, unified over the batch, four ratios."
 
     s_min: float = 0.05
     s_max: float = 0.5

@@ -65,6 +65,10 @@ class WUS(Policy):
 
     name = "wus"
     source = "Safayenikoo, Akturk: Weight Update Skipping. arXiv 2012.02792; IEEE JETCAS 2021"
+    reported = (
+        "WUS: 54 % / 43 % less training time on CPU for CIFAR-10 / 100, accuracy virtually the same. Here a skipped step "
+        "saves what the weight gradient and update cost, and windows open only once accuracy stands still."
+    )
     needs: ClassVar[Collection[str]] = ("step", "attach")
     trial = "window=1:warmup=0"
 

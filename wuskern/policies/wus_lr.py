@@ -46,6 +46,7 @@ class WUSLR(WUS):
 
     name = "wus+lr"
     source = "Safayenikoo, Akturk: Weight Update Skipping with a scheduler. arXiv 2012.02792; IEEE JETCAS 2021"
+    reported = "WUS+LR: 50 % / 35 % less time. As WUS; the factor of the rate is ours."
 
     optimizer: Optimizer = field(kw_only=False, repr=False)
     factor: float = 0.5

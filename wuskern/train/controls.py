@@ -25,6 +25,7 @@ class Frozen(WUS):
 
     name = "frozen"
     source = "PyTorch: requires_grad"
+    reported = "PyTorch's own requires_grad_(False) in the epochs that WUS skips: what WUS is to be compared with."
     needs = ("step",)
     trial = ""
 

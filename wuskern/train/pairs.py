@@ -33,7 +33,7 @@ class Pair:
     @property
     def method(self) -> str:
         """As for ``--policy``."""
-        return f"{_with_arguments(self.first)}+{_with_arguments(self.second)}"
+        return f"{trial(self.first)}+{trial(self.second)}"
 
     @property
     def reason(self) -> str | None:
@@ -45,10 +45,10 @@ class Pair:
         return claim or (found[0] if found else self.refusal)
 
 
-def _with_arguments(name: str) -> str:
-    """With those that make it act within three epochs."""
-    trial = PARTS[name.split(":")[0]].trial
-    return f"{name}:{trial}" if trial else name
+def trial(name: str) -> str:
+    """The part of that name with arguments that make it act within three epochs."""
+    arguments = PARTS[name.split(":")[0]].trial
+    return f"{name}:{arguments}" if arguments else name
 
 
 def network() -> nn.Module:

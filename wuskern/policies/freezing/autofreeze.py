@@ -43,6 +43,10 @@ class AutoFreeze(Freezing):
 
     name = "autofreeze"
     source = "Liu et al.: AutoFreeze. arXiv 2102.01386"
+    reported = (
+        "AutoFreeze: up to 2.55x in fine-tuning BERT, with cached activations. Here from scratch, where gradients of "
+        "front layers settle late."
+    )
     needs = ("after_step", "attach")
     trial = "interval=1"
 

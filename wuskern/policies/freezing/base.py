@@ -27,6 +27,7 @@ class Freezing(Policy):
         epoch: epochs trained. count: converted layers, those that ran.
     """
 
+    decides: ClassVar[Collection[str]] = ("frozen", "shape")
     needs: ClassVar[Collection[str]] = ("after_epoch", "attach")
 
     example: Example = field(repr=False)

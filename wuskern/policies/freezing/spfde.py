@@ -30,6 +30,10 @@ class SingleShotFreezing(Freezing):
 
     name = "freeze-once"
     source = SOURCE
+    reported = (
+        "SpFDE's single-shot scheme and, with until, single-shot and resume: compared there with progressive freezing; no "
+        "figure is in a source at hand."
+    )
     trial = "at=1"
 
     at: int
@@ -62,6 +66,7 @@ class PeriodicFreezing(Freezing):
 
     name = "freeze-periodic"
     source = SOURCE
+    reported = "SpFDE's periodic scheme: compared there with progressive freezing; no figure is in a source at hand."
     trial = "start=1"
 
     start: int
@@ -103,6 +108,10 @@ class DelayedFreezing(PeriodicFreezing):
     """
 
     name = "freeze-delayed"
+    reported = (
+        "SpFDE's delayed scheme: compared there with progressive freezing; no figure is in a source at hand. The growth "
+        "from turn to turn is ours."
+    )
 
     turns: int = 3
 
@@ -132,6 +141,10 @@ class ProgressiveFreezing(Freezing):
 
     name = "freeze"
     source = SOURCE
+    reported = (
+        "SpFDE: freezing from front to back, its schedule unknown; on sparse ImageNet nets. The front layers of this net "
+        "are its cheap ones, its last layers hold most weights."
+    )
     trial = "start=0:end=2"
 
     start: int

@@ -56,6 +56,7 @@ class SparseTraining(Policy):
             is shared or computed from others. No weight has changed then.
     """
 
+    decides: ClassVar[Collection[str]] = ("zeros",)
     needs: ClassVar[Collection[str]] = ("before_step", "after_step", "after_epoch", "attach")
     trial = "interval=1"
 
