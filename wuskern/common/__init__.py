@@ -1,1 +1,1 @@
-"""What any room may use: shapes, checks of arguments and of saved states, values that blocks set, processes."""
+"""What any part of the package may use: shapes, checks of arguments and of saved states, values that blocks set, processes."""

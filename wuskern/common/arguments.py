@@ -23,7 +23,7 @@ def number(name: str, value: Any) -> None:
 
 
 def positive(name: str, value: Any, infinite: bool = False) -> None:
-    """``infinite``: whether infinity is one, too."""
+    """Refuses what is no number over 0. ``infinite``: infinity is taken, too."""
     number(name, value)
     if not value > 0 or (value == math.inf and not infinite):
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
@@ -35,14 +35,14 @@ def flag(name: str, value: Any) -> None:
 
 
 def share(name: str, value: Any) -> None:
-    """Over 0 and up to 1."""
+    """Refuses what is no number over 0 and up to 1."""
     number(name, value)
     if not 0 < value <= 1:
         raise ValueError(f"{name}: expected a number over 0 and up to 1, got {value!r}")
 
 
 def amount(ratio: Any, k: Any) -> None:
-    """One of the two, in its range."""
+    """Refuses all but one of the two: a share ``ratio``, or a whole number ``k`` from 1."""
     if (ratio is None) == (k is None):
         raise ValueError(f"ratio, k: expected one of the two, got ratio={ratio!r}, k={k!r}")
     if k is not None:
@@ -52,10 +52,10 @@ def amount(ratio: Any, k: Any) -> None:
 
 
 def finite(name: str, value: Any) -> float:
-    """As a float."""
+    """The value as a float; refuses what is no number, NaN and infinity."""
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    found = float(value)
-    if not math.isfinite(found):
-        raise ValueError(f"{name}: expected a finite number, got {found}")
-    return found
+    as_float = float(value)
+    if not math.isfinite(as_float):
+        raise ValueError(f"{name}: expected a finite number, got {as_float}")
+    return as_float

@@ -1,5 +1,5 @@
-"""Formulas of ours for ``torch.utils.flop_counter``, which learns them when somebody imports it. That brings Triton along and
-takes a third of a second: ``import wuskern`` leaves it to those who count."""
+"""Formulas for ``torch.utils.flop_counter``, which learns them when somebody imports it: that import brings Triton along and
+takes a third of a second, so ``import wuskern`` leaves it to those who count."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 class Overlapping(Generic[T]):
-    """One value, of all threads. Of the blocks not left yet the one entered last says what it is; with the last one left it is
-    what it was ahead of the first, in whatever order they were left.
+    """One value that all threads share. Among the blocks that are still running, the one entered last sets it; when all have
+    ended it is what it was before the first, in whatever order they ended.
 
     Args:
         read: gives the value. write: sets it.
@@ -23,7 +23,7 @@ class Overlapping(Generic[T]):
 
     @contextlib.contextmanager
     def block(self, value: T) -> Iterator[None]:
-        """Inside, the value is ``value``."""
+        """A ``with`` block in which the shared value is ``value``."""
         entry = object()
         with self._lock:
             if not self._inside:

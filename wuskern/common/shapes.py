@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def memory_format(dy: Tensor) -> torch.memory_format:
-    """channels_last where ``dy`` is that and not contiguous, else contiguous: how results lie that follow ``dy``."""
-    last = dy.ndim == 4 and not dy.is_contiguous() and dy.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    """The memory format of what follows ``dy``: channels_last where ``dy`` is that and not contiguous, else contiguous."""
+    is_last = dy.ndim == 4 and not dy.is_contiguous() and dy.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def is_contiguous(t: Tensor) -> bool:
-    """Whether ``t`` lies in memory as ``[B, C, H, W]`` without gaps, every stride of it, those of single elements too."""
+    """Whether ``t`` lies in memory as ``[B, C, H, W]`` without gaps, in every stride, also that of a dimension of size 1."""
     if t.ndim != 4:
         return False
     _, c, h, w = t.shape
@@ -21,7 +21,7 @@ def is_contiguous(t: Tensor) -> bool:
 
 
 def is_channels_last(t: Tensor) -> bool:
-    """Whether ``t`` lies in memory as ``[B, H, W, C]`` without gaps, every stride of it, those of single elements too."""
+    """Whether ``t`` lies in memory as ``[B, H, W, C]`` without gaps, in every stride, also that of a dimension of size 1."""
     if t.ndim != 4:
         return False
     _, c, h, w = t.shape
@@ -37,7 +37,7 @@ def is_batched(t: Tensor) -> bool:
 
 
 def as_matrix(t: Tensor) -> Tensor:
-    """``[tokens, features]`` of ``[..., features]``; a vector is one token."""
+    """The matrix ``[tokens, features]`` of ``t``, ``[..., features]``; a vector is one token."""
     return t[None] if t.ndim == 1 else t.flatten(0, -2)
 
 
@@ -48,7 +48,7 @@ def output_size(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """Height and width of a convolution's output, for those of its input."""
+    """The height and width of a convolution's output; ``size``: those of its input."""
     return [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, kernel_size, stride, padding, dilation, strict=True)
@@ -63,7 +63,8 @@ def output_padding(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """Of the transposed convolution that leads from a convolution's ``output`` back to the ``size`` of its input."""
+    """The ``output_padding`` with which a transposed convolution leads from ``output``, a convolution's height and width, back
+    to ``size``, those of its input."""
     return [
         n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
         for n, m, k, s, p, d in zip(size, output, kernel_size, stride, padding, dilation, strict=True)

@@ -17,7 +17,7 @@ def refuse(expected: str, got: str) -> NoReturn:
 
 
 def said(value: object) -> str:
-    """The value, or as much of it as fits a line."""
+    """The value in words, or as much of it as fits a line; a tensor by its dtype, shape, layout and device."""
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)} ({value.layout}, {value.device.type})"
     return reprlib.repr(value)
@@ -31,14 +31,14 @@ def keys(state: Any, expected: Collection[str]) -> None:
 
 
 def of_policy(policy: Any, state: Any) -> None:
-    """The keys, and the name of the class, which methods with the same keys differ in."""
+    """Refuses a state with other keys than the policy's, or of another policy, which may have the same keys."""
     keys(state, policy.state_dict())
     if state["policy"] != type(policy).__name__:
         refuse(f"that of {type(policy).__name__}", f"that of {said(state['policy'])}")
 
 
 def names(what: str, value: Any, expected: Collection[str], some: bool = False) -> None:
-    """A mapping from just these names, or from ``some`` of them."""
+    """Refuses what is no mapping from just the expected names, or, with ``some``, from some of them."""
     if not isinstance(value, Mapping):
         refuse(f"{what} of {sorted(expected)}", said(value))
     if not set(value) <= set(expected) or (len(value) < len(expected) and not some):
@@ -46,7 +46,7 @@ def names(what: str, value: Any, expected: Collection[str], some: bool = False) 
 
 
 def items(what: str, value: Any, length: int | None = None) -> None:
-    """A list or tuple; None: of any length."""
+    """Refuses what is no list or tuple of this length; None: of any length."""
     if not isinstance(value, list | tuple) or length not in (None, len(value)):
         refuse(f"{what}, a list" + ("" if length is None else f" of {length}"), said(value))
 
@@ -57,13 +57,13 @@ def flag(what: str, value: Any) -> None:
 
 
 def count(what: str, value: Any, most: int = MOST) -> None:
-    """A whole number from 0."""
+    """Refuses what is no whole number from 0 to ``most``."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
         refuse(f"{what}, a whole number from 0 to {most}", said(value))
 
 
 def number(what: str, value: Any) -> None:
-    """A float, NaN and infinity among them, or an int that it can hold."""
+    """Refuses what is neither a float, NaN and infinity among them, nor an int that a float can hold."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         refuse(f"{what}, a number", said(value))
     if isinstance(value, int) and abs(value) > MOST:
@@ -77,38 +77,38 @@ def finite(what: str, value: Any) -> None:
 
 
 def positive(what: str, value: Any, infinite: bool = False) -> None:
-    """A number from 0. ``infinite``: also infinity, and NaN."""
+    """Refuses what is no number from 0. ``infinite``: infinity and NaN are taken, too."""
     (number if infinite else finite)(what, value)
     if value < 0:
         refuse(f"{what}, a number from 0", said(value))
 
 
 def tensor(what: str, value: Any, shape: Collection[int], dtype: torch.dtype) -> None:
-    """Values in memory, on whichever device, of this shape and dtype."""
+    """Refuses what is no tensor of this shape and dtype with values in memory, on whichever device."""
     fits = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
     if not fits or tuple(value.shape) != tuple(shape) or value.dtype is not dtype:
         refuse(f"{what}, {dtype} {list(shape)}", said(value))
 
 
 def counts(what: str, value: Any, shape: Collection[int], most: int | None = None) -> None:
-    """Whole numbers from 0."""
+    """Refuses what is no int64 tensor of this shape with whole numbers from 0 to ``most``; None: to any."""
     tensor(what, value, shape, torch.int64)
     if value.numel() and not (value.min() >= 0 and (most is None or value.max() <= most)):
         refuse(f"{what}, whole numbers from 0" + ("" if most is None else f" to {most}"), f"{value.min()} to {value.max()}")
 
 
 def sums(what: str, value: Any, shape: Collection[int], dtype: torch.dtype) -> None:
-    """Numbers from 0; of gradients that were infinite or NaN, these."""
+    """Refuses what is no tensor of numbers from 0; infinity and NaN, from gradients that had them, are taken."""
     tensor(what, value, shape, dtype)
     if (value < 0).any():
         refuse(f"{what}, numbers from 0", str(value.min().item()))
 
 
 def generator(value: Any) -> None:
-    """The state of a generator on the CPU."""
-    other = torch.Generator()
-    tensor("generator", value, other.get_state().shape, torch.uint8)
+    """Refuses what is not the state of a generator on the CPU."""
+    trial = torch.Generator()
+    tensor("generator", value, trial.get_state().shape, torch.uint8)
     try:
-        other.set_state(value.cpu())
+        trial.set_state(value.cpu())
     except RuntimeError as error:
         raise ValueError(f"state: expected that of a generator, got another ({error})") from error
