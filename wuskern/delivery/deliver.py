@@ -1,4 +1,4 @@
-"""What a compiled backward leaves somewhere else than in the gradients that it returns.
+"""How a compiled backward leaves something elsewhere than in the gradients that it returns.
 
 Compiled code cannot change a Python object. It calls an op instead, which finds the object by its key: a tensor, so that one
 graph serves layers of one shape. The op says of itself that it writes to the key, which it does not, so that no compiler leaves
@@ -19,14 +19,14 @@ torch.library.register_fake("wuskern::deliver", lambda key, home, parts: None, l
 
 
 class Receiver(Protocol):
-    """Who has a key."""
+    """An object with a key, to which compiled code delivers."""
 
     def receive(self, *parts: Tensor) -> None:
         """Takes what a compiled backward has delivered."""
 
 
 class Home(Protocol):
-    """Whose backward it is."""
+    """The home of the layer whose backward delivers: see ``grad_home``."""
 
     def accumulates(self) -> bool:
         """Whether the backward that runs now adds to the weight's ``grad``."""
@@ -37,7 +37,7 @@ _keys = itertools.count()
 
 
 def new_key(target: Any) -> Tensor:
-    """A key for ``target``, which it does not keep alive: on the CPU, whatever the default device is."""
+    """A key for ``target``, which it does not keep alive: an int64 tensor on the CPU, whatever the default device is."""
     key = next(_keys)
     _targets[key] = weakref.ref(target, lambda _: _targets.pop(key, None))
     return torch.tensor(key, device="cpu")
@@ -56,8 +56,8 @@ def _deliver(key: Tensor, home: Tensor | None, parts: Sequence[Tensor]) -> None:
 
 
 def _find(key: Tensor) -> Any:
-    found = _targets.get(int(key))
-    target = found and found()
+    reference = _targets.get(int(key))
+    target = reference and reference()
     if target is None:
         raise RuntimeError("key: expected that of a living layer or Observer, got one of an object that is gone")
     return target

@@ -1,11 +1,11 @@
 """The dense form of a row-sparse gradient: zero outside of the chosen rows, in storage that is used again.
 
 Filling ``[out, in]`` with zeros, and faulting its memory in, can cost more than the product that fills a few of its rows. So
-each layer keeps one tensor of zeros, of which only the rows of last time are cleared. What is handed out is a lazy copy of
-it: torch shares the storage until somebody writes to the copy, by whatever way (in place, through ``.data``, numpy or a
-pointer), and only then copies. The kept tensor is thus never changed by others, and it is used again only when the copy of
-last time is gone; otherwise (a gradient that is kept, a weight used twice, accumulation) the answer is a fresh tensor. One that
-an exception, such as a Ctrl-C, may have left half-written is never used again.
+each layer keeps one tensor of zeros, in which only the rows of last time are cleared. A lazy copy of it is handed out: torch
+shares the storage until somebody writes to the copy, by whatever way (in place, through ``.data``, numpy or a pointer), and
+only then copies. The kept tensor is thus never changed by others, and it is used again only when the copy of last time is gone;
+otherwise (a gradient that is kept, a weight used twice, accumulation) the answer is a fresh tensor. One that an exception, such
+as a Ctrl-C, may have left half-written is never used again.
 
 Eager mode and a single process only. It costs the memory of a gradient between steps, as ``zero_grad(set_to_none=False)``
 does.
@@ -26,7 +26,7 @@ LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the
 
 
 def dense_grad(weight: Tensor, grad: RowGrad, recycled: "Recycled | None" = None) -> Tensor:
-    """``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere.
+    """A gradient ``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere.
 
     ``recycled``: where the layer keeps its zeros, if they may be used again.
     """
@@ -36,7 +36,7 @@ def dense_grad(weight: Tensor, grad: RowGrad, recycled: "Recycled | None" = None
 
 
 def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
-    """Clears the rows ``stale`` of target and writes those of ``grad``."""
+    """Clears the rows ``stale`` of target, writes those of ``grad``, and returns target."""
     values = grad.values.to(target.dtype)
     if _native_writes(target, values):
         torch.ops.wuskern_native.write_rows.default(target, stale, grad.rows, values)
@@ -47,7 +47,7 @@ def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
 
 
 def _zeros(weight: Tensor) -> Tensor:
-    """In the strides of weight, those of dimensions of size 1 too: stock's gradients have them."""
+    """Zeros in the strides of weight, also those of dimensions of size 1: stock's gradients have them."""
     if weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)):
         return weight.detach().new_empty_strided(weight.size(), weight.stride()).zero_()
     return torch.zeros_like(weight)
@@ -66,7 +66,7 @@ def _native_writes(target: Tensor, values: Tensor) -> bool:
 
 
 class Recycled:
-    """Zeros like a weight but for some rows, and the storage of the lazy copy that was handed out last."""
+    """A tensor like a weight, zero in all but a few rows, that a layer uses again once its lazy copy of last time is gone."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -78,7 +78,7 @@ class Recycled:
         self._lent: StorageWeakRef | None = None
 
     def lend(self, weight: Tensor, grad: RowGrad) -> Tensor | None:
-        """A lazy copy that holds ``grad``; None while the last one is still somewhere, or another thread is at it."""
+        """A lazy copy that holds ``grad``; None while the last one is still in use, or another thread is at work here."""
         if not self._lock.acquire(blocking=False):
             return None
         try:

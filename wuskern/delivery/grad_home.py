@@ -6,6 +6,7 @@ Optimizers of ``wuskern.optim`` ask for the compact form as long as they live; n
 
 import functools
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +31,7 @@ class Layer(Protocol):
 
     @property
     def is_sparse(self) -> bool:
-        """Whether its weight's gradient is sparse now."""
+        """Whether the gradient of the layer's weight is sparse now."""
 
 
 _homes: "weakref.WeakSet[GradHome]" = weakref.WeakSet()
@@ -38,7 +39,11 @@ _optimizers: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
 
 
 class GradHome:
-    """Of one layer, which it does not keep alive. A copy of the layer gets one of its own."""
+    """The home of one layer's gradient. It does not keep the layer alive; a copy of the layer gets a home of its own.
+
+    Attributes:
+        key: by which compiled code finds it. recycled: the zeros that the dense form uses again.
+    """
 
     def __init__(self, layer: Layer) -> None:
         self._layer = weakref.ref(layer)
@@ -59,7 +64,7 @@ class GradHome:
         return layer if layer is not None and layer.__dict__.get("_home") is self else None
 
     def weight(self) -> Parameter | None:
-        """The layer's, if it is a parameter of its own and not computed from others."""
+        """The layer's weight, if it is a parameter of its own and not computed from others; else None."""
         layer = self._layer()
         return None if layer is None else _own_weight(layer)
 
@@ -75,7 +80,7 @@ class GradHome:
         return id(self.weight()) in _held()
 
     def accumulates(self) -> bool:
-        """Whether the backward that runs now adds to ``weight.grad``; of a computed weight, that it does."""
+        """Whether the backward that runs now adds to ``weight.grad``; True for a weight that is computed from others."""
         weight = self.weight()
         return weight is None or is_used(torch.autograd.graph.get_gradient_edge(weight).node)[1]
 
@@ -100,7 +105,7 @@ class GradHome:
 
 
 def ask(optimizer: Optimizer) -> None:
-    """From now on, and as long as it lives, the layers whose weights the optimizer holds have the compact form."""
+    """Gives the layers whose weights the optimizer holds the compact form, from now on and as long as the optimizer lives."""
     if optimizer not in _optimizers:
         _optimizers.add(optimizer)
         weakref.finalize(optimizer, _tell_layers).atexit = False
@@ -108,7 +113,7 @@ def ask(optimizer: Optimizer) -> None:
 
 
 def _held() -> set[int]:
-    """What the living optimizers hold, which keeps it alive: so its ids are its own."""
+    """The ids of the parameters in living optimizers, which keep them alive: so no id is used twice."""
     return {id(p) for optimizer in list(_optimizers) for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -123,7 +128,7 @@ def _tell_layers() -> None:
 
 
 def _own_weight(layer: Layer) -> Parameter | None:
-    """Not one of another class, such as what FSDP2 shards."""
+    """The layer's weight, if it is a plain Parameter; else None, as for what FSDP2 shards."""
     weight = layer._parameters.get("weight")
     return weight if type(weight) is Parameter else None
 
@@ -143,13 +148,13 @@ def _check_gradients(optimizer: Optimizer, *_: Any) -> None:
 
 
 def _check_buffers(optimizer: Optimizer, *_: Any) -> None:
-    """After a step whose closure has computed the gradients."""
+    """Checks buffers after the step, because the gradients may come from its closure, after ``_check_gradients`` has looked."""
     _check(
         optimizer, lambda parameter: optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
     )
 
 
-def _check(optimizer: Optimizer, held: Any) -> None:
+def _check(optimizer: Optimizer, tensor_of: Callable[[Parameter], Tensor | None]) -> None:
     if not isinstance(optimizer, torch.optim.SGD) or optimizer in _optimizers:
         return
     with_momentum = [p for group in optimizer.param_groups if group["momentum"] for p in group["params"]]
@@ -157,7 +162,7 @@ def _check(optimizer: Optimizer, held: Any) -> None:
         return
     ours = {id(_own_weight(layer)) for layer in _layers() if layer.is_sparse}
     for parameter in with_momentum:
-        tensor = held(parameter)
+        tensor = tensor_of(parameter)
         if id(parameter) in ours and tensor is not None and tensor.is_sparse:
             raise ValueError(
                 f"optimizer: expected wuskern.optim.SGD for a sparse gradient, got {type(optimizer).__name__} of torch with "

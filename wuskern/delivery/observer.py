@@ -1,6 +1,6 @@
-"""Who is told, in backward, which rows were chosen and by which scores: the memory of methods that learn from that.
+"""What backward passes tell about the choice of rows, for methods that learn from it: scores, and how often each was chosen.
 
-It belongs to a policy and is named in a layer's plan. It hears of those backward passes alone that add to ``weight.grad``: a
+An observer belongs to a policy and is named in a layer's plan. It hears only of backward passes that add to ``weight.grad``: a
 gradient of the input (an attack, a saliency map) leaves no trace.
 """
 
@@ -22,7 +22,7 @@ class Observer:
     Attributes:
         total: ``[out]``, float32 (float64 of float64 gradients), of this process alone; None or zeros: of no backward.
         hits: ``[out]``, int64: how often each row was chosen, in this process; None or zeros: of no backward.
-        seen: int64, no dimensions: choices made: one in each backward, or with ``PerExample`` one for each example; one in each
+        seen: int64, no dimensions: choices made: one in each backward, or one for each example with ``PerExample``; one in each
             step where ``wuskern.distributed`` chooses.
     """
 
@@ -41,12 +41,12 @@ class Observer:
 
     def clear(self) -> None:
         """Sets sums and counts to zero, in the memory that a captured CUDA graph adds to."""
-        for held in (self.total, self.hits, self.seen):
-            if held is not None:
-                held.zero_()
+        for memory in (self.total, self.hits, self.seen):
+            if memory is not None:
+                memory.zero_()
 
     def load(self, total: Tensor | None = None, hits: Tensor | None = None, seen: Tensor | None = None) -> None:
-        """Sets sums and counts to copies of these, in the memory that there is; None: to zero."""
+        """Sets sums and counts to copies of the given ones, in the memory that there is; None: to zero."""
         self.clear()
         for name, value in (("total", total), ("hits", hits), ("seen", seen)):
             if value is not None:
@@ -61,15 +61,15 @@ class Observer:
 
     @property
     def counts(self) -> bool:
-        """Whether it wants to know the choices."""
+        """Whether the observer counts the choices."""
         return self.alive is not None
 
     def ranked(self, scores: Tensor) -> Tensor:
-        """``scores``, ``[..., out]``, none under 0, as they are to be chosen by: -1 for the rows that are not alive."""
+        """The ``scores``, ``[..., out]`` and none under 0, with -1 in place of those of rows that are not alive."""
         return scores if self.alive is None else scores.masked_fill(~self.alive, -1)
 
     def saw(self, scores: Tensor | None, chosen: Tensor | None) -> None:
-        """Adds the scores ``[out]`` and the choices ``[choices, out]``, bool, of a backward pass; None: there are none."""
+        """Adds the scores ``[out]`` and the choices ``[choices, out]``, bool, of one backward pass; None: nothing to add."""
         if scores is not None:
             self.total = _sum(self.total, scores)
         if chosen is not None:
@@ -77,7 +77,7 @@ class Observer:
             self.hits, self.seen = _sum(self.hits, chosen.sum(0)), _sum(self.seen, seen)
 
     def tell(self, scores: Tensor | None, chosen: Tensor | None, home: Tensor | None) -> None:
-        """:meth:`saw`, of what it wants to know, from code that may be traced; ``home``: the key of the layer's home."""
+        """Passes on to :meth:`saw` what is wanted, from code that may be traced; ``home``: the key of the layer's home."""
         scores, chosen = scores if self.score else None, chosen if self.counts else None
         if not torch.compiler.is_compiling():
             self.saw(scores, chosen)
@@ -91,6 +91,6 @@ class Observer:
         self.saw(of_ndim.get(1), of_ndim.get(2))
 
 
-def _sum(total: Tensor | None, more: Tensor) -> Tensor:
-    """In the memory of ``total``, which a captured CUDA graph goes on adding to."""
-    return more.clone() if total is None else total.add_(more)
+def _sum(total: Tensor | None, added: Tensor) -> Tensor:
+    """The sum, in the memory of ``total``, which a captured CUDA graph goes on adding to; None counts as zeros."""
+    return added.clone() if total is None else total.add_(added)
