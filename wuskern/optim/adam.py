@@ -1,4 +1,4 @@
-"""Adam and AdamW that move only the rows that have a gradient."""
+"""The Adam and AdamW that move only the rows that have a gradient."""
 
 from typing import Any
 
@@ -16,20 +16,20 @@ class _RowSparseAdam(RowSparse):
         state = self.state[parameter]
         if not state:
             state.update(_new_state(group, parameter))
-        most = state["max_exp_avg_sq"] if group["amsgrad"] else None
+        max_exp_avg_sq = state["max_exp_avg_sq"] if group["amsgrad"] else None
         beta1, beta2 = map(float, group["betas"])
         numbers = float(group["lr"]), beta1, beta2, group["eps"], group["weight_decay"]
         flags = group["decoupled_weight_decay"], group["maximize"]
-        moments = state["exp_avg"], state["exp_avg_sq"], most
+        moments = state["exp_avg"], state["exp_avg_sq"], max_exp_avg_sq
         rowsparse_adam_(parameter, *moments, state["step"], grad.rows, grad.values, *numbers, *flags)
 
 
 def _new_state(group: Group, parameter: Tensor) -> dict[str, Any]:
-    """What torch's Adam makes at the first gradient of a parameter: the step count lives on the CPU unless ``fused``."""
-    wide = torch.get_default_dtype() == torch.float64 and not group["fused"]
+    """The state that torch's Adam makes at the first gradient of a parameter: the step count is on the CPU unless ``fused``."""
+    in_float64 = torch.get_default_dtype() == torch.float64 and not group["fused"]
     device = parameter.device if group["fused"] else "cpu"
     names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
-    step = torch.zeros((), dtype=torch.float64 if wide else torch.float32, device=device)
+    step = torch.zeros((), dtype=torch.float64 if in_float64 else torch.float32, device=device)
     return {"step": step} | {name: zeros_like(parameter) for name in names}
 
 
@@ -44,7 +44,7 @@ class Adam(_RowSparseAdam, torch.optim.Adam):
       damped while it waits. Weight decay, which here goes into the gradient, is that of the chosen rows.
     - ``step``, of which the bias corrections are made, counts the steps in which the parameter had a gradient in any row.
 
-    So it equals torch's Adam on the dense form, zero in the other rows, only while the rows stay the same.
+    This equals torch's Adam on the dense form, zero in the other rows, only while the rows stay the same.
 
     A dense micro-batch and a row-sparse one, or the uses of a tied weight, add up to a dense gradient; rows of several
     micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work.
@@ -58,6 +58,6 @@ class Adam(_RowSparseAdam, torch.optim.Adam):
 class AdamW(_RowSparseAdam, torch.optim.AdamW):
     """``torch.optim.AdamW`` that asks row-sparse layers for sparse gradients, and moves only those rows.
 
-    As :class:`Adam`, but for the decay: each time a row is chosen it shrinks by ``lr * weight_decay`` of itself, and not at
-    all while it is not.
+    It does as :class:`Adam` does, but for the decay: a row shrinks by ``lr * weight_decay`` of itself each time it is chosen,
+    and not at all while it is not.
     """

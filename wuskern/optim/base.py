@@ -16,20 +16,20 @@ Group = dict[str, Any]
 
 
 class RowSparse(Optimizer):
-    """Comes before one of torch's optimizers among the base classes, and says how a row is updated.
+    """A base class that comes before one of torch's optimizers; its subclass says how a row is updated.
 
-    A parameter with a dense ``grad`` is torch's; one whose ``grad`` is sparse, in rows, moves in those rows. One without a
-    gradient stays where it is, state included.
+    torch steps a parameter with a dense ``grad``; one whose ``grad`` is sparse, in rows, moves in those rows. A parameter
+    without a gradient stays where it is, and so does its state.
     """
 
     def _update(self, group: Group, parameter: Tensor, grad: RowGrad) -> None:
-        """One step of the parameter in the rows of ``grad``."""
+        """Takes one step of the parameter in the rows of ``grad``."""
         raise NotImplementedError
 
     # ---- which parameters ---------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: Group) -> None:
-        """torch's, and asks the layers of the group's weights for sparse gradients.
+        """Adds the group, as torch does, and asks the layers of its weights for sparse gradients.
 
         Raises:
             ValueError: ``capturable`` or ``differentiable``, which row updates are not.
@@ -46,10 +46,10 @@ class RowSparse(Optimizer):
     # ---- the step -----------------------------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step. See the class for what moves.
+        """Takes one step and returns the closure's loss, if there is a closure. See the class for what moves.
 
         Args:
-            closure: as for torch's optimizers; computes the gradients anew and returns the loss, which is returned.
+            closure: as for torch's optimizers: computes the gradients anew and returns the loss.
 
         Raises:
             ValueError: a sparse gradient in a group that is ``capturable`` or ``differentiable`` (from a loaded state_dict).
@@ -63,14 +63,14 @@ class RowSparse(Optimizer):
         if not in_rows:
             self._stock_step()
         else:
-            self._step_in_rows(in_rows, len(in_rows) < len(gradients))
+            self._step_in_rows(in_rows, has_dense=len(in_rows) < len(gradients))
         return loss
 
     @_disable_dynamo
-    def _step_in_rows(self, in_rows: list[tuple[Group, Tensor]], others: bool) -> None:
+    def _step_in_rows(self, in_rows: list[tuple[Group, Tensor]], has_dense: bool) -> None:
         for group, _ in in_rows:
             _refuse(group)  # before anything moves
-        if others:
+        if has_dense:
             self._step_without([parameter for _, parameter in in_rows])
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # of a GradScaler
         if found_inf is not None and bool(found_inf):
@@ -81,7 +81,7 @@ class RowSparse(Optimizer):
             self._update(group, parameter, rows if scale is None else RowGrad(rows.rows, rows.values / scale))
 
     def _step_without(self, parameters: list[Tensor]) -> None:
-        """torch's step of all parameters but these: it passes over what has no gradient."""
+        """Takes torch's step of all parameters but these: torch passes over what has no gradient."""
         gradients = [parameter.grad for parameter in parameters]
         try:
             for parameter in parameters:
@@ -92,7 +92,7 @@ class RowSparse(Optimizer):
                 parameter.grad = gradient
 
     def _stock_step(self) -> None:
-        """torch's, without the hooks that torch wraps around it: they run once, around :meth:`step`."""
+        """Takes torch's step without the hooks that torch wraps around it: they run once, around :meth:`step`."""
         step = super().step.__func__  # type: ignore[attr-defined]
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
 

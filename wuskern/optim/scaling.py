@@ -1,4 +1,4 @@
-"""Unscaling of gradients under a GradScaler where there may be none."""
+"""A GradScaler's unscaling of gradients where there may be none."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,13 @@ from torch.optim import Optimizer
 
 @torch.no_grad()
 def unscale_(scaler: GradScaler, optimizer: Optimizer) -> None:
-    """``scaler.unscale_(optimizer)``, for an optimizer that may hold no gradient at all because its weights are skipped.
+    """Does ``scaler.unscale_(optimizer)``, for an optimizer that may hold no gradient at all because its weights are skipped.
 
-    It then counts as one without inf, so that ``scaler.step`` and ``scaler.update`` work, which otherwise raise.
+    An optimizer without a gradient then counts as one without inf, so that ``scaler.step`` and ``scaler.update`` work, which
+    would otherwise raise.
 
-    For every optimizer of torch, once between ``backward`` and ``scaler.step``. Does nothing where the scaler is disabled.
+    Works for every optimizer of torch, once between ``backward`` and ``scaler.step``. Does nothing where the scaler is
+    disabled.
 
     Raises:
         RuntimeError: as torch's, for a second call before ``scaler.update``, or one after ``scaler.step``.
@@ -22,6 +24,6 @@ def unscale_(scaler: GradScaler, optimizer: Optimizer) -> None:
         return
     scaler.unscale_(optimizer)
     scale: Tensor = scaler._scale  # type: ignore[assignment]  # unscale_ has seen to it
-    found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
-    if not found:
-        found[scale.device] = torch.zeros((), device=scale.device)
+    found_inf = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"]
+    if not found_inf:
+        found_inf[scale.device] = torch.zeros((), device=scale.device)

@@ -1,4 +1,4 @@
-"""SGD that moves only the rows that have a gradient."""
+"""The SGD that moves only the rows that have a gradient."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class SGD(RowSparse, torch.optim.SGD):
     - The first step of a parameter makes its ``momentum_buffer``: the gradient in the chosen rows, undampened as torch's,
       and zero elsewhere. A row that is chosen later starts from that zero, with dampening.
 
-    So it equals torch's SGD on the dense form, zero in the other rows, only while the rows stay the same or there is neither
+    This equals torch's SGD on the dense form, zero in the other rows, only while the rows stay the same or there is neither
     momentum nor decay.
 
     A dense micro-batch and a row-sparse one, or the uses of a tied weight, add up to a dense gradient; rows of several

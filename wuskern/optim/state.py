@@ -1,4 +1,4 @@
-"""Memory for what an optimizer keeps of a parameter."""
+"""The memory for what an optimizer keeps of a parameter."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ from wuskern.kernels import backends
 
 
 def zeros_like(parameter: Tensor) -> Tensor:
-    """``torch.zeros_like``. Where the parameter is large and on the CPU, its pages are huge ones: a step that touches rows far
-    apart waits for the page table as much as for the rows."""
+    """Zeros like ``parameter``; in huge pages where it is large and on the CPU: a step that touches rows far apart would wait
+    for the page table as much as for the rows."""
     plain = type(parameter) in (Tensor, Parameter) and parameter.device.type == "cpu"
     if not plain or not parameter.numel() or not parameter.is_contiguous() or backends.library_obstacle("cpu"):
         return torch.zeros_like(parameter)
