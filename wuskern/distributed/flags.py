@@ -1,4 +1,4 @@
-"""Whether all processes have set the same flags: one that skips what another computes would halve a gradient, or hang."""
+"""Checks that all processes have set the same flags: one that skips what another computes would halve a gradient, or hang."""
 
 import textwrap
 
@@ -12,19 +12,19 @@ NAMED, MOST_SAID = 3, 160  # layers in the message, characters of each plan
 
 
 def check_names(names: list[str], group: "dist.ProcessGroup") -> None:
-    """Raises ``RuntimeError`` in all processes if one has other converted layers."""
+    """Raises ``RuntimeError`` in all processes if one has converted layers of other names, or in another order."""
     everyone: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(everyone, names, group)
-    for rank, others in enumerate(everyone):
-        if others != everyone[0]:
-            odd = sorted(set(others) ^ set(everyone[0])) or ["another order"]
+    for rank, rank_names in enumerate(everyone):
+        if rank_names != everyone[0]:
+            odd = sorted(set(rank_names) ^ set(everyone[0])) or ["another order"]
             raise RuntimeError(f"ddp_model: expected the same converted layers in all processes, got {odd} in rank {rank} only")
 
 
 def check_flags(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> None:
-    """Compares the plan of each converted layer over the processes, which all call it: a small all_gather.
+    """Compares the plan of each converted layer over the processes, which all call this: a small all_gather.
 
-    ``prepare`` does so before each forward. For FSDP2, which hangs or fails where they differ, call it where they change.
+    ``prepare`` does so before each forward. With FSDP2, which hangs or fails where plans differ, call it where they change.
     Raises ``RuntimeError`` in all processes, with the layer and what each process has, if one differs.
     """
     layers = skippable_layers(model)
@@ -32,7 +32,7 @@ def check_flags(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> N
 
 
 def compare(layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None", device: torch.device) -> None:
-    """:func:`check_flags` of these layers."""
+    """Does what :func:`check_flags` does, for the given layers by name, with the comparison on ``device``."""
     mine = torch.tensor([layer.plan.digest for layer in layers.values()], device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group)
@@ -46,9 +46,9 @@ def _report(names: list[str], layers: dict[str, SkippableLayer], group: "dist.Pr
     mine = [textwrap.shorten(str(layers[name].plan), MOST_SAID) for name in names[:NAMED]]
     everyone: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
     dist.all_gather_object(everyone, mine, group)
-    found = [
+    differences = [
         f"{name or 'the model itself'}: " + ", ".join(f"rank {rank} has {said[i]}" for rank, said in enumerate(everyone))
         for i, name in enumerate(names[:NAMED])
     ]
     more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    raise RuntimeError(f"layers: expected the same plan in all processes, got {'; '.join(found)}{more}")
+    raise RuntimeError(f"layers: expected the same plan in all processes, got {'; '.join(differences)}{more}")

@@ -1,4 +1,4 @@
-"""DDP's communication hook: of each bucket, what has to be sent goes into one flat tensor, is averaged, and goes back."""
+"""The communication hook of DDP: what has to be sent of a bucket goes into one flat tensor, is averaged, and goes back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Reduce = Callable[[Any], "Future[Tensor]"]  # of a bucket, or of a Packed
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor to send, and what takes its average."""
+    """One tensor to send for a parameter, and ``put``, which takes its average."""
 
     parameter: Parameter
     values: Tensor
@@ -58,7 +58,7 @@ class Packed:
 
 
 def average(group: "dist.ProcessGroup") -> Reduce:
-    """As DDP itself does it: divide, then add up."""
+    """A function that averages a bucket over the group as DDP itself does: divide, then add up."""
 
     def reduce(bucket: Any) -> "Future[Tensor]":
         flat = bucket.buffer().div_(group.size())
@@ -69,13 +69,13 @@ def average(group: "dist.ProcessGroup") -> Reduce:
 
 
 def send(bucket: Bucket, shares: dict[Parameter, Share], reduce: Reduce) -> "Future[Tensor]":
-    """Averages what the shares say; the bucket's other gradients whole. The future holds the bucket's own buffer."""
-    found = [shares.get(parameter) for parameter in bucket.parameters()]
-    if all(share is None or share.dense for share in found):
+    """Averages what the shares say, and the bucket's other gradients whole. The future holds the bucket's own buffer."""
+    by_parameter = [shares.get(parameter) for parameter in bucket.parameters()]
+    if all(share is None or share.dense for share in by_parameter):
         return reduce(bucket)
     buffer = bucket.buffer()
     parts: list[Part] = []
-    for share, parameter, gradient in zip(found, bucket.parameters(), bucket.gradients(), strict=True):
+    for share, parameter, gradient in zip(by_parameter, bucket.parameters(), bucket.gradients(), strict=True):
         parts += _parts(share, parameter, gradient)
     if not parts:
         return _done(buffer)

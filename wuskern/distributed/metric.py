@@ -1,13 +1,13 @@
-"""The same metric in all processes."""
+"""The sending of one process's metric to all others."""
 
 import torch
 import torch.distributed as dist
 
 
 def broadcast_metric(value: float, src: int = 0, group: "dist.ProcessGroup | None" = None) -> float:
-    """``value`` of the process with global rank ``src``, for a policy's ``step``: all processes then decide the same.
+    """The ``value`` of the process with global rank ``src``, for a policy's ``step``: all processes then decide the same.
 
-    Every process of the group calls it. Without a process group: ``value`` itself.
+    Every process of the group calls this. Without a process group it returns ``value`` itself.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return value

@@ -26,12 +26,12 @@ CommHook = tuple[Any, Callable[[Any, Any], "Future[Tensor]"]]  # state and hook,
 def prepare(
     ddp_model: DistributedDataParallel, *, check_flags: bool = True, exact: bool = False, comm_hook: CommHook | None = None
 ) -> "Prepared":
-    """Makes DDP send only gradients that were computed. Call it once, after wrapping, before the first backward.
+    """Makes DDP send only gradients that were computed. Call this once, after wrapping, before the first backward.
 
-    Of a skipped weight nothing is sent, and ``grad`` is None after backward, as in one process. Of a weight with ``rows`` the
-    chosen rows are sent; where the sparse form is asked for, ``grad`` is that after a synchronised backward (under ``no_sync``
-    it is dense). A weight that some other module shares, or that a parametrization computes, is sent whole. ``attach`` the
-    policy to the optimizer as well.
+    For a skipped weight nothing is sent, and ``grad`` is None after backward, as in one process. For a weight with ``rows``
+    the chosen rows are sent; where the sparse form is asked for, ``grad`` is that after a synchronised backward (under
+    ``no_sync`` it is dense). A weight that some other module shares, or that a parametrization computes, is sent whole.
+    ``attach`` the policy to the optimizer as well.
 
     ``TopK`` chooses the same rows in all processes: by the scores of the step before, or of all its micro-batches, added up
     over the processes once, before the first forward after a synchronised backward, in one tensor for all layers. The rows
@@ -54,7 +54,7 @@ def prepare(
             of ``GradBucket``, of a size that changes with the flags. None: the average over the processes.
 
     Returns:
-        What carries the state of the row choice: ``state_dict()`` and ``load_state_dict()``.
+        An object that carries the state of the row choice: ``state_dict()`` and ``load_state_dict()``.
 
     Raises:
         TypeError, ValueError: no DDP, no converted layer, one that is prepared already, a DDP or hook that this does not work
@@ -65,7 +65,8 @@ def prepare(
 
 
 class Prepared:
-    """Made by :func:`prepare`."""
+    """What :func:`prepare` returns: it changes plans around each forward, is DDP's hook, and has the state of the row
+    choice."""
 
     def __init__(
         self, ddp_model: DistributedDataParallel, check_flags: bool, exact: bool, comm_hook: CommHook | None = None
@@ -79,7 +80,7 @@ class Prepared:
         self.exact_group = dist.new_group(ranks, use_local_synchronization=True) if exact else None
         self.reduce = hook.average(self.group) if comm_hook is None else _called(comm_hook)
         self.shares, self.share_of = _shares(ddp_model, self.layers)
-        self.own: dict[str, Plan] = {}  # plans that are replaced during a forward
+        self.replaced: dict[str, Plan] = {}  # the layers' own plans, during a forward
         self.without: list[Parameter] = []  # gradients that DDP would make zeros
         self.reduced = False  # gradients have been, since the last forward
         ddp_model.register_comm_hook(self, _on_bucket)
@@ -115,21 +116,22 @@ class Prepared:
         if ddp_model.static_graph and not ddp_model._static_graph_delay_allreduce_enqueued:
             self._refuse_missing()
         by_scores = {name: p.rows for name, p in plans.items() if isinstance(p.rows, TopK) and not p.skip}
-        self.own = {name: self.layers[name].plan for name in by_scores}
+        self.replaced = {name: self.layers[name].plan for name in by_scores}
         chosen = self.lagged.choose(by_scores) if self.exact_group is None else {}
-        for name, of in by_scores.items():
+        for name, top_k in by_scores.items():
             if name in chosen:
                 plans[name] = plans[name].replace(rows=chosen[name].rows, observer=chosen[name].observer)
             else:
-                observer = _Agreed(plans[name].observer, self._agreement(name, of))
-                plans[name] = plans[name].replace(rows=of, observer=observer)
+                observer = _Agreed(plans[name].observer, self._agreement(name, top_k))
+                plans[name] = plans[name].replace(rows=top_k, observer=observer)
             self.layers[name].plan = plans[name]
         for name, share in self.share_of.items():
             if not plans[name].skip:
                 _add(share, plans[name])
 
     def _refuse_missing(self) -> None:
-        """DDP counts in the first iteration which gradients there are, and would never send the others."""
+        """Refuses a skip in DDP's first iteration, which counts the gradients that there are: DDP would never send the
+        others."""
         for name, layer in self.layers.items():
             if layer.skip:
                 raise RuntimeError(
@@ -137,26 +139,26 @@ class Prepared:
                     f"{name or 'the model itself'}"
                 )
 
-    def _agreement(self, name: str, of: TopK) -> Callable[[Tensor], Tensor]:
+    def _agreement(self, name: str, top_k: TopK) -> Callable[[Tensor], Tensor]:
         _, out, groups = self.layers[name].units
         share = self.share_of.get(name)
 
         def agree(scores: Tensor) -> Tensor:
-            if of.score == "random":
+            if top_k.score == "random":
                 dist.broadcast(scores, dist.get_global_rank(self.exact_group, 0), self.exact_group)  # type: ignore[arg-type]
             else:
                 dist.all_reduce(scores, group=self.exact_group)
             if share is not None:
-                share.rows.append(ops.select_rows(scores, of.count(out, groups), of.block, groups))
+                share.rows.append(ops.select_rows(scores, top_k.count(out, groups), top_k.block, groups))
             return scores
 
         return agree
 
     @_disable_dynamo
     def _after_forward(self, *_: Any) -> None:
-        for name, plan in self.own.items():
+        for name, plan in self.replaced.items():
             self.layers[name].plan = plan
-        self.own = {}
+        self.replaced = {}
 
     # ---- backward ---------------------------------------------------------------------------------------------------
 
@@ -182,13 +184,14 @@ class Prepared:
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The scores that ``TopK`` rows are chosen by next, and the generator of random ones: tensors. Between steps, in all
-        processes at once: the scores of the last step are added up here."""
+        """The scores by which ``TopK`` rows are chosen next, and the generator of random ones: tensors. Call it between steps,
+        in
+        all processes at once: the scores of the last step are added up here."""
         self._next_rows()
         return self.lagged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for one of other layers."""
+        """Continues where the state was taken. Raises ``ValueError`` for a state of other layers."""
         self.lagged.load_state_dict(state)
 
     def __reduce__(self) -> NoReturn:
@@ -217,7 +220,8 @@ class _Agreed(Observer):
 
 
 def _add(share: Share, plan: Plan) -> None:
-    """What one forward adds to a weight's gradient. A ``TopK`` that all processes agree on adds its rows in backward."""
+    """Adds to a share what a forward with this plan trains. A ``TopK`` that all processes agree on adds its rows in
+    backward."""
     if isinstance(plan.rows, Rows):
         if not share.rows or share.rows[-1] is not plan.rows.index:
             share.rows.append(plan.rows.index)
@@ -228,15 +232,15 @@ def _add(share: Share, plan: Plan) -> None:
 def _shares(
     ddp_model: DistributedDataParallel, layers: dict[str, SkippableLayer]
 ) -> tuple[dict[Parameter, Share], dict[str, Share]]:
-    """By weight, and by the names of the layers that own it: of weights that are layers' own and nobody else's."""
+    """Shares by weight, and by the names of its layers: for weights that belong to converted layers alone, as parameters."""
     names = {layer: name for name, layer in layers.items()}
     shares: dict[Parameter, Share] = {}
-    of: dict[str, Share] = {}
+    share_of: dict[str, Share] = {}
     for weight, owners in weight_owners(ddp_model.module, layers):
         if all(owner._parameters.get("weight") is weight for owner in owners):
             shares[weight] = Share([names[owner] for owner in owners], weight)
-            of |= {names[owner]: shares[weight] for owner in owners}
-    return shares, of
+            share_of |= {names[owner]: shares[weight] for owner in owners}
+    return shares, share_of
 
 
 def _called(comm_hook: CommHook) -> hook.Reduce:

@@ -16,9 +16,9 @@ from wuskern.modules import SkippableLayer
 
 @dataclass
 class Choice:
-    """What a layer trains until gradients are reduced, and who observes the scores of that time; nobody of random ones."""
+    """The rows that a layer trains until gradients are reduced, and the observer of scores until then; None for random rows."""
 
-    of: TopK
+    top_k: TopK
     rows: Rows
     observer: Observer | None
 
@@ -39,36 +39,39 @@ class LaggedRows:
         self.generator = torch.Generator().manual_seed(int(seed.item()))
 
     def close(self) -> None:
-        """Gradients have been reduced: the next choice is by the scores up to here, added up over the processes."""
+        """Ends the choices once gradients have been reduced: the next one is by the scores so far, added up over the
+        processes."""
         observed = {name: self._total(name, choice.observer) for name, choice in self.choices.items()}
         self._reduce({name: total for name, total in observed.items() if total is not None})
         self.choices.clear()
 
     def choose(self, wanted: dict[str, TopK]) -> dict[str, Choice]:
-        """The rows of each layer, the same until :meth:`close` unless its ``TopK`` is another one."""
+        """The choice for each layer in ``wanted``, the same until :meth:`close` unless its ``TopK`` is another one."""
         self._reduce(
-            {name: self._norms(name) for name, of in wanted.items() if of.score != "random" and name not in self.known}
+            {name: self._norms(name) for name, top_k in wanted.items() if top_k.score != "random" and name not in self.known}
         )
-        for name, of in wanted.items():
-            if name not in self.choices or self.choices[name].of != of:
-                self.choices[name] = self._choice(name, of)
+        for name, top_k in wanted.items():
+            if name not in self.choices or self.choices[name].top_k != top_k:
+                self.choices[name] = self._choice(name, top_k)
         return {name: self.choices[name] for name in wanted}
 
-    def _choice(self, name: str, of: TopK) -> Choice:
+    def _choice(self, name: str, top_k: TopK) -> Choice:
         _, out, groups = self.layers[name].units
         policy = self.layers[name].plan.observer
-        random = of.score == "random"
+        random = top_k.score == "random"
         scores = torch.rand(out, generator=self.generator) if random else self.known[name]
         scores = scores.to(self.layers[name].weight.device)
         if policy is not None:
             scores = policy.ranked(scores)
-        index = ops.select_rows(scores, of.count(out, groups), of.block, groups)
+        index = ops.select_rows(scores, top_k.count(out, groups), top_k.block, groups)
         if policy is not None:
             policy.tell(None, torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, index, True).unsqueeze(0), None)
-        return Choice(of, Rows(index, of.scope, of.bias, sparse=of.sparse), None if random else Observer(of.score))
+        return Choice(
+            top_k, Rows(index, top_k.scope, top_k.bias, sparse=top_k.sparse), None if random else Observer(top_k.score)
+        )
 
     def _total(self, name: str, observer: Observer | None) -> Tensor | None:
-        """What this process has observed: nothing is zeros, since others may have."""
+        """The scores ``[out]`` that this process has observed, zeros where it has none, since other processes may have some."""
         if observer is None:
             return None
         return torch.zeros(self.layers[name].units.out) if observer.total is None else observer.total
@@ -77,7 +80,8 @@ class LaggedRows:
         return self.layers[name].weight.detach().flatten(1).abs().sum(1)
 
     def _reduce(self, mine: dict[str, Tensor]) -> None:
-        """Adds up over the processes, all layers in one tensor. Scores that are all zero say nothing."""
+        """Adds up scores over the processes, all layers in one tensor, and keeps them; but all zeros only for want of
+        others."""
         if not mine:
             return
         dtypes = [torch.promote_types(self.layers[name].weight.dtype, torch.float32) for name in mine]
@@ -99,8 +103,10 @@ class LaggedRows:
         states.keys(state, self.state_dict())
         states.names("scores", state["scores"], self.layers, some=True)
         for name, scores in state["scores"].items():
-            wide = isinstance(scores, Tensor) and scores.dtype is torch.float64  # as soon as one of the layers is
-            states.sums(f"scores of {name!r}", scores, [self.layers[name].units.out], torch.float64 if wide else torch.float32)
+            in_float64 = isinstance(scores, Tensor) and scores.dtype is torch.float64  # as soon as one of the layers is
+            states.sums(
+                f"scores of {name!r}", scores, [self.layers[name].units.out], torch.float64 if in_float64 else torch.float32
+            )
         states.generator(state["generator"])
         self.known = {name: scores.cpu().clone() for name, scores in state["scores"].items()}
         self.choices.clear()

@@ -1,4 +1,4 @@
-"""What the owners of each weight have given its gradient since gradients were last reduced, as all processes know it."""
+"""What the layers of each weight have added to its gradient since gradients were last reduced, as all processes know it."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from wuskern.sparse_grad import RowGrad, to_rows, to_sparse
 
 
 class Share:
-    """Filled in forward, by plans that are the same everywhere: which gradients there are locally says less, for a layer that
-    one process did not use leaves none.
+    """What is to be sent of one weight's gradient. It is filled in forward, by plans that are the same in all processes: the
+    gradients that are there would say less, for a layer that one process did not use leaves none.
 
     Attributes:
         names: of the weight's layers. dense: some forward trains all rows. rows: those that other forwards train.
-        untouched: there was no gradient when all this began.
+        untouched: there was no gradient when :meth:`begin` was called.
     """
 
     def __init__(self, names: list[str], weight: Parameter) -> None:
@@ -22,6 +22,7 @@ class Share:
         self.begin()
 
     def begin(self) -> None:
+        """Forgets what earlier forwards train, once gradients have been reduced."""
         self.dense, self.untouched = False, self.weight.grad is None
         self.rows: list[Tensor] = []
 
@@ -31,9 +32,9 @@ class Share:
         return not self.dense and not self.rows
 
     def union(self) -> Tensor:
-        """``[k]``, ascending, each once, where the weight is."""
-        first, *others = self.rows
-        if all(rows is first for rows in others):
+        """The rows ``[k]`` of all forwards, ascending, each once, on the weight's device."""
+        first, *rest = self.rows
+        if all(rows is first for rows in rest):
             return first.to(self.weight.device)
         return torch.cat([rows.to(self.weight.device) for rows in self.rows]).unique()
 
@@ -46,7 +47,7 @@ class Share:
             )
 
     def make_dense(self) -> None:
-        """Gives a sparse ``weight.grad`` the dense form: DDP reads what is there, and takes no other."""
+        """Gives a sparse ``weight.grad`` the dense form, the only one that DDP takes."""
         if (grad := self.weight.grad) is not None and grad.is_sparse:
             self.weight.grad = dense_grad(self.weight, to_rows(grad))
 
