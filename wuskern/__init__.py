@@ -1,4 +1,4 @@
-"""wuskern: training that does not compute the weight gradients nobody will use."""
+"""The package wuskern: training that does not compute the weight gradients nobody will use."""
 
 from importlib.metadata import PackageNotFoundError, version
 

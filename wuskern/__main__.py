@@ -1,4 +1,4 @@
-"""``python -m wuskern``: the command line."""
+"""What ``python -m wuskern`` runs: the command line."""
 
 import sys
 

@@ -26,12 +26,12 @@ from wuskern.sparse_grad import RowGrad, is_used, taking_up_held
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """What one forward of a layer is about, beside the tensors of the graph.
+    """What one forward of a layer passes to its backward, beside the tensors of the graph.
 
     Attributes:
-        weight: the layer's, whether it is in the graph or not. It may be wider than x, under autocast: the products are in the
+        weight: the layer's, in the graph or not. Under autocast its dtype may be wider than that of x: the products are in the
             dtype of x, the gradient in that of the weight.
-        sparse: whether its gradient is to be sparse. home: that of the layer, if there is one.
+        sparse: whether the weight's gradient is to be sparse. home: of the layer's gradient, if there is one.
     """
 
     kind: Kind
@@ -42,7 +42,7 @@ class Call:
 
 
 class LayerFunction(torch.autograd.Function):
-    """y = kind.fprop(x, weight, bias); dx, dweight and db as the call's plan restricts them."""
+    """The autograd Function of every kind of layer: ``kind.fprop`` forward, and gradients as the call's plan restricts them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
@@ -64,25 +64,26 @@ class LayerFunction(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return _restricted(ctx, dy, operand, x, call.sparse)
         with torch.no_grad():
-            found = _restricted(ctx, dy, operand, x, False)
+            computed = _restricted(ctx, dy, operand, x, False)
         tie = torch.zeros((), device=dy.device, requires_grad=True)  # dy need not have a graph
-        return tuple(_Once.apply(g, tie) if isinstance(g, Tensor) else g for g in found)
+        return tuple(_Once.apply(g, tie) if isinstance(g, Tensor) else g for g in computed)
 
 
 def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor | None, ...]:
-    """With a graph, or of a batch of gradients, by torch's own calls, which can be differentiated and batched."""
+    """The gradients of x and bias by a constant weight: of torch's own calls where they are to be differentiated or batched."""
     needs_bias = ctx.needs_input_grad[2]
     kind: Kind = ctx.call.kind
-    plain = torch.is_grad_enabled() or is_batched(dy)
-    dy = dy if plain else kind.laid_out(dy, ctx.like)
+    by_torch = torch.is_grad_enabled() or is_batched(dy)
+    dy = dy if by_torch else kind.laid_out(dy, ctx.like)
     dx = None if operand is None else kind.dgrad(dy, operand, ctx.like)
     db = None
     if needs_bias:
-        db = bias_grad(dy, kind.dim) if plain else ops.bias_grad(dy, kind.dim)
+        db = bias_grad(dy, kind.dim) if by_torch else ops.bias_grad(dy, kind.dim)
     return dx, None, db, None
 
 
 def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse: bool) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight and bias as the plan restricts them, and None for the call."""
     needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     compiling = torch.compiler.is_compiling()
     accumulated = needs_weight
@@ -99,7 +100,7 @@ def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse:
 
 
 def _form(call: Call, grad: RowGrad | Tensor | None, sparse: bool) -> Tensor | None:
-    """The weight's gradient for autograd; None where it has been delivered already."""
+    """The weight's gradient for autograd, dense or sparse; None where it has been delivered already."""
     weight, home = call.weight, call.home
     if not isinstance(grad, RowGrad):
         return grad

@@ -38,13 +38,13 @@ class Choice:
     """What a plan's choices of one kind or another have in common."""
 
     def check(self, units: Units) -> None:
-        """Raises ``ValueError`` or ``TypeError`` if a layer with such units cannot have it."""
+        """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the choice."""
 
     def leaves_out(self, units: Units, count_tokens: Callable[[], int]) -> bool:
-        """Whether it is not just everything, for these units and so many tokens. Raises as :meth:`check`."""
+        """Whether the choice takes less than all of these units, or of the tokens. Raises as :meth:`check`."""
         raise NotImplementedError
 
-    asks_input = False  # whether what it leaves out depends on how many tokens there are
+    asks_input = False  # whether ``leaves_out`` depends on how many tokens there are
 
     @property
     def key(self) -> Any:
@@ -53,7 +53,7 @@ class Choice:
 
 
 class RowwiseChoice(Choice):
-    """A choice of rows."""
+    """A choice of rows, which leaves out those that :meth:`count` does not count."""
 
     def count(self, out: int, groups: int = 1) -> int:
         """How many of ``out`` rows, of a convolution with ``groups``. Raises ``ValueError`` where it does not fit."""
@@ -112,10 +112,10 @@ class TopK(RowwiseChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class PerExample(RowwiseChoice):
-    """meProp's first form (arXiv 1706.06197), for comparison with the paper: of a Linear's dY, the ``k`` largest ``|dY_i|``
-    of each example are kept, and weight and input gradient come from those alone; the bias gradient is dense.
+    """The first form of meProp (arXiv 1706.06197), for comparison with the paper: of a Linear's dY, the ``k`` largest
+    ``|dY_i|`` of each example are kept, and weight and input gradient come from those alone; the bias gradient is dense.
 
-    Exact, and no faster than dense: the products are sparse without a pattern, and are computed whole. Equal values: the
+    It is exact, and no faster than dense: the products are sparse without a pattern, and are computed whole. Equal values: the
     lower index wins; NaN ranks first. An example is an element of the leading dimensions: one token.
 
     Args:
@@ -129,7 +129,7 @@ class PerExample(RowwiseChoice):
         amount(self.ratio, self.k)
 
     def count(self, out: int, groups: int = 1) -> int:
-        """How many of ``out`` values. Raises ``ValueError`` where it does not fit."""
+        """How many of ``out`` values each example keeps. Raises ``ValueError`` where ``k`` is more."""
         return _count(self.ratio, self.k, out, 1)
 
     def check(self, units: Units) -> None:
@@ -179,12 +179,12 @@ class Rows(RowwiseChoice):
 
     @functools.cached_property  # no field: torch.compile would watch each number
     def numbers(self) -> tuple[int, ...]:
-        """``index`` without its tensor."""
+        """The rows of ``index`` as Python numbers."""
         return tuple(self.index.tolist())
 
     @functools.cached_property
     def _fits(self) -> set[tuple[int, int]]:
-        """(out, groups) that have been checked: layers ask in every forward."""
+        """Pairs (out, groups) for which the rows have been checked: layers ask in every forward."""
         return set()
 
     def _value(self) -> tuple[Any, ...]:
@@ -201,7 +201,7 @@ class Rows(RowwiseChoice):
         return f"Rows({list(self.numbers)}, {self.scope!r}, {self.bias!r}{form})"
 
     def count(self, out: int, groups: int = 1) -> int:
-        """How many. Raises ``ValueError`` where one is out of range, or a group of a convolution has more than another."""
+        """How many rows there are. Raises ``ValueError`` where one is not under ``out``, or one group has more than another."""
         if not torch.compiler.is_compiling() and (out, groups) not in self._fits:
             self._check(out, groups)
             self._fits.add((out, groups))
@@ -219,7 +219,7 @@ class Rows(RowwiseChoice):
 
     @property
     def key(self) -> Any:
-        """Not the rows themselves, of which a graph reads the tensor."""
+        """What a captured graph of the backward depends on: not the rows themselves, whose tensor the graph reads."""
         return Rows, len(self.index), self.scope, self.bias, self.sparse
 
     @classmethod
@@ -234,7 +234,7 @@ class Rows(RowwiseChoice):
         scope: Scope = "weight",
         bias: Bias = "dense",
     ) -> "Rows":
-        """``k`` of ``out`` rows at random, in aligned blocks, as many from each group."""
+        """A choice of ``k`` of ``out`` rows at random, in aligned blocks, as many from each group."""
         device = generator.device if generator is not None else None
         scores = torch.rand(out, generator=generator, device=device)
         return cls(ops.select_rows(scores, k, block, groups), scope, bias)
@@ -255,7 +255,8 @@ class Tokens(Choice):
       is what the c largest have of p, and c makes ``(1 - P_c) / (k - c)`` least; unbiased (WTA-CRS, arXiv 2305.15265).
 
     A layer whose input has no more than k tokens takes all of them, each once, whatever ``pick`` says: the dense backward.
-    Random draws are of torch's generator of the device, anew in each backward and in each process. A token whose norm is NaN or
+    Random draws come from torch's generator of the device, anew in each backward and in each process. A token whose norm is NaN
+    or
     infinite ranks before all others: "top" has it, and "crs" and "wta" draw such tokens alone, so that the gradient shows it.
     Where all norms are zero, so is the gradient.
 
@@ -280,7 +281,7 @@ class Tokens(Choice):
         one_of("pick", self.pick, PICKS)
 
     def count(self, n: int) -> int:
-        """How many of ``n`` tokens; those drawn twice count twice."""
+        """How many of ``n`` tokens are taken; those drawn twice count twice."""
         return min(n, max(1, int(self.ratio * n)) if self.k is None else self.k)  # type: ignore[operator]
 
     asks_input = True
@@ -312,8 +313,8 @@ class Plan:
 
     Args:
         skip: no weight gradient at all; the weight is a constant. Wins over the other parts.
-        rows: of which output units there is one; None: of all. tokens: that it sums over; None: all.
-        observer: who is told of the choice; no part of the value.
+        rows: the output units that have a weight gradient; None: all. tokens: those that the gradient sums over; None: all.
+        observer: what is told of the choice; two plans that differ in it are equal.
 
     Raises:
         TypeError: a part of another type.
@@ -336,7 +337,7 @@ class Plan:
 
     @classmethod
     def of(cls, plan: "Plan | None", parts: Any) -> "Plan":
-        """The given plan, or one of the parts in its place. Raises ``TypeError`` for both, and for no plan."""
+        """The given plan, or one made of the parts. Raises ``TypeError`` for both together, and for what is no plan."""
         if plan is None:
             return cls(**parts) if parts else DENSE
         if parts or not isinstance(plan, Plan):
@@ -345,37 +346,37 @@ class Plan:
         return plan
 
     def replace(self, **parts: Any) -> "Plan":
-        """The same but for ``parts``; other rows without an observer end that of the former. Raises ``TypeError`` for a part
-        that a plan does not have."""
+        """A plan that differs in ``parts``; new rows take the observer away unless one comes with them. Raises ``TypeError``
+        for a part that a plan does not have."""
         if "rows" in parts:
             parts = {"observer": None} | parts
         return dataclasses.replace(self, **parts)
 
     def with_sparse(self) -> "Plan":
-        """The same, with a sparse gradient of rows that leave that open."""
+        """This plan with a sparse gradient, if its rows leave open whether the gradient is sparse; else the plan itself."""
         rows = self.rows
         if not isinstance(rows, TopK | Rows) or rows.sparse is not None:
             return self
         return self.replace(rows=_as_sparse(rows), observer=self.observer)
 
     def check(self, units: Units) -> None:
-        """Raises ``ValueError`` or ``TypeError`` if a layer with such units cannot have it."""
+        """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the plan."""
         for name in CHOICES:
             if (choice := getattr(self, name)) is not None:
                 choice.check(units)
 
     @property
     def asks_input(self) -> bool:
-        """Whether what it leaves out shows with each input alone."""
+        """Whether what the plan leaves out depends on how many tokens an input has."""
         return any(choice.asks_input for name in CHOICES if (choice := getattr(self, name)) is not None)
 
     def restricting(self, units: Units, count_tokens: Callable[[], int]) -> "Plan | None":
         """The plan without the choices that leave nothing out; None if that is the dense backward."""
         if self.skip:
             return self
-        given = [name for name in CHOICES if getattr(self, name) is not None]
-        idle = [name for name in given if not getattr(self, name).leaves_out(units, count_tokens)]
-        if len(idle) == len(given):
+        chosen = [name for name in CHOICES if getattr(self, name) is not None]
+        idle = [name for name in chosen if not getattr(self, name).leaves_out(units, count_tokens)]
+        if len(idle) == len(chosen):
             return None
         return self.replace(**dict.fromkeys(idle)) if idle else self
 
@@ -393,7 +394,7 @@ class Plan:
         return tuple(None if choice is None else choice.key for choice in choices)
 
     def __str__(self) -> str:
-        """In words that say all of it: "dense", "skip=True", or its choices."""
+        """The plan in words that say all of it: "dense", "skip=True", or its choices."""
         if self.skip:
             return "skip=True"
         return ", ".join(f"{name}={choice}" for name in CHOICES if (choice := getattr(self, name)) is not None) or "dense"
@@ -404,24 +405,24 @@ DENSE = Plan()
 
 
 def merge(wishes: Iterable[tuple[Parts, Iterable[str]]]) -> Parts:
-    """What several want of one layer, together: to skip, if one of them does; of each other part what its claimant wants.
+    """The parts that several policies together want of one layer: a skip, if one wants it; of the rest what claimants want.
 
     Args:
-        wishes: of each the parts, and what it claims ("rows", "tokens").
+        wishes: for each policy the parts that it wants, and what it claims ("rows", "tokens").
     """
-    together: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
     for wanted, claims in wishes:
         claimed = set(claims)
         for name, value in wanted.items():
             if name == "skip":
-                together[name] = together.get(name, False) or value
-            elif name not in together or {"observer": "rows"}.get(name, name) in claimed:
-                together[name] = value
-    return together  # type: ignore[return-value]
+                merged[name] = merged.get(name, False) or value
+            elif name not in merged or {"observer": "rows"}.get(name, name) in claimed:
+                merged[name] = value
+    return merged  # type: ignore[return-value]
 
 
 class Planned:
-    """What has a plan: views of its parts, each checked where it is assigned. A subclass keeps ``plan``."""
+    """Views of the parts of a ``plan``, which a subclass keeps; each is checked where it is assigned."""
 
     plan: Plan
 
@@ -457,10 +458,10 @@ class Planned:
 
 
 def _as_sparse(rows: TopK | Rows) -> TopK | Rows:
-    """A copy that shares the index, which captured graphs read."""
-    same = copy.copy(rows)
-    object.__setattr__(same, "sparse", True)
-    return same
+    """A copy with a sparse gradient; it shares the index, which captured graphs read."""
+    sparse_rows = copy.copy(rows)
+    object.__setattr__(sparse_rows, "sparse", True)
+    return sparse_rows
 
 
 def _check_form(choice: TopK | Rows) -> None:

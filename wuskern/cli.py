@@ -1,4 +1,4 @@
-"""``wuskern train | recipes | doctor``; ``python -m wuskern`` is the same. Wrong arguments end with exit code 2."""
+"""The command line, ``wuskern train | recipes | doctor`` or ``python -m wuskern``. Wrong arguments end with exit code 2."""
 
 import argparse
 import contextlib
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _give_up_output() -> None:
-    """Python would try once more to write what standard output did not take, and complain."""
+    """Drops what standard output did not take: Python would try once more to write it, and complain."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -51,12 +51,12 @@ def _give_up_output() -> None:
 
 
 class WrongInput(Exception):
-    """What the user gave cannot work; nothing was written."""
+    """An error in what the user gave; nothing was written."""
 
 
 @contextlib.contextmanager
 def _input(what: str = "") -> Iterator[None]:
-    """Any error inside is one of the input: its first line is the message."""
+    """A block in which any error is one of the input: ``what`` and the first line of the error are the message."""
     try:
         yield
     except Exception as error:
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind each argument; the epilog as it is."""
+    """A formatter of help that puts the default behind each argument, and leaves the epilog as it is."""
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -158,21 +158,21 @@ def _recipes(_: argparse.Namespace) -> int:
 
 
 def _with_recipe(given: argparse.Namespace, argv: Sequence[str] | None) -> list[str]:
-    """The command line with the recipe's arguments before the user's, which win."""
+    """The command line with the recipe's arguments ahead of the user's, which win."""
     from wuskern.train import recipes
 
-    command, *own = sys.argv[1:] if argv is None else argv
+    command, *user_words = sys.argv[1:] if argv is None else argv
     with _input():
         recipe = recipes.load(given.recipe)
         words = recipe.arguments(on_cifar=given.data_dir is not None)
         out = next((word for word in words if word.startswith("--out=")), None)
-        if out and not recipe.shipped and given.overwrite and not any(word.split("=")[0] == "--out" for word in own):
+        if out and not recipe.shipped and given.overwrite and not any(word.split("=")[0] == "--out" for word in user_words):
             raise ValueError(f"--overwrite: expected --out with it, since {given.recipe} says {out}")
-        return [command, *words, *own]
+        return [command, *words, *user_words]
 
 
 def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of the interrupted experiment. One that is given anew must agree with them."""
+    """The arguments of the interrupted experiment, with which those on this command line must agree."""
     from wuskern.train import checkpoint
     from wuskern.train.processes import planned
 
@@ -181,10 +181,10 @@ def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.
         recorded = dict(state["arguments"])
         if (there := recorded.pop("processes", 1)) != planned():
             raise ValueError(f"--resume: expected {there} processes as in {given.resume}, got {planned()}")
-        command, *own = sys.argv[1:] if argv is None else argv
+        command, *user_words = sys.argv[1:] if argv is None else argv
         with _input(f"--resume: {given.resume}: "):
             words = command_line(recorded)
-        arguments = _parsed([command, *words, *own])
+        arguments = _parsed([command, *words, *user_words])
         for name, there in recorded.items():
             if (here := plain(getattr(arguments, name))) != there:
                 raise ValueError(f"--{name.replace('_', '-')}: expected {there} as in {given.resume}, got {here}")

@@ -27,7 +27,7 @@ _NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, Parametr
 
 @dataclass(frozen=True)
 class Finding:
-    """One layer that could have been meant: what happens to it, and the reason where it is left alone."""
+    """One layer with a weight matrix, and why it is left alone, if it is."""
 
     name: str
     module: nn.Module
@@ -35,18 +35,18 @@ class Finding:
 
 
 def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> list[Finding]:
-    """Every layer with a weight matrix, in the order of ``named_modules``, and whether ``convert`` takes it."""
-    found = []
+    """Every layer with a weight matrix, in the order of ``named_modules``, and why ``convert`` leaves it alone, if it does."""
+    findings = []
     for name, module in model.named_modules():
         if isinstance(module, _KINDS):
-            found.append(Finding(name, module, _obstacle(module) or _choice(module, name, filter_fn)))
-        elif other := _other(module):
-            found.append(Finding(name, module, other))
-    return found
+            findings.append(Finding(name, module, _obstacle(module) or _choice(module, name, filter_fn)))
+        elif reason := _no_skip(module):
+            findings.append(Finding(name, module, reason))
+    return findings
 
 
 def _obstacle(module: nn.Module) -> str | None:
-    """Why a Linear or Conv2d, or something derived from one, cannot skip, or None."""
+    """Why a Linear or Conv2d, or something derived from one, cannot skip; None where it can."""
     if isinstance(module, Skippable):
         return None
     if is_parametrized(module):
@@ -63,8 +63,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "its forward was replaced on the object"
     if type(module) not in _SKIPPABLE:
         return f"{type(module).__name__} is a subclass with a behaviour of its own"
-    if own := [name for name in VIEWS if name in module.__dict__]:
-        return f"it has an attribute {own[0]} of its own"
+    if shadowed := [name for name in VIEWS if name in module.__dict__]:
+        return f"it has an attribute {shadowed[0]} of its own"
     if type(module.weight) is not Parameter:
         return f"its weight is a {type(module.weight).__name__}, a subclass of Tensor"
     if module.weight.dtype not in ops.DTYPES:
@@ -77,7 +77,7 @@ def _choice(module: nn.Module, name: str, filter_fn: FilterFn | None) -> str | N
     return None if taken else LEFT_OUT
 
 
-def _other(module: nn.Module) -> str | None:
+def _no_skip(module: nn.Module) -> str | None:
     """Why there is no skip for a module that multiplies by a weight in another way; None for a module that does not."""
     if isinstance(module, _NO_KERNEL):
         return f"there is no skipping {type(module).__name__}"
@@ -119,33 +119,33 @@ def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn: expected a function of (module, name), got {filter_fn!r}")
-    found = survey(model, filter_fn)
-    left = [f"{f.name or 'the model itself'}: {f.obstacle}" for f in found if f.obstacle]
-    if len(left) == len(found):
-        reasons = "; ".join(left) or "it has no layer with a weight matrix"
+    findings = survey(model, filter_fn)
+    left_alone = [f"{f.name or 'the model itself'}: {f.obstacle}" for f in findings if f.obstacle]
+    if len(left_alone) == len(findings):
+        reasons = "; ".join(left_alone) or "it has no layer with a weight matrix"
         raise ValueError(f"model: expected an nn.Linear or nn.Conv2d to convert, got {type(model).__name__}: {reasons}")
-    for finding in found:
+    for finding in findings:
         if finding.obstacle is None and type(finding.module) in _SKIPPABLE:
             finding.module.__class__ = _SKIPPABLE[type(finding.module)]
-    for line in left:
+    for line in left_alone:
         _log.info("left alone: %s", line)
-    _warn_of_most_left(found)
+    _warn_of_most_left_alone(findings)
     return model
 
 
-def _warn_of_most_left(found: list[Finding]) -> None:
+def _warn_of_most_left_alone(findings: list[Finding]) -> None:
     """Says in the log if most of the weights lie in layers that cannot skip: one would believe that something is saved."""
-    left = [finding for finding in found if finding.obstacle not in (None, LEFT_OUT)]
-    alone, converted = _weights(left), _weights([finding for finding in found if finding.obstacle is None])
+    left_alone = [finding for finding in findings if finding.obstacle not in (None, LEFT_OUT)]
+    alone, converted = _weights(left_alone), _weights([finding for finding in findings if finding.obstacle is None])
     if alone > converted:
-        kinds = ", ".join(dict.fromkeys(type(finding.module).__name__ for finding in left))
+        kinds = ", ".join(dict.fromkeys(type(finding.module).__name__ for finding in left_alone))
         _log.warning("left alone: %.0f %% of the weights, in layers of type %s", 100 * alone / (alone + converted), kinds)
 
 
 def _weights(findings: list[Finding]) -> int:
-    """How many there are in matrices of these layers."""
-    own = {p for finding in findings for p in finding.module.parameters(recurse=False)}
-    matrices = [p for p in own if not isinstance(p, UninitializedParameter) and p.ndim >= 2]
+    """How many weights the matrices of these layers have together."""
+    parameters = {p for finding in findings for p in finding.module.parameters(recurse=False)}
+    matrices = [p for p in parameters if not isinstance(p, UninitializedParameter) and p.ndim >= 2]
     return sum(matrix.numel() for matrix in matrices)
 
 

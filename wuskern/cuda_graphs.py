@@ -1,4 +1,4 @@
-"""One CUDA graph for each kind of step: a captured graph cannot read a flag, so that each setting of the flags has its own."""
+"""One CUDA graph for each setting of the flags, because a captured graph cannot read a flag."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class GraphedStep:
 
     ``skip``, ``TopK``, ``Tokens``, the depth of a frozen prefix, the layers' sizes and the shapes of the inputs choose the
     graph. A changed ``Rows`` of the same length, scope and bias does not need another one: its index is copied into that which
-    the graph reads. What an observer sums, a replay adds to. Graphs share their memory: what a step returned is valid until the
-    next one.
+    the graph reads. What an observer sums, a replay adds to. Graphs share their memory: what a step returned is valid until
+    the next step.
 
     Args:
         model: with converted layers, all of its parameters on one GPU.
@@ -52,38 +52,38 @@ class GraphedStep:
         self._pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Any:
-        found = self._captured.get(self._key(inputs)) or self.prepare(*inputs)
-        for static, given in zip(found.inputs, inputs, strict=True):
-            static.copy_(given, non_blocking=True)
-        for name, static_rows in found.rows.items():
+        captured = self._captured.get(self._key(inputs)) or self.prepare(*inputs)
+        for static, current in zip(captured.inputs, inputs, strict=True):
+            static.copy_(current, non_blocking=True)
+        for name, static_rows in captured.rows.items():
             rows = self.layers[name].rows
             assert isinstance(rows, Rows)
             static_rows.index.copy_(rows.index, non_blocking=True)
-        return found.replay()
+        return captured.replay()
 
     def prepare(self, *inputs: Tensor) -> _Captured:
         """Captures the step for the flags as they are, and replaces the graph that there was."""
-        for i, given in enumerate(inputs):
-            if given.device != self.device:
-                raise ValueError(f"inputs[{i}]: expected a tensor on {self.device}, got one on {given.device}")
+        for i, tensor in enumerate(inputs):
+            if tensor.device != self.device:
+                raise ValueError(f"inputs[{i}]: expected a tensor on {self.device}, got one on {tensor.device}")
         before = {name: layer.plan for name, layer in self.layers.items()}
         static = {name: self._static(plan.rows) for name, plan in before.items() if isinstance(plan.rows, Rows)}
-        copies = tuple(given.clone() for given in inputs)
+        copies = tuple(tensor.clone() for tensor in inputs)
         try:
             for name, rows in static.items():
                 self.layers[name].plan = dataclasses.replace(before[name], rows=rows)
-            found = _Captured(self._capture(copies), copies, static, [plan.observer for plan in before.values()])
+            captured = _Captured(self._capture(copies), copies, static, [plan.observer for plan in before.values()])
         finally:
             for name, plan in before.items():
                 self.layers[name].plan = plan
-        self._captured[self._key(inputs)] = found
-        return found
+        self._captured[self._key(inputs)] = captured
+        return captured
 
     def _static(self, rows: Rows) -> Rows:
         return dataclasses.replace(rows, index=rows.index.to(self.device, copy=True))
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Key:
-        shapes = tuple((given.shape, given.dtype) for given in inputs)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         return shapes, tuple(_kind(layer) for layer in self.layers.values())
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
@@ -106,7 +106,7 @@ class GraphedStep:
 
 
 def _kind(layer: SkippableLayer) -> Key:
-    """What a graph of this layer depends on. A frozen prefix shows in the hooks of the layers behind it."""
+    """What a graph depends on in this layer. A frozen prefix shows in the hooks of the layers behind it."""
     plan, weight = layer.plan, layer._parameters.get("weight")
     size = None if weight is None else tuple(weight.shape)  # another one after simplify_
     return len(layer._forward_pre_hooks), plan.key, id(plan.observer), size

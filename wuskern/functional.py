@@ -1,6 +1,6 @@
-"""``linear`` and ``conv2d`` as in torch.nn.functional, with a plan of what their backward does about the weight: skip it,
-compute chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are that backward by
-itself."""
+"""The functions ``linear`` and ``conv2d`` of torch.nn.functional with a plan of what their backward does about the weight: skip
+it, compute chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are that backward
+alone."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ _PLAIN = (Tensor, Parameter, type(None))
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, plan: Plan | None = None, **parts: "Unpack[Parts]"
 ) -> Tensor:
-    """``y = x @ weight.T + bias``, whose backward follows a plan.
+    """The output ``y = x @ weight.T + bias``, whose backward follows a plan.
 
     Args:
         x: ``[..., in]``. weight: ``[out, in]``. bias: ``[out]`` or None. All of one floating dtype, or autocast.
@@ -63,7 +63,7 @@ def conv2d(
     plan: Plan | None = None,
     **parts: "Unpack[Parts]",
 ) -> Tensor:
-    """``F.conv2d``, whose backward follows a plan.
+    """The output of ``F.conv2d``, whose backward follows a plan.
 
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``. weight: ``[out, C / groups, kh, kw]``. bias: ``[out]`` or None.
@@ -83,7 +83,7 @@ def conv2d(
 
 
 def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, home: GradHome | None) -> Tensor:
-    """:func:`linear` of a layer with a home for its gradient, by a plan whose rows leave some out."""
+    """The output of :func:`linear` for a layer, by a plan whose choices leave something out; ``home``: of its gradient."""
     if plan.skip and not _is_together():
         return F.linear(x, _stock_weight(x, weight, plan), bias)
     followed = _followed(plan, x, weight, bias, LINEAR)
@@ -98,8 +98,8 @@ def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, h
 def planned_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...], plan: Plan, home: GradHome | None
 ) -> Tensor:
-    """:func:`conv2d` of a layer with a home for its gradient, by a plan whose rows leave some out. ``geometry``: stride,
-    padding, dilation, groups."""
+    """The output of :func:`conv2d` for a layer, by a plan whose choices leave something out; ``home``: of its gradient.
+    ``geometry``: stride, padding, dilation, groups."""
     stride, padding, dilation, groups = geometry
     followed = _followed(plan, x, weight, bias, Conv2d(groups=groups))
     if followed is None:
@@ -119,7 +119,7 @@ def planned_conv2d(
 
 
 def _followed(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind) -> Plan | None:
-    """The plan, without a choice of tokens that takes all of this input's; None where the call is stock's."""
+    """The plan without a choice that takes all of this input's tokens; None where the call is stock's."""
     if _takes_stock_path(x, weight, bias):
         return None
     followed: Plan | None = plan
@@ -138,13 +138,13 @@ def _followed(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, kind: 
 
 
 def _stock_weight(x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
-    """A constant, if the plan skips; DDP waits for every parameter, and what is traced stays stock's."""
+    """The weight for a stock call: a constant if the plan skips, but not in DDP, which waits for it, and not in a trace."""
     return weight.detach() if plan.skip and not (_is_together() or _is_traced(x)) else weight
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Plan, home: GradHome | None) -> Tensor:
-    """A skipped weight stays out of the graph, and its hooks are not called, unless processes work together: DDP waits for
-    every parameter, and gets None."""
+    """The output of :class:`LayerFunction`. A skipped weight stays out of the graph, and its hooks are not called, unless
+    processes work together: DDP waits for every parameter, and gets None."""
     if plan.observer is not None and plan.observer.only_eager and torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="rows by the scores of all processes (exact=True) are chosen outside of compiled code")
     in_graph = weight.detach() if plan.skip and not _is_together() else weight
@@ -153,8 +153,8 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Pla
 
 
 def _is_sparse(plan: Plan, weight: Tensor, home: GradHome | None) -> bool:
-    """Whether the gradient of ``weight`` is to be torch's sparse tensor. A prepared DDP makes it that after backward; compiled
-    code has to know the layer, and no hook may want to see it."""
+    """Whether the gradient of ``weight`` is to be torch's sparse tensor. Under a prepared DDP it is dense until backward has
+    ended; compiled code has to know the layer, and no hook may want to see the gradient."""
     if plan.skip or plan.rows is None or isinstance(plan.rows, PerExample) or not plan.rows.sparse:
         return False
     if type(weight) is not Parameter:
@@ -187,14 +187,15 @@ def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 def _is_traced(x: Any) -> bool:
-    """Whether the call is recorded; what stock refuses counts too, so that it does so in its own words."""
+    """Whether the call is being recorded. An ``x`` that is no tensor counts as well: stock refuses it in its own words."""
     # is_exporting() is True under torch 2.10's torch.compile as well
     recorded = torch.jit.is_tracing() or torch.compiler._is_exporting_flag  # type: ignore[attr-defined]
     return recorded or not isinstance(x, Tensor)
 
 
 def _takes_stock_path(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Not under a prepared DDP, which would take the plan for what backward computes."""
+    """Whether the call is stock's although it has a plan. Raises ``RuntimeError`` for one under a prepared DDP, which takes the
+    plan for what backward computes."""
     reason = stock_reason(x, weight, bias)
     if reason and torch.is_grad_enabled() and hasattr(_active_ddp(), "_wuskern_prepared"):
         raise RuntimeError(
@@ -208,13 +209,13 @@ def _is_together() -> bool:
 
 
 def _active_ddp() -> DistributedDataParallel | None:
-    """The DDP in whose forward this is; None also while a compiler traces."""
+    """The DDP in whose forward this call is; None outside of one, and while a compiler traces."""
     return None if torch.compiler.is_compiling() else DistributedDataParallel._active_ddp_module
 
 
 def _is_transformed(*tensors: Tensor | None) -> bool:
-    """Whether forward-mode derivatives are taken, or a transform of torch.func is at work. Asked here: a Function with a
-    ``jvp`` could not be compiled."""
+    """Whether forward-mode derivatives are taken, or a transform of torch.func is at work. That is asked here because a
+    Function with a ``jvp`` could not be compiled."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
         return True
     if forward_ad._current_level < 0:
@@ -223,7 +224,8 @@ def _is_transformed(*tensors: Tensor | None) -> bool:
 
 
 def _numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
-    """ "same" pads one more at the end where the kernel is even: that one goes into the input, the rest is symmetric."""
+    """The input and padding in numbers for ``padding`` "same" or "valid". With "same" an even kernel pads one more at the end:
+    that one goes into the input, the rest is symmetric."""
     if padding == "valid":
         return x, (0, 0)
     if padding != "same":
@@ -236,8 +238,8 @@ def _numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[in
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, torch.dtype, Tensor | None]:
-    """Under autocast x and bias as stock would compute with them, and the dtype that ``weight`` has then. Done out here, where
-    autograd casts the gradients back."""
+    """The x and bias with which stock would compute under autocast, and the dtype that ``weight`` has then. They are cast out
+    here, where autograd casts the gradients back."""
     device = x.device.type
     try:
         if not torch.is_autocast_enabled(device):

@@ -1,4 +1,5 @@
-"""What a backward computes, for every kind of layer and every plan: the body of ``autograd``, and of ``functional``'s own."""
+"""What a backward computes, for every kind of layer and every plan: ``autograd`` and the functions of a backward alone call
+it."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ Needs = tuple[bool, bool, bool]  # of the gradients of x, weight, bias
 
 
 class Gradients(NamedTuple):
-    """Those that were asked for; the others are None."""
+    """The gradients that were asked for; the others are None."""
 
     x: Tensor | None
     weight: RowGrad | Tensor | None
@@ -27,7 +28,7 @@ class Gradients(NamedTuple):
 
 
 class Teller(NamedTuple):
-    """Who hears of a backward, if anybody. ``home``: the key of the layer's home, for compiled code."""
+    """The observer that hears of a backward, if there is one. ``home``: the key of the layer's home, for compiled code."""
 
     observer: Observer | None
     home: Tensor | None
@@ -98,7 +99,7 @@ def _of_all_rows(
 
 
 def _choose(dy: Tensor, kind: Kind, plan: Plan, needs_bias: bool, teller: Teller) -> tuple[Tensor, Tensor | None]:
-    """The rows, and the bias gradient: one pass over dy for scores and bias gradient together, or for the latter alone."""
+    """The rows ``[k]``, and the bias gradient: one pass over dy computes scores and bias gradient, or the latter alone."""
     choice, observer = plan.rows, plan.observer
     assert isinstance(choice, TopK | Rows)
     out, db, scores = dy.shape[kind.dim], None, None
@@ -127,15 +128,15 @@ def _choose(dy: Tensor, kind: Kind, plan: Plan, needs_bias: bool, teller: Teller
 
 
 def _largest_of_each(dy: Tensor, k: int, observer: Observer | None, teller: Teller) -> Tensor:
-    """dy with all but the k largest magnitudes of each row set to zero. Their bits are ordered as whole numbers, NaN above
-    infinity; the k-th largest is what a row needs to know, and of those that equal it the lowest indices are taken."""
+    """The gradient dy with all but the k largest magnitudes of each row set to zero. Their bits are ordered as whole numbers,
+    NaN above infinity; what exceeds a row's k-th largest is kept, and of what equals it the lowest indices."""
     sizes = dy.abs().view(_BITS[dy.dtype])
     if observer is not None:
         sizes = observer.ranked(sizes)
     least = sizes.topk(k, sorted=False).values.amin(-1, keepdim=True)
     over, equal = sizes > least, sizes == least
-    left = k - over.sum(-1, keepdim=True)
-    kept = over | (equal & (equal.cumsum(-1, dtype=torch.int32) <= left))
+    places = k - over.sum(-1, keepdim=True)  # for values that equal the least
+    kept = over | (equal & (equal.cumsum(-1, dtype=torch.int32) <= places))
     if teller.observer is not None:
         teller.tell(None, as_matrix(kept))
     return torch.where(kept, dy, 0)
@@ -145,10 +146,10 @@ def _largest_of_each(dy: Tensor, k: int, observer: Observer | None, teller: Tell
 
 
 def _summed(kind: Kind, plan: Plan, dy: Tensor, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """What the weight's gradient sums over: ``chosen``, all of dy's rows or some, and x, as ``[tokens, ...]``; of the tokens
-    that are drawn, by the norms of dy and x."""
+    """The two factors of the weight's gradient, ``chosen``, which is all rows of dy or some, and x, as ``[tokens, ...]``; with
+    a choice of tokens only those that the norms of dy and x have drawn."""
     if plan.tokens is None and isinstance(plan.rows, TopK | Rows):
-        return chosen, x  # whose products take any leading dimensions
+        return chosen, x  # the products of chosen rows take any leading dimensions
     dy, x, chosen = kind.tokens(dy), kind.tokens(x), kind.tokens(chosen)
     if plan.tokens is None or plan.tokens.count(dy.shape[0]) == dy.shape[0]:
         return chosen, x
@@ -160,21 +161,21 @@ GATHER = 25  # products for which the time suffices that gathering an element ta
 
 
 def gathers(features: int, k: int, out: int) -> bool:
-    """Whether k of out rows of dW, of so many features each, come from those rows of dy alone. For each token, gathering reads
+    """Whether it pays to gather k of out rows of dy for k rows of dW, each of so many features. For each token, gathering reads
     out elements and writes k, and saves ``(out - k) * features`` products. Where that does not pay, k being too large or the
     rows too short, the product of all rows is taken, and k rows of it."""
     return features * (out - k) >= GATHER * (out + k)
 
 
 def _row_grad(kind: Kind, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> RowGrad:
-    """dy: the chosen rows, or all, of which a pass gathers them, unless that does not pay for rows of so many features."""
+    """The gradient of the chosen rows. ``dy``: these rows, or all, of which they are gathered where that pays."""
     out = dy.shape[kind.dim]
     if out > rows.shape[0] and gathers(weight[0].numel(), rows.shape[0], out):
         dy = ops.gather_rows(dy, rows, kind.dim)
     if dy.shape[kind.dim] == rows.shape[0]:
         return RowGrad(rows, kind.rowsparse_wgrad(dy, x, rows, weight))
-    every = torch.arange(out, device=dy.device)
-    return RowGrad(rows, kind.rowsparse_wgrad(dy, x, every, weight).index_select(0, rows))
+    all_rows = torch.arange(out, device=dy.device)
+    return RowGrad(rows, kind.rowsparse_wgrad(dy, x, all_rows, weight).index_select(0, rows))
 
 
 # ---- the backward alone ---------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ def linear_backward(
     needs: Needs = (True, True, True),
     **parts: Any,
 ) -> Gradients:
-    """Backward of ``y = x @ weight.T + bias`` by a plan; with rows no tensor of the weight's size is formed.
+    """The backward of ``y = x @ weight.T + bias`` by a plan; with rows no tensor of the weight's size is formed.
 
     Args:
         dy: ``[..., out]``. x: ``[..., in]``. weight: ``[out, in]``. All of one dtype.
@@ -220,7 +221,7 @@ def conv2d_backward(
     needs: Needs = (True, True, True),
     **parts: Any,
 ) -> Gradients:
-    """Backward of a Conv2d by a plan; with rows no tensor of the weight's size is formed.
+    """The backward of a Conv2d by a plan; with rows no tensor of the weight's size is formed.
 
     Args:
         dy: ``[B, out, HO, WO]``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``. All of one dtype.
@@ -236,7 +237,7 @@ def conv2d_backward(
         ValueError, TypeError: shapes, dtypes, the geometry or the plan do not fit.
     """
     plan = Plan(rows=rows, **parts)
-    stride, padding, dilation = (pair(given) if isinstance(given, int) else given for given in (stride, padding, dilation))
+    stride, padding, dilation = (pair(sides) if isinstance(sides, int) else sides for sides in (stride, padding, dilation))
     checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
     kind = Conv2d(tuple(stride), tuple(padding), tuple(dilation), groups)
     plan.check(kind.units(weight))

@@ -23,14 +23,18 @@ Sides = int | tuple[int, ...]  # as torch's functions take a pair
 
 
 def pair(value: Sides) -> Pair:
-    """Height and width of what may be one number for both."""
+    """The two numbers, for height and width, of what may be one number for both."""
     if isinstance(value, int):
         return value, value
     return tuple(value) if len(value) == 2 else tuple(value) * 2
 
 
 class Kind(Protocol):
-    """A kind of layer. ``dim``: the dimension of y that holds the output units. ``groups``: equal parts of them."""
+    """A kind of layer.
+
+    Attributes:
+        dim: the dimension of y that holds the output units. groups: into how many equal parts these fall.
+    """
 
     dim: ClassVar[int]
 
@@ -38,10 +42,10 @@ class Kind(Protocol):
     def groups(self) -> int: ...
 
     def units(self, weight: Tensor) -> Units:
-        """What choices have to fit."""
+        """The units that choices have to fit."""
 
     def count_tokens(self, x: Tensor) -> int:
-        """How many tokens the weight's gradient sums over; of y as many as of x."""
+        """How many tokens the weight's gradient sums over; y has as many as x."""
 
     def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output y."""
@@ -50,22 +54,22 @@ class Kind(Protocol):
         """How the gradient of x has to lie in memory, for stock's strides."""
 
     def laid_out(self, dy: Tensor, like: Any) -> Tensor:
-        """``dy`` in the memory format that its products want."""
+        """The gradient ``dy`` in the memory format that its products want."""
 
     def tokens(self, t: Tensor) -> Tensor:
-        """``t``, x or dy, as ``[tokens, ...]``."""
+        """The tensor ``t``, x or dy, as ``[tokens, ...]``."""
 
     def dgrad(self, dy: Tensor, weight: Tensor, like: Any) -> Tensor:
-        """The gradient of x, by a constant weight. Made of calls that autograd knows: it can be differentiated again."""
+        """The gradient of x, by a constant weight, made of calls that autograd knows: it can be differentiated again."""
 
     def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: Any) -> Tensor:
-        """The gradient of x from the chosen rows, of which ``dy`` has no others."""
+        """The gradient of x from the chosen rows alone, which are all that ``dy`` has."""
 
     def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The whole gradient of the weight, of whose shape and layout ``weight`` is, from ``[tokens, ...]``."""
+        """The whole gradient of the weight, in its shape and layout, from dy and x as ``[tokens, ...]``."""
 
     def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-        """``[k, ...]``: the gradient of the chosen rows; ``dy`` has all rows or these alone."""
+        """The gradient ``[k, ...]`` of the chosen rows; ``dy`` has all rows or these alone."""
 
 
 # ---- Linear ---------------------------------------------------------------------------------------------------------
@@ -73,8 +77,8 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """``y = x @ weight.T + bias``. x: ``[..., in]``. weight: ``[out, in]``. ``like``: whether x, as a matrix, is a transposed
-    one."""
+    """The kind ``y = x @ weight.T + bias``. x: ``[..., in]``. weight: ``[out, in]``. ``like``: whether x, as a matrix, is
+    transposed in memory."""
 
     dim: ClassVar[int] = -1
     groups: ClassVar[int] = 1  # type: ignore[misc]
@@ -128,7 +132,7 @@ LINEAR = Linear()
 
 
 class LikeX(NamedTuple):
-    """How dx has to lie in memory: size and strides of x, and the format that the library takes for it, if only one."""
+    """How dx has to lie in memory: the size and strides of x, and the format that the library takes for it, if only one."""
 
     size: torch.Size
     stride: tuple[int, ...]
@@ -137,7 +141,7 @@ class LikeX(NamedTuple):
 
 @dataclass(frozen=True)
 class Conv2d:
-    """``y = conv2d(x, weight) + bias``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``.
+    """The kind ``y = conv2d(x, weight) + bias``. x: ``[B, C, H, W]``. weight: ``[out, C / groups, kh, kw]``.
 
     Padding is a number here: the caller takes care of "same", of other padding modes and of unbatched input.
     """
@@ -154,7 +158,7 @@ class Conv2d:
 
     @property
     def _backward_geometry(self) -> tuple[Any, ...]:
-        """As ``convolution_backward`` takes it."""
+        """The geometry as ``convolution_backward`` takes it."""
         return self.stride, self.padding, self.dilation, False, (0, 0), self.groups
 
     def units(self, weight: Tensor) -> Units:
@@ -167,9 +171,9 @@ class Conv2d:
         return F.conv2d(x, weight, bias, *self._geometry)
 
     def like(self, x: Tensor, weight: Tensor) -> LikeX:
-        found = _only_format(x)
-        doubtful = found is torch.contiguous_format and not is_contiguous(weight)
-        return LikeX(x.size(), _dense_stride(x), None if doubtful else found)
+        format = _only_format(x)
+        doubtful = format is torch.contiguous_format and not is_contiguous(weight)
+        return LikeX(x.size(), _dense_stride(x), None if doubtful else format)
 
     def laid_out(self, dy: Tensor, like: LikeX) -> Tensor:
         return dy if like.format is None or is_batched(dy) else dy.contiguous(memory_format=like.format)
@@ -178,7 +182,7 @@ class Conv2d:
         return t
 
     def dgrad(self, dy: Tensor, weight: Tensor, like: LikeX) -> Tensor:
-        """As :meth:`Kind.dgrad`, by PyTorch's library.
+        """The gradient of x, as :meth:`Kind.dgrad` says, by PyTorch's library.
 
         A transposed convolution is the same computation and, unlike ``convolution_backward``, wants no input for its shape: an
         allocation of that size, though nothing reads it, makes the C library return memory and fault it in again.
@@ -213,7 +217,7 @@ class Conv2d:
 
 
 def _only_format(t: Tensor) -> torch.memory_format | None:
-    """The one format that t has; None where it has neither, or both (one channel, one pixel), or strides in disguise."""
+    """The one memory format that t has; None where it has neither, or both, as with one channel or one pixel."""
     contiguous, channels_last = t.is_contiguous(), t.is_contiguous(memory_format=torch.channels_last)
     if contiguous and not channels_last and is_contiguous(t):
         return torch.contiguous_format

@@ -1,4 +1,4 @@
-"""``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a plan of what backward does about the weight."""
+"""The layers ``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a plan for the weight's backward."""
 
 import sys
 import warnings
@@ -24,7 +24,7 @@ FilterFn = Callable[[nn.Module, str], bool]
 
 
 class _QConfig:
-    """``qconfig``, which quantisation sets on every module of a model, of which it then changes those of exact types."""
+    """The attribute ``qconfig``, with a warning: quantisation sets it on every module, and then changes only exact types."""
 
     def __get__(self, layer: nn.Module | None, owner: type) -> Any:
         if layer is None or "qconfig" not in layer.__dict__:
@@ -40,7 +40,7 @@ class _QConfig:
 
 
 class Skippable(Planned, nn.Module):
-    """What the skippable layers have beside their stock twin: a plan, with ``skip``, ``rows`` and ``tokens`` as views of it.
+    """What the skippable layers have that stock layers lack: a plan, with ``skip``, ``rows`` and ``tokens`` as views of it.
 
     ``layer.skip = True`` makes every following forward remember a bias-only backward: dX and the bias gradient are
     computed, no weight gradient is (``weight.grad`` stays as it was) and the input is not kept. The weight is a constant then,
@@ -106,12 +106,12 @@ class Skippable(Planned, nn.Module):
 
     @property
     def kind(self) -> Kind:
-        """How its products are called, but for stride, padding and dilation."""
+        """The kind of layer, which says how its products are called; without stride, padding and dilation."""
         raise NotImplementedError
 
     @property
     def units(self) -> Units:
-        """What choices have to fit."""
+        """The units that choices have to fit."""
         raise NotImplementedError
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
@@ -127,7 +127,7 @@ class Skippable(Planned, nn.Module):
             self._resolve()
 
     def forget_plan(self) -> None:
-        """Leaves nothing of a plan on the layer."""
+        """Removes all that a plan has left on the layer."""
         for name in PLAN_ATTRIBUTES:
             self.__dict__.pop(name, None)
 
@@ -137,7 +137,7 @@ class Skippable(Planned, nn.Module):
 
 
 class SkippableLinear(Skippable, nn.Linear):
-    """``nn.Linear``: same parameters, initialisation, state_dict and results, and a plan (see :class:`Skippable`).
+    """An ``nn.Linear`` with the same parameters, initialisation, state_dict and results, and a plan (see :class:`Skippable`).
 
     x: ``[..., in_features]`` -> ``[..., out_features]``.
     """
@@ -159,7 +159,7 @@ class SkippableLinear(Skippable, nn.Linear):
 
 
 class SkippableConv2d(Skippable, nn.Conv2d):
-    """``nn.Conv2d`` with a plan (see :class:`Skippable`); every padding, mode, dilation and group works.
+    """An ``nn.Conv2d`` with a plan (see :class:`Skippable`); every padding, mode, dilation and group works.
 
     With ``padding_mode`` "reflect" or "replicate", PyTorch's padding itself keeps the input.
 
@@ -188,7 +188,7 @@ class SkippableConv2d(Skippable, nn.Conv2d):
 
 
 def many_tokens() -> int:
-    """More tokens than any choice takes: how many there are shows in forward."""
+    """A number of tokens that no choice takes whole, for use ahead of forward, which knows the real one."""
     return sys.maxsize
 
 
@@ -214,8 +214,8 @@ def plain_name(model: nn.Module, path: str) -> str:
 
 
 def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
-    """Weights, or what they are computed from, whose every owner in the model is a converted layer. Raises ``ValueError``, by
-    name, if one of the layers is no longer in the model."""
+    """Weights, or what they are computed from, that belong to converted layers alone, each with these layers. Raises
+    ``ValueError``, by name, if one of the layers is no longer in the model."""
     modules = dict.fromkeys(model.modules())
     _check_layers(modules, layers)
     holders = {_holder(layer): layer for layer in layers.values()}
@@ -223,7 +223,7 @@ def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[t
     for module in modules:
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(parameter, []).append(holders[module] if _is_weight(name, module, holders) else None)
-    return [(p, [o for o in own if o is not None]) for p, own in owners.items() if None not in own]
+    return [(p, [o for o in of_p if o is not None]) for p, of_p in owners.items() if None not in of_p]
 
 
 def _holder(layer: SkippableLayer) -> nn.Module:
@@ -232,8 +232,8 @@ def _holder(layer: SkippableLayer) -> nn.Module:
 
 
 def _is_weight(name: str, module: nn.Module, holders: dict[nn.Module, SkippableLayer]) -> bool:
-    """Whether that parameter of ``module`` is a layer's weight or what it is computed from: all of a parametrization, and
-    ``weight_orig``, ``weight_g``, ``weight_v`` of the hooks of torch.nn.utils."""
+    """Whether the parameter ``name`` of ``module`` is a layer's weight or what it is computed from: all of a parametrization,
+    and ``weight_orig``, ``weight_g``, ``weight_v`` of the hooks of torch.nn.utils."""
     if module not in holders or module is not holders[module]:
         return module in holders
     return name == "weight" if "weight" in module._parameters else name.startswith("weight_")

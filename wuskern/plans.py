@@ -45,7 +45,7 @@ def set_plan(model: nn.Module, *, filter_fn: FilterFn | None = None, **parts: An
 
 
 def warn_of_nothing_left(model: nn.Module) -> None:
-    """Says so in the log where skips leave no parameter of the model to train."""
+    """Warns in the log where skips leave no parameter of the model to train."""
     owners = weight_owners(model, skippable_layers(model))
     skipped = {parameter for parameter, layers in owners if all(layer.skip for layer in layers)}
     if not any(parameter.requires_grad and parameter not in skipped for parameter in model.parameters()):
@@ -56,17 +56,17 @@ def warn_of_nothing_left(model: nn.Module) -> None:
 
 
 def set_skip(model: nn.Module, skip: bool) -> None:
-    """Sets ``skip`` of every converted layer, as :func:`set_plan`."""
+    """Sets ``skip`` of every converted layer, as :func:`set_plan` does."""
     set_plan(model, skip=skip)
 
 
 def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
-    """Sets ``rows`` of every converted layer, as :func:`set_plan`; None: all rows."""
+    """Sets ``rows`` of every converted layer, as :func:`set_plan` does; None: all rows."""
     set_plan(model, rows=rows)
 
 
 def set_tokens(model: nn.Module, tokens: Tokens | None) -> None:
-    """Sets ``tokens`` of every converted layer, as :func:`set_plan`; None: all."""
+    """Sets ``tokens`` of every converted layer, as :func:`set_plan` does; None: all tokens."""
     set_plan(model, tokens=tokens)
 
 
@@ -76,8 +76,8 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def skipping(model: nn.Module, skip: bool = True) -> Iterator[None]:
-    """``set_skip`` for the length of a ``with`` block; every layer then gets back the flag it had. Blocks of several threads or
-    tasks may overlap: the one entered last counts until it is left."""
+    """A ``with`` block with ``skip`` set in every converted layer, which then gets back the flag it had. Blocks of several
+    threads or tasks may overlap: the one entered last counts until it is left."""
     layers = skippable_layers(model)
     for name, layer in layers.items():
         check_plan(layer, layer.plan.replace(skip=skip), f"{name or 'the model itself'}: ")
@@ -88,14 +88,14 @@ def skipping(model: nn.Module, skip: bool = True) -> Iterator[None]:
 
 
 def _skip_of(layer: SkippableLayer) -> Overlapping[bool]:
-    held = weakref.ref(layer)
+    reference = weakref.ref(layer)
 
     def write(skip: bool) -> None:
-        if isinstance(its := held(), Skippable):  # not reverted since
-            its.skip = skip
+        if isinstance(alive := reference(), Skippable):  # not reverted since
+            alive.skip = skip
 
     with _lock:
-        return _skips.setdefault(layer, Overlapping(lambda: bool(getattr(held(), "skip", False)), write))
+        return _skips.setdefault(layer, Overlapping(lambda: bool(getattr(reference(), "skip", False)), write))
 
 
 def check_plan(layer: SkippableLayer, plan: Plan, where: str = "") -> None:

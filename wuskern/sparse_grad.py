@@ -1,7 +1,7 @@
 """The compact gradient: torch's own hybrid sparse tensor, of one sparse dimension, as ``nn.Embedding(sparse=True)`` gives it.
 
 ``weight.grad`` then holds ``[1, k]`` indices and ``[k, ...]`` values, and whatever works on such a gradient in torch works:
-clearing, hooks, GradScaler, saving, SparseAdam. What torch lacks is added here once, the first time that one is made: the norm
+clearing, hooks, GradScaler, saving, SparseAdam. What torch lacks is added once, with the first such gradient: the norm
 that clipping asks for, and a refusal of SGD's momentum, whose buffer would grow in each step.
 
 Two gradients of the same fixed ``Rows`` are added without a look at them: as often as you like, also while a CUDA graph is
@@ -46,7 +46,7 @@ class RowGrad:
         return RowGrad(rows, values)
 
     def dense(self, out: int) -> Tensor:
-        """``[out, ...]``, zero in the other rows."""
+        """The gradient ``[out, ...]`` with its zeros."""
         return self.values.new_zeros(out, *self.values.shape[1:]).index_copy_(0, self.rows, self.values)
 
 
@@ -54,7 +54,7 @@ class RowGrad:
 
 
 def to_sparse(weight: Tensor, grad: RowGrad) -> Tensor:
-    """torch's sparse tensor of the shape and dtype of ``weight``, which shares the memory of ``grad``."""
+    """A sparse tensor of torch's, of the shape and dtype of ``weight``, which shares the memory of ``grad``."""
     _teach_torch()
     _remember(grad.rows)
     values = grad.values.to(weight.dtype)
@@ -62,14 +62,14 @@ def to_sparse(weight: Tensor, grad: RowGrad) -> Tensor:
 
 
 def to_rows(grad: Tensor) -> RowGrad:
-    """Rows and values of a sparse gradient, in its own memory where each row is there once."""
+    """The rows and values of a sparse gradient, in its own memory where each row is there once."""
     if not (grad.is_coalesced() or _is_known(grad._indices())):
         grad = grad.coalesce()
     return RowGrad(grad._indices().select(0, 0), grad._values())
 
 
 def added(weight: Tensor, held: Tensor | None, grad: RowGrad) -> Tensor:
-    """``held`` and ``grad`` together, as a new gradient of ``weight``: sparse up to half of its rows, then dense."""
+    """The sum of ``held`` and ``grad``, a new gradient of ``weight``: sparse up to half of its rows, dense with more."""
     if held is None:
         return to_sparse(weight, grad)
     values = grad.values.to(held.dtype)
@@ -82,8 +82,9 @@ def added(weight: Tensor, held: Tensor | None, grad: RowGrad) -> Tensor:
 
 
 def taking_up_held(weight: Tensor, grad: RowGrad) -> Tensor:
-    """A gradient for autograd to accumulate: ``grad``, and with it the rows that ``weight.grad`` holds, which is then None.
-    torch would put the two one behind the other, longer with each backward. Hooks see what is new alone: then torch adds up.
+    """A gradient for autograd to accumulate: ``grad``, and with it what ``weight.grad`` holds, which is None from then on.
+    torch would put the two one behind the other, longer with each backward. With hooks, which must see only what is new, torch
+    adds up.
     """
     if weight.grad is not None and not weight.grad.is_sparse:
         weight.grad.data_ptr()  # of a lazy copy: memory of its own now, for torch's addition asks for it too late and fails
@@ -104,13 +105,13 @@ def accumulate(weight: Tensor, grad: RowGrad) -> None:
 
 
 def has_hooks(weight: Tensor) -> bool:
-    """Whether somebody looks at the gradients of ``weight``, as a tensor."""
+    """Whether a hook looks at the gradients of ``weight``."""
     return bool(weight._backward_hooks) or bool(getattr(weight, "_post_accumulate_grad_hooks", None))
 
 
 def is_used(node: Node) -> tuple[bool, bool]:
-    """Whether the backward that runs now comes to ``node``, which takes a weight's gradient, and whether it adds it to the
-    weight's ``grad`` there: not where ``autograd.grad`` asks for it."""
+    """Whether the backward that runs now comes to ``node``, which takes a weight's gradient, and whether the node adds it to
+    the weight's ``grad``: not where ``autograd.grad`` asks for it."""
     try:
         comes = torch._C._will_engine_execute_node(node)  # type: ignore[attr-defined]
     except RuntimeError:  # of a leaf that autograd.grad names
@@ -127,7 +128,7 @@ def _remember(rows: Tensor) -> None:
 
 
 def _is_known(indices: Tensor) -> bool:
-    """Whether they are those of one gradient: autograd shares their memory, and drops the flag that they are ascending."""
+    """Whether these indices were made here, and ascend: autograd shares their memory, but drops torch's flag for that."""
     known = _ascending.get(indices.untyped_storage()._cdata)
     return known is not None and not known.expired()
 

@@ -65,8 +65,7 @@ def prepare(
 
 
 class Prepared:
-    """What :func:`prepare` returns: it changes plans around each forward, is DDP's hook, and has the state of the row
-    choice."""
+    """What :func:`prepare` returns: it changes plans around each forward, is DDP's hook, and holds the choice of rows."""
 
     def __init__(
         self, ddp_model: DistributedDataParallel, check_flags: bool, exact: bool, comm_hook: CommHook | None = None
@@ -130,8 +129,7 @@ class Prepared:
                 _add(share, plans[name])
 
     def _refuse_missing(self) -> None:
-        """Refuses a skip in DDP's first iteration, which counts the gradients that there are: DDP would never send the
-        others."""
+        """Refuses a skip in the first iteration, after which DDP sends only those gradients that there were in it."""
         for name, layer in self.layers.items():
             if layer.skip:
                 raise RuntimeError(
@@ -220,8 +218,7 @@ class _Agreed(Observer):
 
 
 def _add(share: Share, plan: Plan) -> None:
-    """Adds to a share what a forward with this plan trains. A ``TopK`` that all processes agree on adds its rows in
-    backward."""
+    """Adds to a share what a forward with this plan trains; rows that all processes agree on come in backward."""
     if isinstance(plan.rows, Rows):
         if not share.rows or share.rows[-1] is not plan.rows.index:
             share.rows.append(plan.rows.index)

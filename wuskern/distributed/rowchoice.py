@@ -39,8 +39,7 @@ class LaggedRows:
         self.generator = torch.Generator().manual_seed(int(seed.item()))
 
     def close(self) -> None:
-        """Ends the choices once gradients have been reduced: the next one is by the scores so far, added up over the
-        processes."""
+        """Ends the choices once gradients are reduced: the next are by the scores so far, added up over the processes."""
         observed = {name: self._total(name, choice.observer) for name, choice in self.choices.items()}
         self._reduce({name: total for name, total in observed.items() if total is not None})
         self.choices.clear()
@@ -80,8 +79,7 @@ class LaggedRows:
         return self.layers[name].weight.detach().flatten(1).abs().sum(1)
 
     def _reduce(self, mine: dict[str, Tensor]) -> None:
-        """Adds up scores over the processes, all layers in one tensor, and keeps them; but all zeros only for want of
-        others."""
+        """Adds up scores over the processes, in one tensor; zeros alone say nothing and do not replace known scores."""
         if not mine:
             return
         dtypes = [torch.promote_types(self.layers[name].weight.dtype, torch.float32) for name in mine]
