@@ -58,7 +58,14 @@ TRAINED = {
 
 
 PHASES = {"data": 0.1, "fprop": 0.2, "backward": 0.3, "optimizer": 0.4}
-MEASURED = {"phase_seconds": PHASES, "test_loss": 0.7, "flops": None, "against_dense": None, "against_control": None}
+MEASURED = {
+    "phase_seconds": PHASES,
+    "seeds": [0, 1],
+    "test_loss": 0.7,
+    "flops": None,
+    "against_dense": None,
+    "against_control": None,
+}
 METHODS = {
     "summary": [
         TRAINED["summary"][0] | MEASURED,
@@ -72,6 +79,7 @@ METHODS = {
         },
         TRAINED["summary"][2] | MEASURED | {"control_of": "wus+lr:factor=.3"},
     ],
+    "arguments": {"model": "mlp", "data": "digits"},
     "environment": TRAINED["environment"],
     "peak_bytes": {"dense": 2**20, "wus+lr:factor=.3": 3 * 2**20},
 }
@@ -146,6 +154,7 @@ def test_a_training_is_named_like_its_file(folder):
     readme.write_text(readme.read_text() + "<!-- methods_mlp -->\n<!-- /methods_mlp -->\n")
     fill(folder)
     assert "<!-- methods_mlp -->\n**None of 1 methods is shown to beat" in readme.read_text()
+    assert (folder / "methods-mlp.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_method_stands_beside_dense_in_the_same_time():
