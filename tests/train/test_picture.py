@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from tests.train.test_summary import record
 from wuskern.train import files, output, picture, summary
+from wuskern.train.looks import looks
 from wuskern.train.methods import DENSE
 from wuskern.train.picture import CONTROL, FRONT, LOST, SKIPS
 from wuskern.train.records import Record
@@ -130,7 +131,7 @@ def test_a_legend_s_handles_look_as_what_is_drawn(pictures, which):
     skips = {(colour, "o") for colour, _ in methods} if SKIPS in entries(figure) else set()
     assert drawn - skips <= methods | set(told)
     assert methods | set(told) <= drawn
-    assert len(methods) == len({each.policy for each in pictures[0]})
+    assert methods == {(look.colour, look.marker) for look in looks(each.policy for each in pictures[0]).values()}
 
 
 def test_skipped_and_lost_epochs_are_marked(pictures):
