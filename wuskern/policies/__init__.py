@@ -43,7 +43,6 @@ METHODS: dict[str, type[Policy] | type[SievingSampler]] = {
         TinyProp,
         MeSimp,
         ColumnRowSampling,
-        Blocks,
         ProgressiveFreezing,
         SingleShotFreezing,
         PeriodicFreezing,
@@ -55,6 +54,7 @@ METHODS: dict[str, type[Policy] | type[SievingSampler]] = {
         MEST,
         RigL,
         SpFDE,
+        Blocks,
     )
 }
 
