@@ -117,10 +117,7 @@ accuracy: build
 # Measures everything that the README states, on an otherwise idle machine, and writes it there.
 results: bench bench-again accuracy demo
 	cp runs/demo/results.json bench/results/demo.json
-	for net in $(METHODS); do \
-	  $(PY) -m bench.condense runs/$$net/results.json bench/results/methods-$$net.json; \
-	  cp runs/$$net/front.png bench/results/methods-$$net.png; \
-	done
+	for net in $(METHODS); do $(PY) -m bench.condense runs/$$net/results.json bench/results/methods-$$net.json; done
 	for script in masks tokens simplify accelerating; do $(PY) -m bench.$$script; done
 	$(PY) -m bench.tables
 

@@ -1,6 +1,6 @@
-"""Writes the README's numbers, between its markers, bench/RESULTS.md and the picture of the cost from bench/results.
+"""Writes the README's numbers, between its markers, bench/RESULTS.md and the pictures from bench/results.
 
-python -m bench.tables [--check]    --check only says whether they agree (the picture apart)
+python -m bench.tables [--check]    --check only says whether they agree (the pictures apart)
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import accelerating, ddp, masks, render, render_methods, render_rows, simplify, tokens, whole_step
-from bench.picture import draw_cost
+from bench.picture import draw_cost, draw_methods
 from bench.results import FOLDER, ROOT, read
 from wuskern.train import pairs
 from wuskern.train.files import replacing
@@ -109,6 +109,8 @@ def main(arguments: list[str], readme: Path = README, complete: Path = FULL, fol
             handle.write(new[path].encode())
     if COST in groups(races := read(folder / "cpu.json")):
         draw_cost(folder / "rowsparse-cost.png", races)
+    for path in sorted(folder.glob("methods-*.json")):
+        draw_methods(path.with_suffix(".png"), read_training(path))
 
 
 if __name__ == "__main__":

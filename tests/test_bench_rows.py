@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from matplotlib.figure import Figure
 
 import wuskern as wk
 from bench import picture, plain, render, render_rows, rowsparse, tables
@@ -188,9 +189,25 @@ def test_every_group_is_explained_in_the_results():
     assert {"rowsparse linear", "rowsparse conv2d", "rowsparse cost"} <= {group for group, _ in tables.RACES.values()}
 
 
-def test_the_cost_is_drawn(tmp_path):
+def test_the_cost_is_drawn(tmp_path, monkeypatch):
+    found, write = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (found.append(figure), write(figure, *a, **k)))
     picture.draw_cost(tmp_path / "cost.png", CONTENT)
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+    (figure,) = found
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == len(picture.LOOKS)
+    drawn = list(render_rows.cost_by_problem(CONTENT).values())
+    for panel, rows in zip(figure.axes, drawn, strict=False):
+        assert not panel.get_tightbbox().overlaps(legend.get_window_extent())
+        points = {tuple(point) for line in panel.lines for point in line.get_xydata()}
+        for each in rows:
+            for cost in (render_rows.ours_of_dense(each), render_rows.ideal_of_dense(each)):
+                assert (each["ratio"], cost) in points
+                assert panel.bbox.contains(*panel.transData.transform((each["ratio"], cost)))
+        labels = [label.get_text() for label in (*panel.get_xticklabels(), *panel.get_yticklabels())]
+        assert all(label.endswith(" %") for label in labels if label)
+        assert len({panel.get_ylim(), figure.axes[0].get_ylim()}) == 1
     with pytest.raises(ValueError, match="rowsparse cost"):
         picture.draw_cost(tmp_path / "none.png", json.loads('{"rows": []}'))
 

@@ -167,7 +167,7 @@ def test_what_was_trained_is_said_where_it_cannot_be_drawn(images, tmp_path, mon
     def none(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("wuskern.train.picture.replacing", none)
+    monkeypatch.setattr("wuskern.train.axes.replacing", none)
     assert cli.main(["train", *SMALL, "--data", str(images), "--epochs", "1", "--policy", "dense", "--out", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "policy  test accuracy" in said

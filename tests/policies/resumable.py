@@ -72,7 +72,7 @@ def by_name(name: str) -> Maker:
 
     def make(model: nn.Module, optimizer: Optimizer) -> Policy | None:
         method = methods.parse(pairs.trial(name))[0]
-        return methods.build(method, model, optimizer, IMAGES[:2], epochs=EPOCHS, samples=len(IMAGES), seed=0).policy
+        return methods.build(method, methods.Given(model, optimizer, IMAGES[:2], len(IMAGES), seed=0), EPOCHS).policy
 
     return make
 

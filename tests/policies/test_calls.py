@@ -17,7 +17,7 @@ from wuskern.policies import METHODS, WUS, Compose, MeProp, Policy, ProgressiveF
 from wuskern.policies.base import CLAIMS
 from wuskern.policies.calls import CALLS
 from wuskern.train import pairs
-from wuskern.train.methods import REQUIRED, build, defaults, parse
+from wuskern.train.methods import REQUIRED, Given, build, defaults, parse
 
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 
@@ -203,8 +203,8 @@ def test_a_method_declares_all_that_others_derive(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "sieve"])
 def test_a_policy_claims_what_its_method_says(name: str) -> None:
     model = pairs.network()
-    made = build(parse(pairs.trial(name))[0], model, torch.optim.SGD(model.parameters(), 0.1), torch.zeros(2, *pairs.IMAGES),
-                 epochs=3, samples=12, seed=0)  # fmt: skip
+    given = Given(model, torch.optim.SGD(model.parameters(), 0.1), torch.zeros(2, *pairs.IMAGES), samples=12, seed=0)
+    made = build(parse(pairs.trial(name))[0], given, epochs=3)
     claimed = {kind for kind, layers in made.policy.claims.items() if layers}
     assert claimed == set(METHODS[name].decides) - {"data"} - ({"shape"} if name == "mesimp" else set())
 

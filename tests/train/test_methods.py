@@ -14,8 +14,8 @@ def built(text: str, **changes) -> methods.Built:
     torch.manual_seed(0)
     model = wk.convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    given = dict(epochs=10, samples=50, seed=3) | changes
-    return methods.build(parse(text)[0], model, optimizer, torch.randn(2, 4), **given)
+    given = methods.Given(model, optimizer, torch.randn(2, 4), **(dict(samples=50, seed=3) | changes))
+    return methods.build(parse(text)[0], given, epochs=10)
 
 
 def test_commas_pluses_and_colons():

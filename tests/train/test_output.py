@@ -144,8 +144,8 @@ def test_what_another_process_left_while_this_one_waited_stays():
     [
         (10 * 2**20, 0, 19, "--checkpoint"),  # the next one is written beside the first
         (10 * 2**20, 9, 10, "--checkpoint"),
-        (10 * 2**20, 9, 11.5, "--out"),  # 11 for checkpoints, and pictures
-        (10 * 2**20, 9, 13, None),
+        (10 * 2**20, 9, 12.5, "--out"),  # 11 for checkpoints, and pictures
+        (10 * 2**20, 9, 14, None),
         (0, 0, 0.5, "--out"),
     ],
 )

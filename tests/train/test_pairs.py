@@ -30,7 +30,8 @@ def test_conflicts_known_by_hand(found):
     """Of each kind one that has to be refused, and one that must not be."""
     refused = {
         ("meprop", "ssprop"): "rows", ("freeze", "autofreeze"): "frozen", ("mesimp", "mest"): "zeros",
-        ("sieve", "spfde"): "data", ("freeze", SIMPLIFYING): "shape", ("meprop", "rigl"): "rows", ("wus", "frozen"): "alone", ("frozen", "meprop"): "alone",
+        ("sieve", "spfde"): "data", ("freeze", SIMPLIFYING): "shape", ("meprop", "rigl"): "rows", ("wus", "frozen"): "alone",
+        ("frozen", "meprop"): "alone",
     }  # fmt: skip
     for names, reason in refused.items():
         pair = found.get(names) or found[names[::-1]]

@@ -6,6 +6,7 @@ A new policy: its file, its name here, its test in tests/policies, and a row of 
 """
 
 from wuskern.policies.base import Policy
+from wuskern.policies.blocks import Blocks
 from wuskern.policies.column_row import ColumnRowSampling
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import (
@@ -53,6 +54,7 @@ METHODS: dict[str, type[Policy] | type[SievingSampler]] = {
         MEST,
         RigL,
         SpFDE,
+        Blocks,
     )
 }
 
@@ -63,6 +65,7 @@ __all__ = [
     "WUSLR",
     "ActivationCache",
     "AutoFreeze",
+    "Blocks",
     "ColumnRowSampling",
     "Compose",
     "ComposerFreezing",

@@ -97,15 +97,17 @@ class Run:
             return methods.Built()
         built = methods.build(
             self.method,
-            self.model,
-            self.optimizer,
-            self._example(),
-            epochs=self.settings.epochs,
-            samples=len(self.data.x_train),
-            seed=self.record.seed,
-            rank=processes.rank(),
-            world=processes.world(),
-            leader=leader.built.wus if leader else None,
+            methods.Given(
+                self.model,
+                self.optimizer,
+                self._example(),
+                samples=len(self.data.x_train),
+                seed=self.record.seed,
+                rank=processes.rank(),
+                world=processes.world(),
+                leader=leader.built.wus if leader else None,
+            ),
+            self.settings.epochs,
         )
         if built.policy is not None and not self.method.has("frozen"):
             built.policy.attach(self.optimizer)

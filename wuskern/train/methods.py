@@ -18,7 +18,6 @@ from wuskern.train.order import LEAST
 DENSE = "dense"
 PARTS: dict[str, Any] = METHODS | {Frozen.name: Frozen}
 REQUIRED = MISSING
-GIVEN = {"model", "optimizer", "example", "leader", "size", "samples", "seed", "rank", "world"}  # by the run
 Number = int | float
 Value = bool | Number | str | list[str] | tuple[Number, ...] | None
 
@@ -45,6 +44,33 @@ class Method:
     def skips(self) -> bool:
         """Whether it may skip steps' weight gradients."""
         return any(issubclass(PARTS[part.name], WUS) for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run gives to the parts of its method, by the names of their arguments.
+
+    Args:
+        model: with converted layers. example: a batch of its inputs. samples: of the training data.
+        leader: of ``frozen``, the policy whose windows it repeats.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    example: Tensor
+    samples: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    leader: WUS | None = None
+
+    def to(self, kind: Any) -> dict[str, Any]:
+        """The arguments that a part of this kind takes of the run."""
+        known = {name: getattr(self, name) for name in GIVEN} | {"size": self.samples}
+        return {argument.name: known[argument.name] for argument in fields(kind) if argument.name in known}
+
+
+GIVEN = {field.name for field in fields(Given)}
 
 
 @dataclass(frozen=True)
@@ -132,42 +158,27 @@ def _plain(text: str) -> bool | Number | str | None:
 
 def defaults(name: str) -> dict[str, Any]:
     """The arguments that a user can give to a part, and their defaults; REQUIRED of one without."""
-    own = [f for f in fields(PARTS[name]) if f.name not in GIVEN and not f.metadata.get("from_python")]
+    own = [f for f in fields(PARTS[name]) if f.name not in {*GIVEN, "size"} and not f.metadata.get("from_python")]
     return {f.name: f.default for f in own}
 
 
-def build(
-    method: Method,
-    model: nn.Module,
-    optimizer: Optimizer,
-    example: Tensor,
-    *,
-    epochs: int,
-    samples: int,
-    seed: int,
-    rank: int = 0,
-    world: int = 1,
-    leader: WUS | None = None,
-) -> Built:
+def build(method: Method, given: Given, epochs: int) -> Built:
     """The method's policies on a converted model, and its sampler.
 
     Args:
-        example: a batch of inputs. epochs: of the run, for a part that asks and was not told. samples: of the training data.
-        leader: of ``frozen``, the policy whose windows it repeats.
+        epochs: of the run, for a part that asks and was not told.
 
     Raises:
         ValueError, TypeError: what a policy raises for its arguments, or ``Compose`` for two of them; two that sieve data.
     """
     policies: list[Policy] = []
     samplers: list[SievingSampler] = []
-    given = {"model": model, "optimizer": optimizer, "example": example, "leader": leader}
-    given |= {"size": samples, "samples": samples, "seed": seed, "rank": rank, "world": world}
+    samples, world = given.samples, given.world
     for part in method.parts:
         kind, arguments = PARTS[part.name], dict(part.arguments)
         if defaults(part.name).get("epochs") is REQUIRED or arguments.get("saving") is not None:
             arguments.setdefault("epochs", epochs)
-        of_run = {f.name: given[f.name] for f in fields(kind) if f.name in given}
-        made = kind(**of_run, **arguments)
+        made = kind(**given.to(kind), **arguments)
         (samplers if kind is SievingSampler else policies).append(made)
     of_policies = [policy.sampler for policy in policies if isinstance(policy, SpFDE)]
     if len(samplers + of_policies) > 1:

@@ -11,7 +11,7 @@ from wuskern.train import files, results
 
 RESULTS, PICTURE, FRONT = "results.json", "accuracy.png", "front.png"
 # More than it takes: an epoch of a run in results.json, and in a checkpoint; both pictures.
-RESULT_BYTES, RECORD_BYTES, PICTURE_BYTES = 2**10, 2**9, 2**20
+RESULT_BYTES, RECORD_BYTES, PICTURE_BYTES = 2**10, 2**9, 2**21
 
 
 @dataclass(frozen=True)

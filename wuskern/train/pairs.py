@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from wuskern.convert import convert
 from wuskern.policies.base import CLAIMS
-from wuskern.train.methods import PARTS, Built, build, parse
+from wuskern.train.methods import PARTS, Built, Given, build, parse
 
 SIMPLIFYING = "mesimp:simplify=true"  # what a part does only when it is told to
 NAMES = (*PARTS, SIMPLIFYING)
@@ -60,7 +60,7 @@ def network() -> nn.Module:
 def built(pair: Pair, model: nn.Module, optimizer: Optimizer) -> Built:
     """On a :func:`network`. Raises ``ValueError`` where it is refused."""
     example = torch.zeros(2, *IMAGES)
-    return build(parse(pair.method)[0], model, optimizer, example, epochs=EPOCHS, samples=SAMPLES, seed=0)
+    return build(parse(pair.method)[0], Given(model, optimizer, example, SAMPLES, seed=0), EPOCHS)
 
 
 def pairs() -> list[Pair]:

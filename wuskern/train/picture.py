@@ -1,86 +1,81 @@
-"""Pictures of a set of runs: test accuracy over wall time, by seed, and the front of the best trades of time for accuracy.
+"""Pictures of a set of runs: test accuracy over training time, by seed, and the front of the best trades of time for accuracy.
 
-Accuracy is drawn as the error, on a logarithmic axis that rises as it falls, so that no point is outside and ends can be told
-apart.
+Accuracies are drawn by the logarithm of the error, so that ends, which are close together, can be told apart.
 """
 
+import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wuskern.train.axes import accuracy_axes, legend_below, new_figure, number_points, plain_style, save, seconds_axis
 from wuskern.train.controls import seconds_per_epoch
-from wuskern.train.files import replacing
+from wuskern.train.looks import Look, looks
 from wuskern.train.methods import DENSE
 from wuskern.train.records import Record
-from wuskern.train.summary import Row, control, control_name, policy_records
+from wuskern.train.summary import Row, control, policy_records
 
 PANELS = 4
-MARKERS = "osD^vPX*"  # each for ten methods, as many as there are colours
-LINE = 0.2  # inches of a legend's line
+SIZES = {"*": 13, "d": 9, "P": 9, "X": 9, "p": 9}  # in points, of markers that look small
+GREY = "0.5"  # of what is no method
+CONTROL, SKIPS, LOST, FRONT = (
+    "dense, trained in a method's time",
+    "an epoch that skips weight gradients",
+    "the loss is no longer finite",
+    "Pareto front: the best accuracy within a time",
+)
+MARKS: dict[str, dict[str, Any]] = {  # by what the legend says of them
+    CONTROL: dict(color=GREY, marker="o", markerfacecolor="white", linestyle=(0, (1, 1.5)), linewidth=1, markersize=7),
+    SKIPS: dict(color=GREY, marker="o", markerfacecolor="white", linestyle="", markersize=4, zorder=2.5),
+    LOST: dict(color="red", marker="x", linestyle="", markersize=11, markeredgewidth=1.5, zorder=4),
+    FRONT: dict(color=GREY, linewidth=1, drawstyle="steps-post", zorder=1),
+}
 
 
 def draw(path: Path, title: str, records: list[Record]) -> None:
-    """Writes a PNG with a panel for each of the first four seeds: controls dashed, WUS's skip windows shaded."""
-    plt = _pyplot()
-    seeds = sorted({record.seed for record in records if record.epochs})[:PANELS]
-    styles = {method: style(i) for i, method in enumerate(dict.fromkeys(record.policy for record in records))}
-    height = max(1.2 + 2.8 * len(seeds), 1.2 + 2 * LINE * len(styles))
-    figure, panels = plt.subplots(len(seeds), 1, figsize=(12, height), squeeze=False, sharex=True, layout="constrained")
-    for panel, seed in zip(panels[:, 0], seeds, strict=True):
-        group = [record for record in policy_records(records) if record.seed == seed and record.epochs]
-        _panel(panel, group, records, styles)
-        _error_axis(panel, f"seed {seed}: test error, %")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize="x-small")
-    panels[0, 0].set_title(title)
-    panels[-1, 0].set_xlabel("training time, s")
-    _save(figure, path)
+    """Writes a PNG with a panel for each of the first four seeds, on the same axes: a line per method, dense in its time."""
+    every = sorted({record.seed for record in records if record.epochs})
+    seeds = every[:PANELS]
+    found = looks(record.policy for record in records if record.epochs)
+    which = _seeds(len(every)) if seeds == every else f"the first {PANELS} of {len(every)} seeds"
+    with plain_style():
+        figure, panels = new_figure(len(seeds), 1, panel_height=2.8 if len(seeds) > 1 else 5.5)
+        marks: dict[str, dict[str, Any]] = {}
+        for panel, seed in zip(panels[:, 0], seeds, strict=True):
+            marks |= _panel(panel, records, seed, found)
+            panel.set_title(f"seed {seed}", loc="left", fontsize="medium")
+        lines = [line for panel in panels[:, 0] for line in panel.lines]
+        accuracy_axes(panels[:, 0], [y for line in lines for y in line.get_ydata()])
+        seconds_axis(panels[-1, 0])
+        panels[-1, 0].set_xlim(0, 1.03 * max(x for line in lines for x in line.get_xdata()))
+        figure.suptitle(f"{title}: test accuracy after each epoch of {_methods(len(found))}\n{which}; a run ends at its marker")
+        legend_below(figure, {method: _of(look) for method, look in found.items()} | marks)
+        save(figure, path)
 
 
 def draw_front(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Writes a PNG: mean test error at the end over mean training time, with its standard error. Methods are numbered, dense
-    controls hollow; the Pareto front is a line."""
-    plt = _pyplot()
-    figure, panel = plt.subplots(figsize=(11, max(6, 1.2 + LINE * len(rows))), layout="constrained")
-    points = [(row.seconds, statistics.fmean(row.accuracies)) for row in rows]
-    number = 0
-    for row, (seconds, accuracy) in zip(rows, points, strict=True):
-        many = len(row.accuracies) > 1
-        spread = 100 * statistics.stdev(row.accuracies) / len(row.accuracies) ** 0.5 if many else 0.0
-        look: dict[str, Any] = dict(capsize=2, linestyle="")
-        if row.control_of is not None:
-            look |= dict(marker="o", color="tab:gray", fillstyle="none", linewidth=0.8)
-        else:
-            look |= dict(label=f"{number} {row.policy}", **style(number))
-            panel.annotate(number, (seconds, _error(accuracy)), textcoords="offset points", xytext=(5, 4), fontsize="small")
-            number += 1
-        panel.errorbar(seconds, _error(accuracy), min(spread, 0.9 * _error(accuracy)), **look)
-    best = front(points)
-    panel.plot([x for x, _ in best], [_error(y) for _, y in best], color="black", linewidth=0.8, label="Pareto front")
-    panel.plot([], [], "o", color="tab:gray", fillstyle="none", label="dense, as long as a method took")
-    _error_axis(panel, "test error, %")
-    panel.set_xlabel("training time, s")
-    panel.set_title(title)
-    panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="x-small")
-    _save(figure, path)
-
-
-def style(number: int) -> dict[str, Any]:
-    """Of a method's points: no two of the first 80 look the same."""
-    return dict(color=f"C{number % 10}", marker=MARKERS[number // 10 % len(MARKERS)])
-
-
-def _error_axis(panel: Any, label: str) -> None:
-    panel.set_yscale("log")
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.invert_yaxis()
-    panel.set_ylabel(label)
-    panel.grid(alpha=0.3, which="both")
-
-
-def _error(accuracy: float) -> float:
-    """In points; that of a method without any is drawn as a hundredth."""
-    return max(100 * (1 - accuracy), 0.01)
+    """Writes a PNG: mean test accuracy at the end over mean training time, with its standard error. Methods are numbered; the
+    Pareto front is a line."""
+    methods = [row for row in rows if row.control_of is None]
+    best = front([_point(row) for row in rows])
+    best.append((max(row.seconds for row in rows), best[-1][1]))
+    with plain_style():
+        figure, panels = new_figure(1, 1, panel_height=6.5)
+        panel = panels[0, 0]
+        entries = _ends(panel, rows)
+        if len(rows) > 1:
+            panel.plot(*zip(*best, strict=True), **MARKS[FRONT])
+            entries[FRONT] = MARKS[FRONT]
+        accuracy_axes([panel], [y for row in rows for y in _bar(row)])
+        seconds_axis(panel)
+        figure.suptitle(f"{title}: {_methods(len(methods))}, test accuracy at the end and training time\n{_means(rows)}")
+        legend_below(figure, entries)
+        bars = [((row.seconds, low), (row.seconds, high)) for row in rows for low, high in [_bar(row)]]
+        steps = [((left, y), (right, y)) for (left, y), (right, _) in itertools.pairwise(best)]
+        number_points(figure, panel, list(map(_point, methods)), list(map(_point, rows)), bars + steps)
+        save(figure, path)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -92,49 +87,75 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(figure: Any, path: Path) -> None:
-    with replacing(path) as handle:
-        figure.savefig(handle, dpi=110, format="png")
-    _pyplot().close(figure)
-
-
-def _panel(panel: Any, group: list[Record], records: list[Record], styles: dict[str, dict[str, Any]]) -> None:
-    runs = {record.policy: record for record in group}
+def _panel(panel: Any, records: list[Record], seed: int, found: dict[str, Look]) -> dict[str, dict[str, Any]]:
+    """The marks that the panel has, beside the methods' lines, once it is drawn."""
+    runs = {record.policy: record for record in policy_records(records) if record.seed == seed and record.epochs}
+    marks = {}
     for method, record in runs.items():
-        _curve(panel, _seconds(record), record, label=method, linewidth=1.2, **styles[method])
-        if method.split(":")[0] == "wus":
-            _shade(panel, record, styles[method]["color"])
-    for size, method in enumerate([method for method in runs if method != DENSE]):
-        found = control(records, method, group[0].seed)
-        if found is not None and found.epochs:
-            # On the clock of the dense run that it was measured out by: it is trained later, when the machine may be busier.
-            seconds = [epoch.number * seconds_per_epoch(runs[DENSE].epochs) for epoch in found.epochs]
-            _curve(panel, seconds, found, label=control_name(method), linestyle="--", linewidth=0.9, **styles[method])
-            end, size_of_it = _error(found.epochs[-1].test_accuracy), 7 + 3 * min(size, 3)
-            panel.plot(seconds[-1], end, "o", markersize=size_of_it, fillstyle="none", color=styles[method]["color"])
+        points = [(epoch.total_seconds, epoch.test_accuracy) for epoch in record.epochs]
+        panel.plot(*zip(*points, strict=True), **_of(found[method]), markevery=[-1])
+        skips = [point for point, epoch in zip(points, record.epochs, strict=True) if epoch.mode == "skip"]
+        lost = [point for point, epoch in zip(points, record.epochs, strict=True) if not math.isfinite(epoch.loss)]
+        for name, where, look in ((SKIPS, skips, {"color": found[method].colour}), (LOST, lost[:1], {})):
+            if where:
+                panel.plot(*zip(*where, strict=True), **MARKS[name] | look)
+                marks[name] = MARKS[name]
+    controls = (control(records, method, seed) for method in runs if method != DENSE)
+    for record in {each.planned: each for each in controls if each and each.epochs and each.key != runs[DENSE].key}.values():
+        # On the clock of the dense run that it was measured out by: it is trained later, when the machine may be busier.
+        seconds = [epoch.number * seconds_per_epoch(runs[DENSE].epochs) for epoch in record.epochs]
+        panel.plot(seconds, [epoch.test_accuracy for epoch in record.epochs], **MARKS[CONTROL], markevery=[-1], zorder=1.5)
+        marks[CONTROL] = MARKS[CONTROL]
+    return marks
 
 
-def _seconds(record: Record) -> list[float]:
-    return [epoch.total_seconds for epoch in record.epochs]
+def _ends(panel: Any, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """The legend's entries, once a point is drawn for each row."""
+    found = looks(row.policy for row in rows if row.control_of is None)
+    methods: dict[str, dict[str, Any]] = {}
+    marks: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row.control_of is None:
+            look = _of(found[row.policy]) | {"linestyle": "", "zorder": 3}
+            methods[f"{len(methods) + 1}  {row.policy}"] = look
+        else:
+            look = marks[CONTROL] = MARKS[CONTROL] | {"linestyle": ""}
+        panel.vlines(row.seconds, *_bar(row), color=look["color"], alpha=0.6, linewidth=1.2)
+        panel.plot(*_point(row), **look)
+        if row.test_loss is None:
+            panel.plot(*_point(row), **MARKS[LOST])
+            marks[LOST] = MARKS[LOST]
+    return methods | marks
 
 
-def _curve(panel: Any, seconds: list[float], record: Record, **look: Any) -> None:
-    panel.plot(seconds, [_error(epoch.test_accuracy) for epoch in record.epochs], markersize=3, **look)
+def _point(row: Row) -> tuple[float, float]:
+    return row.seconds, statistics.fmean(row.accuracies)
 
 
-def _shade(panel: Any, record: Record, colour: str) -> None:
-    label = "WUS skips"
-    for epoch in record.epochs:
-        if epoch.mode == "skip":
-            begin = epoch.total_seconds - epoch.seconds
-            panel.axvspan(begin, epoch.total_seconds, color=colour, alpha=0.15, linewidth=0, label=label)
-            label = ""
+def _bar(row: Row) -> tuple[float, float]:
+    """The mean accuracy less and plus its standard error, but no more than all."""
+    mean, many = statistics.fmean(row.accuracies), len(row.accuracies)
+    error = statistics.stdev(row.accuracies) / many**0.5 if many > 1 else 0.0
+    return max(mean - error, 0.0), min(mean + error, 1.0)
+
+
+def _means(rows: Sequence[Row]) -> str:
+    counts = sorted({len(row.accuracies) for row in rows})
+    if counts == [1]:
+        return _seeds(1)
+    some = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+    return f"means over {some} seeds; a bar is a standard error of the mean to either side"
+
+
+def _seeds(many: int) -> str:
+    return "one seed" if many == 1 else f"{many} seeds"
+
+
+def _methods(many: int) -> str:
+    return "one method" if many == 1 else f"{many} methods"
+
+
+def _of(look: Look) -> dict[str, Any]:
+    marker = {"marker": look.marker, "markersize": SIZES.get(look.marker, 8)}
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+    return {"color": look.colour, "linestyle": look.line, "linewidth": 1.3, **marker, **edge}
