@@ -1,0 +1,38 @@
+"""What the choices of one kind or another have in common."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Units(NamedTuple):
+    """What a layer has to choose from: its kind ("Linear", "Conv2d"), rows, and equal groups of them."""
+
+    layer: str
+    out: int
+    groups: int = 1
+
+
+class Choice:
+    """What a plan's choices of one kind or another have in common."""
+
+    def check(self, units: Units) -> None:
+        """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the choice."""
+
+    def leaves_out(self, units: Units, count_tokens: Callable[[], int]) -> bool:
+        """Whether the choice takes less than all of these units, or of the tokens. Raises as :meth:`check`."""
+        raise NotImplementedError
+
+    asks_input = False  # whether ``leaves_out`` depends on how many tokens there are
+
+    @property
+    def key(self) -> Any:
+        """What a captured graph of the backward depends on."""
+        return self
+
+
+def count_of(ratio: float | None, k: int | None, out: int, unit: int) -> int:
+    if k is None:
+        return max(1, int(ratio * out) // unit) * unit  # type: ignore[operator]
+    if k > out or k % unit:
+        raise ValueError(f"k: expected a multiple of block * groups = {unit} up to {out}, got {k}")
+    return k

@@ -1,0 +1,181 @@
+"""The plan of a layer: one frozen value that has all of its choices, of what its next backward does about the weight."""
+
+import copy
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+from wuskern.choices.base import Units
+from wuskern.choices.rows import PerExample, RowChoice, Rows, TopK
+from wuskern.choices.tokens import Tokens
+from wuskern.delivery.observer import Observer
+
+
+class Parts(TypedDict, total=False):
+    """Some parts of a :class:`Plan`; what is missing stays as it is."""
+
+    skip: bool
+    rows: RowChoice | None
+    tokens: Tokens | None
+    observer: Observer | None
+
+
+_KINDS: dict[str, tuple[type, ...]] = {"rows": (TopK, Rows, PerExample), "tokens": (Tokens,), "observer": (Observer,)}
+CHOICES = tuple(name for name in _KINDS if name != "observer")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that one backward of a layer does about its weight.
+
+    Args:
+        skip: no weight gradient at all; the weight is a constant. Wins over the other parts.
+        rows: the output units that have a weight gradient; None: all. tokens: those that the gradient sums over; None: all.
+        observer: what is told of the choice; two plans that differ in it are equal.
+
+    Raises:
+        TypeError: a part of another type.
+    """
+
+    skip: bool = False
+    rows: RowChoice | None = None
+    tokens: Tokens | None = None
+    observer: Observer | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.skip, bool):
+            raise TypeError(f"skip: expected True or False, got {self.skip!r}")
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kinds):
+                *others, last = (kind.__name__ for kind in kinds)
+                allowed = f"{', '.join(others)} or {last}" if others else last
+                raise TypeError(f"{name}: expected a {allowed}, or None, got {value!r}")
+
+    @classmethod
+    def of(cls, plan: "Plan | None", parts: Any) -> "Plan":
+        """The given plan, or one made of the parts. Raises ``TypeError`` for both together, and for what is no plan."""
+        if plan is None:
+            return cls(**parts) if parts else DENSE
+        if parts or not isinstance(plan, Plan):
+            given = f"{plan!r} and {', '.join(parts)}" if parts else repr(plan)
+            raise TypeError(f"plan: expected a Plan, or parts of one in its place, got {given}")
+        return plan
+
+    def replace(self, **parts: Any) -> "Plan":
+        """A plan that differs in ``parts``; new rows take the observer away unless one comes with them. Raises ``TypeError``
+        for a part that a plan does not have."""
+        if "rows" in parts:
+            parts = {"observer": None} | parts
+        return dataclasses.replace(self, **parts)
+
+    def with_sparse(self) -> "Plan":
+        """This plan with a sparse gradient, if its rows leave open whether the gradient is sparse; else the plan itself."""
+        rows = self.rows
+        if not isinstance(rows, TopK | Rows) or rows.sparse is not None:
+            return self
+        return self.replace(rows=_as_sparse(rows), observer=self.observer)
+
+    def check(self, units: Units) -> None:
+        """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the plan."""
+        for name in CHOICES:
+            if (choice := getattr(self, name)) is not None:
+                choice.check(units)
+
+    @property
+    def asks_input(self) -> bool:
+        """Whether what the plan leaves out depends on how many tokens an input has."""
+        return any(choice.asks_input for name in CHOICES if (choice := getattr(self, name)) is not None)
+
+    def restricting(self, units: Units, count_tokens: Callable[[], int]) -> "Plan | None":
+        """The plan without the choices that leave nothing out; None if that is the dense backward."""
+        if self.skip:
+            return self
+        chosen = [name for name in CHOICES if getattr(self, name) is not None]
+        idle = [name for name in chosen if not getattr(self, name).leaves_out(units, count_tokens)]
+        if len(idle) == len(chosen):
+            return None
+        return self.replace(**dict.fromkeys(idle)) if idle else self
+
+    @functools.cached_property
+    def digest(self) -> int:
+        """A number that other plans are unlikely to share, the same in every process."""
+        return zlib.crc32(str(self).encode())
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What a captured graph of the backward depends on: all but the numbers of fixed rows."""
+        if self.skip:
+            return ("skip",)
+        choices = (getattr(self, name) for name in CHOICES)
+        return tuple(None if choice is None else choice.key for choice in choices)
+
+    def __str__(self) -> str:
+        """The plan in words that say all of it: "dense", "skip=True", or its choices."""
+        if self.skip:
+            return "skip=True"
+        return ", ".join(f"{name}={choice}" for name in CHOICES if (choice := getattr(self, name)) is not None) or "dense"
+
+
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Plan)}
+DENSE = Plan()
+
+
+def merge(wishes: Iterable[tuple[Parts, Iterable[str]]]) -> Parts:
+    """The parts that several policies together want of one layer: a skip, if one wants it; of the rest what claimants want.
+
+    Args:
+        wishes: for each policy the parts that it wants, and what it claims ("rows", "tokens").
+    """
+    merged: dict[str, Any] = {}
+    for wanted, claims in wishes:
+        claimed = set(claims)
+        for name, value in wanted.items():
+            if name == "skip":
+                merged[name] = merged.get(name, False) or value
+            elif name not in merged or {"observer": "rows"}.get(name, name) in claimed:
+                merged[name] = value
+    return merged  # type: ignore[return-value]
+
+
+class Planned:
+    """Views of the parts of a ``plan``, which a subclass keeps; each is checked where it is assigned."""
+
+    plan: Plan
+
+    @property
+    def skip(self) -> bool:
+        """Whether the weight is a constant, whatever the other parts say."""
+        return self.plan.skip
+
+    @skip.setter
+    def skip(self, value: bool) -> None:
+        self.plan = self.plan.replace(skip=value)
+
+    @property
+    def rows(self) -> RowChoice | None:
+        """Which rows of the weight have a gradient."""
+        return self.plan.rows
+
+    @rows.setter
+    def rows(self, value: RowChoice | None) -> None:
+        self.plan = self.plan.replace(rows=value)
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """Which tokens the weight gradient sums over."""
+        return self.plan.tokens
+
+    @tokens.setter
+    def tokens(self, value: Tokens | None) -> None:
+        self.plan = self.plan.replace(tokens=value)
+
+
+def _as_sparse(rows: TopK | Rows) -> TopK | Rows:
+    """A copy with a sparse gradient; it shares the index, which captured graphs read."""
+    sparse_rows = copy.copy(rows)
+    object.__setattr__(sparse_rows, "sparse", True)
+    return sparse_rows
