@@ -1,7 +1,7 @@
 """Regret of a choice: the time of the chosen path over that of the best one, per problem.
 
-    python -m bench.regret [PATH.json]                          # the CPU's paths (kernels/cpu/paths.py)
-    python -m bench.regret --device cuda [--fill] [PATH.json]   # a GPU's ways (kernels/cuda/choice.py); see bench/gpu/regret.py
+    python -m bench.regret [PATH.json]                 # the CPU's paths (kernels/cpu/paths.py)
+    python -m bench.regret --device cuda [PATH.json]   # a GPU's ways (kernels/cuda/rule.py); see bench/gpu/regret.py
 
 The problems are none of those that the rules of kernels/cpu/paths.py were made from, which are the convolutions of networks in
 tests/cases.py. All paths of a problem are verified against the first, then timed in turn within one run, each called once
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,8 @@ from bench.gpu import regret as on_cuda
 from bench.results import provenance
 from tests.cases import MEMORY_FORMATS, Conv
 from wuskern.kernels import backends
-from wuskern.kernels.cpu import native, paths
+from wuskern.kernels.cpu import conv2d, native, paths, product
+from wuskern.kernels.problem import Problem
 from wuskern.train.results import replace
 
 RATIOS = (0.02, 0.1, 0.3)
@@ -47,57 +47,59 @@ Paths = dict[str, Callable[[], Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Race:
+    """A problem, the path chosen for it, and all that it could take."""
+
     name: str
     chosen: str
     paths: Paths
 
 
-def conv_problems(convs: list[Conv] = CONVS, ratios: tuple[float, ...] = RATIOS) -> Iterator[Problem]:
+def conv_races(convs: list[Conv] = CONVS, ratios: tuple[float, ...] = RATIOS) -> Iterator[Race]:
     for case in convs:
         for dtype in (torch.float32, torch.bfloat16):
             for layout, like in MEMORY_FORMATS.items():
                 for ratio in ratios:
-                    yield from _conv_problem(case, dtype, layout, like, max(1, int(case.out * ratio)))
+                    yield from _conv_races(case, dtype, layout, like, max(1, int(case.out * ratio)))
 
 
-def _conv_problem(case: Conv, dtype: torch.dtype, layout: str, like: torch.memory_format, k: int) -> Iterator[Problem]:
+def _conv_races(case: Conv, dtype: torch.dtype, layout: str, like: torch.memory_format, k: int) -> Iterator[Race]:
     layer = dataclasses.replace(case, out=k).layer(dtype).to(memory_format=like)
     with torch.no_grad():
         x = case.input(dtype).contiguous(memory_format=like)
         dy = torch.randn_like(layer(x)).contiguous(memory_format=like)
     weight = layer.weight.detach()
     geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    problem = paths.ConvProblem(dtype, *x.shape[:2], tuple(x.shape[2:]), like, k, *geometry, layer.groups)
-    capability = torch.ops.wuskern_native.cpu_capability()
+    sides, planes = (tuple(x.shape[2:]), *geometry), like is torch.contiguous_format
+    of_dw = Problem("rowsparse_wgrad_conv2d", dtype, *x.shape[:2], k, k, *sides, layer.groups, planes)
+    of_dx = of_dw._replace(op="rowsparse_dgrad_conv2d")
     name = f"{case.name} {layout} {str(dtype)[6:]} k={k}"
-    wgrad = {p: lambda p=p: native.WGRAD[p](dy, x, problem) for p in paths.conv2d_wgrad_paths(problem)}
-    yield Problem(f"{name} dW", paths.conv2d_wgrad_path(problem, capability), wgrad)
-    dgrad = {p: lambda p=p: native.DGRAD[p](dy, weight, problem) for p in paths.conv2d_dgrad_paths(problem)}
-    yield Problem(f"{name} dX", paths.conv2d_dgrad_path(problem, capability), dgrad)
+    wgrad = {p: lambda p=p: conv2d.WGRAD[p](dy, x, of_dw) for p in paths.conv2d_wgrad_paths(of_dw)}
+    yield Race(f"{name} dW", native.path_of(of_dw), wgrad)
+    dgrad = {p: lambda p=p: conv2d.DGRAD[p](dy, weight, of_dx) for p in paths.conv2d_dgrad_paths(of_dx)}
+    yield Race(f"{name} dX", native.path_of(of_dx), dgrad)
 
 
-def linear_problems() -> Iterator[Problem]:
+def linear_races() -> Iterator[Race]:
     for tokens, n, inputs in LINEARS:
         for ratio in RATIOS:
             k = max(1, int(n * ratio))
             x, dy, weight = torch.randn(tokens, inputs), torch.randn(tokens, k), torch.randn(k, inputs)
             for kind, a, b in (("dW", dy.t(), x.t()), ("dX", dy, weight.t())):
-                path = paths.product_path(dy.dtype, a.shape[0], b.shape[0], a.shape[1])
-                chosen = path if native.onednn_obstacle() is None else "mm"
-                ways = {p: lambda p=p, a=a, b=b: native.PRODUCTS[p](a, b) for p in native.PRODUCTS}
-                yield Problem(f"Linear {tokens}x{n}x{inputs} k={k} {kind}", chosen, ways)
+                chosen = product.product_path(dy.dtype, a.shape[0], b.shape[0], a.shape[1])
+                ways = {p: lambda p=p, a=a, b=b: product.PRODUCTS[p](a, b) for p in product.PRODUCTS}
+                yield Race(f"Linear {tokens}x{n}x{inputs} k={k} {kind}", chosen, ways)
 
 
-def measure(problem: Problem) -> dict[str, float]:
+def measure(race: Race) -> dict[str, float]:
     """Milliseconds of each path: the median over the rounds."""
-    results = {name: run() for name, run in problem.paths.items()}
+    results = {name: run() for name, run in race.paths.items()}
     first = next(iter(results.values())).double()
     for name, result in results.items():
-        assert (result.double() - first).norm() <= 2e-2 * first.norm(), (problem.name, name)
-    seconds: dict[str, list[float]] = {name: [] for name in problem.paths}
+        assert (result.double() - first).norm() <= 2e-2 * first.norm(), (race.name, name)
+    seconds: dict[str, list[float]] = {name: [] for name in race.paths}
     for _ in range(ROUNDS):
-        for name, run in problem.paths.items():
+        for name, run in race.paths.items():
             run()
             start = time.perf_counter()
             run()
@@ -109,7 +111,6 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.regret", description=__doc__.splitlines()[0])
     parser.add_argument("path", nargs="?", type=Path, metavar="PATH.json", help="write what was measured there")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--fill", action="store_true", help="cuda: measure the package's table of this architecture anew first")
     asked = parser.parse_args(arguments)
     if obstacle := _obstacle(asked.device):
         print(obstacle, file=sys.stderr)
@@ -117,9 +118,9 @@ def main(arguments: list[str]) -> int:
     settle_allocator()
     torch.manual_seed(0)
     if asked.device == "cuda":
-        rows = on_cuda.rows("cuda", asked.fill)
+        rows = on_cuda.rows("cuda")
     else:
-        rows = [_row(problem, measure(problem)) for problem in (*linear_problems(), *conv_problems())]
+        rows = [on_cuda.told(race.name, race.chosen, measure(race)) for race in (*linear_races(), *conv_races())]
     regrets = [row["regret"] for row in rows]
     print(f"regret of {len(rows)} problems: median {statistics.median(regrets):.1%}, worst {max(regrets):.1%}")
     if asked.path is not None:
@@ -132,10 +133,6 @@ def _obstacle(device: str) -> str | None:
         return None if torch.cuda.is_available() else "this machine has no GPU that PyTorch sees"
     obstacle = backends.library_obstacle("cpu")
     return obstacle and f"no compiled library: {obstacle}"
-
-
-def _row(problem: Problem, milliseconds: dict[str, float]) -> dict[str, Any]:
-    return on_cuda.told(problem.name, problem.chosen, milliseconds)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ class _Namespace:
 def _choose(name: str, device: str, numel: int | None = None) -> backends.Choice:
     if missing := op_obstacle(name, device):
         raise RuntimeError(f"backend {NAME!r} cannot run {name} on {device}: {missing}")
-    return backends.Choice(NAME, "asked for", getattr(native_updates, name, None) or op(name))
+    return backends.Choice(NAME, "asked for", native_updates.OPS.get(name) or op(name))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from tests.cases import CONVS, MEMORY_FORMATS, Conv
 from tests.conftest import on_backend
 from wuskern.common.shapes import memory_format
 from wuskern.kernels import backends
-from wuskern.kernels.cpu import paths
+from wuskern.kernels.problem import Problem
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LIBRARY_ROUNDS = "torch's convolutions round sums on their way in this dtype, on this processor"
@@ -56,12 +56,19 @@ class ConvTensors:
     def gathered(self) -> Tensor:
         return self.dy.index_select(1, self.rows).contiguous(memory_format=memory_format(self.dy))
 
-    def problem(self, like: Tensor) -> paths.ConvProblem:
-        """As ``paths`` asks for it; the memory format is that of ``like``."""
-        return paths.ConvProblem(
-            self.x.dtype, *self.x.shape[:2], tuple(self.x.shape[2:]), memory_format(like), len(self.rows),
-            tuple(self.weight.shape[2:]), self.stride, self.padding, self.dilation, self.groups,
-        )  # fmt: skip
+    @property
+    def wgrad_problem(self) -> Problem:
+        return self._problem("rowsparse_wgrad_conv2d", self.x)
+
+    @property
+    def dgrad_problem(self) -> Problem:
+        return self._problem("rowsparse_dgrad_conv2d", self.dy)
+
+    def _problem(self, op: str, images: Tensor) -> Problem:
+        """The problem as it is told to ``paths``, dy being gathered; in the memory format of ``images``."""
+        k, planes = len(self.rows), memory_format(images) is torch.contiguous_format
+        (batch, channels, *size), kernel_size = self.x.shape, tuple(self.weight.shape[2:])
+        return Problem(op, self.x.dtype, batch, channels, k, k, tuple(size), kernel_size, *self.geometry, planes)
 
 
 def some_rows(n: int, k: int, groups: int = 1) -> Tensor:

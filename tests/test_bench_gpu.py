@@ -12,7 +12,7 @@ from bench import regret as bench_regret
 from bench.gpu import cases, conftest, models, regret, test_steps
 from tests.cases import Conv
 from wuskern.kernels import backends
-from wuskern.kernels.cuda import by_problem, measured
+from wuskern.kernels.problem import problem_of
 
 
 def row(group, milliseconds, peer, derived, **facts):
@@ -105,30 +105,22 @@ def test_a_variant_that_moves_what_it_should_not_is_found():
 SMALL = list(regret.cases([(40, 24, 16)], [Conv("3x3", 2, 8, 12, 6, 3, 1, 1)], (0.3,)))
 
 
-def test_the_regrets_problems_are_none_of_the_tables():
-    assert not {(case.op, case.of) for case in regret.TABLE} & {(case.op, case.of) for case in regret.OTHERS}
-
-
 @pytest.mark.parametrize("case", [*SMALL, dataclasses.replace(SMALL[0], whole=True)], ids=str)
 def test_a_problem_of_the_regret_is_measured_by_every_way_here(case, monkeypatch):
     monkeypatch.setattr(regret, "ROUNDS", 1)
-    product, milliseconds = regret.measure(case, "cpu", torch.float32)
-    assert product == by_problem.product_of(case.op, *case.arguments("cpu", torch.float32))
+    problem, milliseconds = regret.measure(case, "cpu", torch.float32)
+    assert problem == problem_of(case.op, *case.arguments("cpu", torch.float32))
     assert set(milliseconds) == set(backends.ways(case.op, "cpu")[0]) >= {"library"}
 
 
-def test_the_table_is_filled_and_feeds_the_choice(monkeypatch, tmp_path, capsys):
+def test_the_regret_is_that_of_the_way_that_the_rule_takes(monkeypatch):
     """With a clock that has the library take half of the others."""
-    monkeypatch.setattr(measured, "FOLDER", tmp_path)
     calls = {"native": 2.0, "triton": 3.0, "library": 1.0}
     monkeypatch.setattr(backends, "ways", lambda op, device: ({way: stand_in(way) for way in calls}, []))
     monkeypatch.setattr(regret, "clock_of", lambda device: lambda run, _: calls[run.__name__])
-    rows = regret.rows("cpu", True, SMALL, [dataclasses.replace(case, k=case.k + 1) for case in SMALL])
-    assert [row["chosen"] for row in rows] == ["library"] * len(rows)
-    assert [row["regret"] for row in rows] == [0.0] * len(rows)
+    rows = regret.rows("cpu", SMALL)
     assert rows[0]["milliseconds"] == {way: 1e3 * seconds for way, seconds in calls.items()}
-    assert len(measured.read(tmp_path / "sm_80.json")) == len(SMALL)
-    assert f"{len(SMALL)} problems measured into" in capsys.readouterr().out
+    assert [row["regret"] for row in rows] == [calls[row["chosen"]] - 1 for row in rows]
 
 
 def stand_in(name):

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.fuzz import convolutions, hostile, layers, soak
 from tests.rowsparse import need_library
 from wuskern import gradients, ops
-from wuskern.kernels.cpu import native
+from wuskern.kernels.cpu import conv2d
 from wuskern.sparse_grad import RowGrad
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning")]  # of slow layouts
@@ -73,8 +73,8 @@ def test_the_soak_finds_memory_that_grows(monkeypatch, capsys):
 
 def test_convolutions_find_a_row_that_is_missing(monkeypatch):
     need_library()
-    whole = native.WGRAD["library"]
-    monkeypatch.setitem(native.WGRAD, "library", lambda *a: whole(*a).index_fill_(0, torch.tensor([0]), 0))
+    whole = conv2d.WGRAD["library"]
+    monkeypatch.setitem(conv2d.WGRAD, "library", lambda *a: whole(*a).index_fill_(0, torch.tensor([0]), 0))
     assert any("dW by library" in fault for fault in faults(convolutions.attempt, 20))
 
 

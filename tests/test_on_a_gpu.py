@@ -19,7 +19,7 @@ from tests.accuracy import assert_all_as_right
 from tests.rowsparse import DTYPES, assert_near, integers, kernel_of, some_rows
 from wuskern import ops
 from wuskern.kernels import backends, reference
-from wuskern.kernels.cuda.product import OPS as PRODUCTS
+from wuskern.kernels.problem import OPS as PRODUCTS
 
 GPU = pytest.mark.gpu
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]

@@ -1,26 +1,23 @@
-"""Regret of a GPU's choice between native, triton and library, and the tables that it is fed by.
+"""Regret of a GPU's choice between native, triton and library (kernels/cuda/rule.py, which nobody has held against a GPU).
 
-TABLE's problems are measured into ``kernels/cuda/tables/<architecture>.json`` by ``--fill``; the regret is that of OTHERS,
-which are none of them. All ways of a problem are verified against the first, then timed in turn, L2 flushed; medians.
+All ways of a problem are verified against the library's, then timed in turn, L2 flushed; medians.
 """
 
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.clocks import clock_of
-from bench.results import provenance
 from tests.cases import Conv
 from wuskern.kernels import backends
-from wuskern.kernels.cuda import by_problem, choice, measured
-from wuskern.kernels.cuda.gpus import architecture, capability_of
-from wuskern.kernels.cuda.product import Product
-from wuskern.train.results import replace as replace_file
+from wuskern.kernels.cuda import rule
+from wuskern.kernels.cuda.gpus import capability_of
+from wuskern.kernels.problem import Problem, problem_of
 
 ROUNDS = 9
 Milliseconds = dict[str, float]  # by way
@@ -71,21 +68,7 @@ def cases(linears: Sequence[tuple[int, int, int]], convs: Sequence[Conv], ratios
         yield Case(f"rowsparse_{part}_conv2d", conv, max(1, int(ratio * conv.out)))
 
 
-TABLE = [
-    *cases(
-        [(t, n, k) for t in (512, 4096, 32768) for n, k in ((768, 768), (4096, 1024), (1024, 4096), (4096, 4096))],
-        [
-            Conv("64ch 56px 3x3", 64, 64, 64, 56, 3, 1, 1),
-            Conv("256ch 14px 3x3", 64, 256, 256, 14, 3, 1, 1),
-            Conv("128ch 28px 3x3 s2", 64, 128, 128, 28, 3, 2, 1),
-            Conv("256 to 64 56px 1x1", 64, 256, 64, 56, 1),
-            Conv("256 to 1024 14px 1x1", 64, 256, 1024, 14, 1),
-        ],
-        (0.02, 0.1, 0.3),
-    ),
-    *(replace(case, whole=True) for case in cases([(4096, 1024, 1024), (4096, 4096, 4096)], [], (0.05, 0.2))),
-]
-OTHERS = list(
+CASES = list(
     cases(
         [(1000, 2048, 2048), (3000, 3072, 768), (12000, 1536, 6144), (20000, 2560, 2560)],
         [
@@ -98,7 +81,7 @@ OTHERS = list(
 )
 
 
-def measure(case: Case, device: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Product, Milliseconds]:
+def measure(case: Case, device: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Problem, Milliseconds]:
     """Medians of each way that runs here; ``AssertionError`` where one is wrong."""
     arguments = case.arguments(device, dtype)
     runs, _ = backends.ways(case.op, device)
@@ -112,31 +95,17 @@ def measure(case: Case, device: str, dtype: torch.dtype = torch.bfloat16) -> tup
         for way, run in runs.items():
             seconds[way].append(clock(run, [arguments]))
     milliseconds = {way: 1e3 * statistics.median(times) for way, times in seconds.items()}
-    return by_problem.product_of(case.op, *arguments), milliseconds
+    return problem_of(case.op, *arguments), milliseconds
 
 
-def rows(device: str, fill: bool, table: Sequence[Case] = TABLE, others: Sequence[Case] = OTHERS) -> list[dict[str, Any]]:
-    """The regret of ``others``, by the package's table; with ``fill`` that is measured and written first."""
-    capability = capability_of(torch.device(device))
-    points = fill_table(device, table, architecture(capability)) if fill else measured.of(architecture(capability))
-    found = []
-    for case in others:
-        product, milliseconds = measure(case, device)
-        chosen = choice.choose(product, capability, tuple(milliseconds), points).way
-        found.append(told(str(case), chosen, milliseconds))
-    return found
-
-
-def fill_table(device: str, table: Sequence[Case], name: str) -> tuple[measured.Point, ...]:
-    points = []
-    for case in table:
-        product, milliseconds = measure(case, device)
-        points.append(measured.Point(product, tuple((way, its / 1e3) for way, its in milliseconds.items())))
-    measured.FOLDER.mkdir(exist_ok=True)
-    path = measured.FOLDER / f"{name}.json"
-    replace_file(path, measured.content(points, provenance(device)))
-    print(f"{len(points)} problems measured into {path}", flush=True)
-    return tuple(points)
+def rows(device: str, cases: Sequence[Case] = CASES) -> list[dict[str, Any]]:
+    """The regret of each case."""
+    capability, told_of_cases = capability_of(torch.device(device)), []
+    for case in cases:
+        problem, milliseconds = measure(case, device)
+        chosen = rule.choose(problem, capability, tuple(milliseconds)).way
+        told_of_cases.append(told(str(case), chosen, milliseconds))
+    return told_of_cases
 
 
 def told(name: str, chosen: str, milliseconds: Milliseconds) -> dict[str, Any]:

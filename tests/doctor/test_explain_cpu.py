@@ -6,8 +6,10 @@ import torch
 from wuskern import cli
 from wuskern.choices import TopK
 from wuskern.doctor import explain_cpu
+from wuskern.doctor.question import Question
 from wuskern.kernels import backends
 from wuskern.kernels.cpu import paths
+from wuskern.kernels.problem import Problem
 
 pytestmark = pytest.mark.skipif(
     backends.library_obstacle("cpu") is not None, reason=f"no compiled library: {backends.library_obstacle('cpu')}"
@@ -68,10 +70,12 @@ def test_wrong_questions(arguments, message, capsys):
 
 def test_the_floor_counts_what_must_be_done():
     """By hand: 64 tokens, 8 of 32 rows, 16 inputs."""
-    both = explain_cpu.linear((64, 32, 16), TopK(k=8, scope="both"), torch.float32)
+    linear = Problem("rowsparse_wgrad", torch.float32, 64, 16, out=32, k=8)
+    both = explain_cpu.floor(Question(linear, TopK(k=8, scope="both")))
     assert both.operations == 2 * 64 * 16 * (8 + 8)
     assert both.moved == 4 * (64 * 32 + 2 * 64 * 8 + 2 * 64 * 16 + 2 * 8 * 16)  # dY; the gathered part; x, dX; W's rows, dW's
-    weight = explain_cpu.linear((64, 32, 16), TopK(k=8), torch.float32)
+    weight = explain_cpu.floor(Question(linear, TopK(k=8)))
     assert weight.operations == 2 * 64 * 16 * (8 + 32)
-    conv = explain_cpu.conv2d((2, 4, 8, 6, 3), TopK(k=2, scope="both"), torch.float32, 1, None, 1, False)
-    assert conv.operations == 2 * (2 * 36) * (4 * 9) * (2 + 2)
+    sides = (6, 6), (3, 3), (1, 1), (1, 1)
+    conv = Problem("rowsparse_wgrad_conv2d", torch.float32, 2, 4, 8, 2, *sides, planes=True)
+    assert explain_cpu.floor(Question(conv, TopK(k=2, scope="both"))).operations == 2 * (2 * 36) * (4 * 9) * (2 + 2)

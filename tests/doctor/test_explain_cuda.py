@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from wuskern import cli
-from wuskern.kernels.cuda import choice
-from wuskern.kernels.cuda.product import Product
+from wuskern.kernels.cuda import rule
+from wuskern.kernels.problem import Problem
 
 
 def answers(capsys, *arguments: str) -> dict[str, str]:
@@ -19,10 +19,14 @@ def test_a_linear(capsys):
     assert said["problem"] == "Linear 4096 x 4096, 2048 tokens, bfloat16"
     assert said["GPU"] == "9.0: the tiles of sm_90, the rates of H200"
     assert said["choice"] == "204 of 4096 rows (5.0%) by l1, scope both"
-    p = Product("rowsparse_dgrad", "bfloat16", 2048, 4096, 204, 204, 2048 * 4096)
-    assert said["dX"].startswith(f"{choice.choose(p, '9.0').way} on the compact dY: counted, with the rates of H200; floor")
-    for way in choice.WAYS:
-        assert f"{choice.counts(p, '9.0')[way].moved / 1e6:.3g} MB" in said[f"dX {way}"]
+    p = Problem("rowsparse_dgrad", torch.bfloat16, 2048, 4096, out=204, k=204)
+    decision = rule.choose(p, "9.0")
+    assert said["dX"].startswith(
+        f"{decision.way} on the compact dY: the least, counted with the rates of H200, not measured; floor"
+    )
+    assert said["dX"].endswith(f"floor {1e6 * rule.floor(p, '9.0'):.1f} us")
+    for way in rule.WAYS:
+        assert f"{decision.works[way].moved / 1e6:.3g} MB" in said[f"dX {way}"]
         assert f"dW {way}" in said
 
 
@@ -31,8 +35,15 @@ def test_a_conv2d(capsys):
     said = answers(capsys, "conv2d", "16x64x512x28x3", *arguments)
     assert said["problem"] == "Conv2d 64 -> 512, 3x3, 16 images of 28x28, NHWC, float32"
     assert said["dX"] == "dense: scope is weight"
-    p = Product("rowsparse_wgrad_conv2d", "float32", 16 * 14 * 14, 576, 8, 8, 16 * 64 * 784, taps=9)
-    assert f"{choice.counts(p, 'gfx942')['native'].operations / 1e9:.3g} GFLOP" in said["dW native"]
+    sides = (28, 28), (3, 3), (2, 2), (1, 1)
+    p = Problem("rowsparse_wgrad_conv2d", torch.float32, 16, 64, 8, 8, *sides)
+    assert f"{rule.choose(p, 'gfx942').works['triton'].operations / 1e9:.3g} GFLOP" in said["dW triton"]
+    assert "dW native" not in said  # CUDA C++
+
+
+def test_where_gathering_does_not_pay_all_rows_of_dy_are_multiplied(capsys):
+    said = answers(capsys, "linear", "2048x64x4", "--k", "60", "--scope", "weight", "--capability", "8.0")
+    assert " on the whole dY: " in said["dW"]
 
 
 def test_all_rows(capsys):

@@ -12,7 +12,7 @@ from tests.fuzz import timebox
 from tests.rowsparse import DTYPES, ConvTensors, conv_tensors, stock_dgrad, stock_wgrad
 from wuskern import ops
 from wuskern.kernels import reference
-from wuskern.kernels.cpu import native, paths
+from wuskern.kernels.cpu import conv2d, paths
 
 MOST = 200_000  # elements of an operand
 
@@ -21,10 +21,10 @@ Runs = dict[str, Callable[[], Tensor]]
 
 def wgrad_runs(t: ConvTensors) -> Runs:
     """The chosen rows of dW: by each path that can have it, by the reference, and as the op chooses."""
-    problem, size = t.problem(t.x), t.weight.shape[2:]
+    problem, size = t.wgrad_problem, t.weight.shape[2:]
 
     def by(path: str) -> Callable[[], Tensor]:
-        return lambda: native.WGRAD[path](t.gathered(), t.x, problem)
+        return lambda: conv2d.WGRAD[path](t.gathered(), t.x, problem)
 
     return {
         **{path: by(path) for path in paths.conv2d_wgrad_paths(problem)},
@@ -35,10 +35,10 @@ def wgrad_runs(t: ConvTensors) -> Runs:
 
 def dgrad_runs(t: ConvTensors) -> Runs:
     """The same of dX from the chosen rows."""
-    problem, size = t.problem(t.dy), t.x.shape[2:]
+    problem, size = t.dgrad_problem, t.x.shape[2:]
 
     def by(path: str) -> Callable[[], Tensor]:
-        return lambda: native.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
+        return lambda: conv2d.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
 
     return {
         **{path: by(path) for path in paths.conv2d_dgrad_paths(problem)},

@@ -100,7 +100,7 @@ def main() -> int:
     timebox.load_library(chosen)
     hostile = Hostile(chosen.emulated and emulation.obstacle() is None)
     status = timebox.run(chosen, hostile)
-    print(", ".join(f"{how} {count}" for how, count in sorted(hostile.ended.items())), f"({native._vectors()})")
+    print(", ".join(f"{how} {count}" for how, count in sorted(hostile.ended.items())), f"({native.vectors()})")
     return status
 
 

@@ -286,7 +286,7 @@ def main() -> int:
         return instruction_sets.run_each("tests.fuzz.layers", chosen)
     timebox.load_library(chosen)
     status = timebox.run(chosen, attempt)
-    print(f"with {native._vectors()} in wuskern, {torch.backends.cpu.get_cpu_capability()} in torch")
+    print(f"with {native.vectors()} in wuskern, {torch.backends.cpu.get_cpu_capability()} in torch")
     return status
 
 

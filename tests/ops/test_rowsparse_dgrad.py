@@ -31,7 +31,7 @@ from tests.rowsparse import (
 from wuskern import ops
 from wuskern.common.shapes import memory_format
 from wuskern.kernels import backends
-from wuskern.kernels.cpu import native, paths
+from wuskern.kernels.cpu import conv2d, paths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,7 +165,7 @@ def test_same_bits_twice(conv):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
-@pytest.mark.parametrize("path", native.DGRAD)
+@pytest.mark.parametrize("path", conv2d.DGRAD)
 def test_every_path(path, layout, dtype):
     need_library()
     if path in ("library", "channels_last") and library_rounds(dtype):
@@ -174,9 +174,9 @@ def test_every_path(path, layout, dtype):
     for case in (c for c in NUMERIC + LARGER if c.batch):
         for k in {case.groups, case.out}:
             t = conv_tensors(case, dtype, layout, k)
-            problem = t.problem(t.dy)
+            problem = t.dgrad_problem
             if path in paths.conv2d_dgrad_paths(problem):
-                dx = native.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
+                dx = conv2d.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
                 assert dx.is_contiguous(memory_format=problem.memory_format)
                 assert_exact(dx, stock_dgrad(t.double()))
                 took += 1
@@ -191,10 +191,10 @@ def test_every_path(path, layout, dtype):
 def test_every_path_is_as_exact_as_stock(case, layout, dtype):
     need_library()
     t = conv_tensors(case, dtype, layout, make=torch.randn)
-    problem = t.problem(t.dy)
+    problem = t.dgrad_problem
     for path in paths.conv2d_dgrad_paths(problem):
-        dx = native.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
-        assert torch.equal(native.DGRAD[path](t.gathered(), t.weight[t.rows], problem), dx), path
+        dx = conv2d.DGRAD[path](t.gathered(), t.weight[t.rows], problem)
+        assert torch.equal(conv2d.DGRAD[path](t.gathered(), t.weight[t.rows], problem), dx), path
         assert_as_right_as_stock(dx, *dgrad_answers(t))
 
 

@@ -31,7 +31,7 @@ from tests.rowsparse import (
 )
 from wuskern import ops
 from wuskern.kernels import backends
-from wuskern.kernels.cpu import native, paths
+from wuskern.kernels.cpu import conv2d, paths
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,7 +163,7 @@ def test_same_bits_twice(conv):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
-@pytest.mark.parametrize("path", native.WGRAD)
+@pytest.mark.parametrize("path", conv2d.WGRAD)
 def test_every_path(path, layout, dtype):
     need_library()
     if path in ("library", "channels_last") and library_rounds(dtype):
@@ -172,9 +172,9 @@ def test_every_path(path, layout, dtype):
     for case in (c for c in NUMERIC + LARGER if c.batch):
         for k in {case.groups, case.out}:
             t = conv_tensors(case, dtype, layout, k)
-            problem = t.problem(t.x)
+            problem = t.wgrad_problem
             if path in paths.conv2d_wgrad_paths(problem):
-                dw = native.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem)
+                dw = conv2d.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem)
                 assert_exact(dw, stock_wgrad(t.double()))
                 took += 1
     never = {("direct", torch.bfloat16), ("unfold", torch.float32), ("channels_last", "NHWC"), ("channels_last", torch.float32)}
@@ -188,11 +188,11 @@ def test_every_path(path, layout, dtype):
 def test_every_path_is_as_exact_as_stock(case, layout, dtype):
     need_library()
     t = conv_tensors(case, dtype, layout, make=torch.randn)
-    problem = t.problem(t.x)
+    problem = t.wgrad_problem
     for path in paths.conv2d_wgrad_paths(problem):
-        dw = native.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem)
+        dw = conv2d.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem)
         assert torch.equal(
-            native.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem), dw
+            conv2d.WGRAD[path](t.gathered(), t.x.contiguous(memory_format=problem.memory_format), problem), dw
         ), path
         assert_as_right_as_stock(dw, *wgrad_answers(t))
 

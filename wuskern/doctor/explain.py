@@ -6,14 +6,17 @@ import torch
 
 from wuskern.choices import TopK
 from wuskern.doctor import explain_cpu, explain_cuda
+from wuskern.doctor.question import Question
 from wuskern.doctor.report import Report
 from wuskern.kernels.cuda.gpus import capability_of
+from wuskern.kernels.problem import Problem
 
 LINEAR, CONV2D = "TOKENSxOUTxIN", "BATCHxCHANNELSxOUTxSIDExKERNEL"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def add_arguments(doctor: argparse.ArgumentParser) -> None:
-    """``--explain`` and what goes with it."""
+    """Gives the parser ``--explain`` and what goes with it."""
     doctor.add_argument(
         "--explain",
         nargs=2,
@@ -36,38 +39,38 @@ def add_arguments(doctor: argparse.ArgumentParser) -> None:
 
 
 def of_arguments(a: argparse.Namespace) -> Report:
-    """What :func:`add_arguments` parsed. Raises ``ValueError`` for what is none of its values."""
-    kind, shape = a.explain
-    _one_of("--explain", kind, ("linear", "conv2d"))
-    _one_of("--dtype", a.dtype, ("float32", "bfloat16", "float16", "float64"))
-    dtype = getattr(torch, a.dtype)
-    choice = TopK(ratio=0.05 if a.k is None and a.ratio is None else a.ratio, k=a.k, scope=a.scope)
+    """The report on what :func:`add_arguments` parsed. Raises ``ValueError`` for what is none of its values."""
+    question = _question(a)
     _one_of("--device", a.device, ("cpu", "cuda"))
-    if a.device == "cuda":
-        return _on_cuda(a, kind, shape, choice, dtype)
-    if kind == "linear":
-        problem = explain_cpu.linear(_numbers(shape, 3, LINEAR), choice, dtype)
-    else:
-        of_conv = a.stride, a.padding, a.groups, a.channels_last
-        problem = explain_cpu.conv2d(_numbers(shape, 5, CONV2D), choice, dtype, *of_conv)
-    return explain_cpu.report(problem, choice, dtype)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _on_cuda(a: argparse.Namespace, kind: str, shape: str, choice: TopK, dtype: torch.dtype) -> Report:
+    if a.device == "cpu":
+        return explain_cpu.report(question)
     capability = a.capability
     if capability is None:
         if not torch.cuda.is_available():
             raise ValueError("--capability: expected one, such as 9.0, on a machine without a GPU, got none")
         capability = capability_of(torch.device("cuda"))
+    return explain_cuda.report(question, capability)
+
+
+def _question(a: argparse.Namespace) -> Question:
+    kind, shape = a.explain
+    _one_of("--explain", kind, ("linear", "conv2d"))
+    _one_of("--dtype", a.dtype, tuple(DTYPES))
+    dtype = DTYPES[a.dtype]
+    choice = TopK(ratio=0.05 if a.k is None and a.ratio is None else a.ratio, k=a.k, scope=a.scope)
     if kind == "linear":
-        return explain_cuda.linear(_numbers(shape, 3, LINEAR), choice, dtype, capability)
-    of_conv = a.stride, a.padding, a.groups, a.channels_last
-    return explain_cuda.conv2d(_numbers(shape, 5, CONV2D), choice, dtype, *of_conv, capability)
+        tokens, out, inputs = _numbers(shape, 3, LINEAR)
+        return Question(Problem("rowsparse_wgrad", dtype, tokens, inputs, out, choice.count(out)), choice)
+    batch, channels, out, side, kernel = _numbers(shape, 5, CONV2D)
+    padding = kernel // 2 if a.padding is None else a.padding
+    sides = (side,) * 2, (kernel,) * 2, (a.stride,) * 2, (padding,) * 2, (1, 1)
+    k, planes = choice.count(out, a.groups), not a.channels_last
+    return Question(Problem("rowsparse_wgrad_conv2d", dtype, batch, channels, out, k, *sides, a.groups, planes), choice)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
 def _numbers(shape: str, count: int, expected: str) -> list[int]:

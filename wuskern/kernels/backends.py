@@ -2,9 +2,9 @@
 
 ``reference`` runs everywhere. ``native`` is the compiled library: C++ on CPU, CUDA C++ on NVIDIA. ``triton`` is any GPU
 that Triton serves (and, with ``TRITON_INTERPRET=1``, the CPU, slowly). The fastest one that can run a problem is taken.
-On a GPU, the products take the fastest way that ``cuda.choice`` knows for each problem, the libraries' among them. An explicit
-wish, ``WUSKERN_BACKEND`` or ``with wuskern.backend(name)``, is obeyed or raises: "native" and "triton" are then kernels of
-ours alone, and the library's way is "reference".
+On a GPU, the products take the way that ``cuda.rule`` expects to be the fastest, the libraries' among them. An explicit wish,
+``WUSKERN_BACKEND`` or ``with wuskern.backend(name)``, is obeyed or raises: "native" and "triton" are then kernels of ours
+alone, and the library's way is "reference".
 """
 
 import contextlib
@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wuskern.common.overlap import Overlapping
 from wuskern.kernels import native_updates, reference
 from wuskern.kernels.cpu import native
-from wuskern.kernels.cuda import by_problem, library
-from wuskern.kernels.cuda.product import OPS as PRODUCTS
+from wuskern.kernels.cuda import library, rule
+from wuskern.kernels.cuda.gpus import capability_of
+from wuskern.kernels.problem import OPS as PRODUCTS
+from wuskern.kernels.problem import problem_of
 
 NAMES = ("native", "triton", "reference")  # in order of preference
 LIBRARIES = {"cpu": "libwuskern_cpu.so", "cuda": "libwuskern_cuda.so"}
@@ -35,7 +38,7 @@ LIBRARY_DIR = Path(__file__).parents[1] / "lib"
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs, and why: ``run`` takes the op's arguments."""
+    """The backend that runs an op, and why: ``run`` takes the op's arguments."""
 
     backend: str
     reason: str
@@ -45,7 +48,7 @@ class Choice:
 # Problems of so few elements, on the CPU, whose few plain calls cost less than one of ours.
 SMALL = 4096
 PLAIN_WHERE_SMALL = {
-    op: Choice("reference", f"dy has at most {SMALL} elements", getattr(reference, op))
+    op: Choice("reference", f"dy has at most {SMALL} elements", reference.OPS[op])
     for op in ("bias_grad", "gather_rows", "rowsparse_wgrad", "rowsparse_dgrad")
 }
 
@@ -80,14 +83,14 @@ def gpu_obstacle() -> str | None:
 
 
 def capabilities() -> dict[str, tuple[int, int]]:
-    """Of each GPU here, by its name in PyTorch; of NVIDIA's alone."""
+    """The compute capability of each GPU here, by its name in PyTorch; of NVIDIA's alone."""
     count = 0 if torch.version.hip is not None else torch.cuda.device_count()
     return {f"cuda:{i}": torch.cuda.get_device_capability(i) for i in range(count)}
 
 
 def code_for(architectures: str, capability: tuple[int, int]) -> str | None:
-    """What of a library's architectures ("8.0 9.0a 12.0+PTX") a GPU runs, in words, or None: machine code of the same major and
-    no newer minor, with a feature letter of exactly that GPU; else PTX of an earlier one."""
+    """The code of a library's architectures ("8.0 9.0a 12.0+PTX") that a GPU runs, in words, or None: machine code of the same
+    major and no newer minor, with a feature letter of exactly that GPU; else PTX of an earlier one."""
     machine, ptx = "", ""
     for architecture in architectures.split():
         major, minor, feature, later = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", architecture).groups()  # type: ignore[union-attr]
@@ -100,7 +103,7 @@ def code_for(architectures: str, capability: tuple[int, int]) -> str | None:
 
 
 def build_record() -> dict[str, str]:
-    """What the build wrote beside the libraries: per library, why it was left out."""
+    """Why each library was left out that the build did not make, as it wrote beside them."""
     path = LIBRARY_DIR / "build.json"
     return json.loads(path.read_text())["left_out"] if path.exists() else {}
 
@@ -115,32 +118,29 @@ def triton_obstacle(device: str) -> str | None:
         return f"Triton does not serve {device}"
     for name, capability in capabilities().items() if device == "cuda" else ():
         if capability < TRITON_CAPABILITY:
-            least, found = (f"{major}.{minor}" for major, minor in (TRITON_CAPABILITY, capability))
-            return f"Triton compiles bfloat16 from compute capability {least} on, and {name} has {found}"
+            least, here = (f"{major}.{minor}" for major, minor in (TRITON_CAPABILITY, capability))
+            return f"Triton compiles bfloat16 from compute capability {least} on, and {name} has {here}"
     return None
 
 
 def _native(op: str, device: str) -> Callable[..., Any] | str:
     if obstacle := library_obstacle(device):
         return obstacle
-    if device == "cpu" and hasattr(native, op):
-        return getattr(native, op)
+    if device == "cpu" and op in native.OPS:
+        return native.OPS[op]
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"wuskern_native::{op}", device.upper()):
         return f"it has no kernel for {device} yet"
-    return getattr(native_updates, op, None) or getattr(torch.ops.wuskern_native, op).default
+    return native_updates.OPS.get(op) or getattr(torch.ops.wuskern_native, op).default
 
 
 def _triton(op: str, device: str) -> Callable[..., Any] | str:
     if obstacle := triton_obstacle(device):
         return obstacle
-    stem = op.removesuffix("_conv2d")
-    if importlib.util.find_spec(f"wuskern.kernels.triton.{stem}") is None:
-        return "it has no Triton kernel yet"
-    return getattr(importlib.import_module(f"wuskern.kernels.triton.{stem}"), op)
+    return importlib.import_module("wuskern.kernels.triton.ops").OPS[op]  # which imports the package triton, there by now
 
 
 def _reference(op: str, device: str) -> Callable[..., Any] | str:
-    return getattr(reference, op)
+    return reference.OPS[op]
 
 
 _BACKENDS = {"native": _native, "triton": _triton, "reference": _reference}
@@ -217,18 +217,24 @@ def _choose(op: str, device: str, wish: str | None) -> Choice:
 
 
 def ways(op: str, device: str) -> tuple[dict[str, Callable[..., Any]], list[str]]:
-    """How a product of the chosen rows can run, by way (``cuda.choice``), and why others cannot."""
-    found = {name: _BACKENDS[name](op, device) for name in ("native", "triton")}
-    runs = {name: run for name, run in found.items() if not isinstance(run, str)}
+    """How a product of the chosen rows can run, by way (``cuda.rule``), and why others cannot."""
+    ours = {name: _BACKENDS[name](op, device) for name in ("native", "triton")}
+    runs = {name: run for name, run in ours.items() if not isinstance(run, str)}
     runs["library"] = library.runner(op, _choose("gather_rows", device, None).run)
-    return runs, [f"not {name}: {run}" for name, run in found.items() if isinstance(run, str)]
+    return runs, [f"not {name}: {obstacle}" for name, obstacle in ours.items() if isinstance(obstacle, str)]
 
 
 def _by_problem(op: str) -> Choice:
-    """Of a product on a GPU: native, triton or the library, by the problem, as ``cuda.choice`` has it. Without a kernel of
-    ours the reference, which is the library too."""
+    """The choice of a product on a GPU: native, triton or the library for each problem, as ``cuda.rule`` has it. Without a
+    kernel of ours the reference, which is the library too."""
     runs, reasons = ways(op, "cuda")
     if list(runs) == ["library"]:
-        return Choice("reference", "; ".join(reasons), getattr(reference, op))
+        return Choice("reference", "; ".join(reasons), reference.OPS[op])
+    names = tuple(runs)
+
+    def run(dy: Tensor, other: Tensor, rows: Tensor, *geometry: Any) -> Tensor:
+        problem = problem_of(op, dy, other, rows, *geometry)
+        return runs[rule.choose(problem, capability_of(dy.device), names).way](dy, other, rows, *geometry)
+
     told = f"{' or '.join(runs)}, by the problem: doctor --explain --device cuda tells"
-    return Choice(next(iter(runs)), "; ".join([told, *reasons]), by_problem.runner(op, runs))
+    return Choice(next(iter(runs)), "; ".join([told, *reasons]), run)

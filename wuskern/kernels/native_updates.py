@@ -1,6 +1,7 @@
 """The row updates of backend ``native``, on every device: the compiled op where the rows of a parameter and of its state are
 runs of memory, in one memory format; else the reference."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,3 +25,6 @@ def rowsparse_adam_(param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, max_exp_
 
 def _are_runs(*tensors: Tensor) -> bool:
     return all(map(Tensor.is_contiguous, tensors)) or all(map(is_channels_last, tensors))
+
+
+OPS: dict[str, Callable[..., None]] = {"rowsparse_sgd_": rowsparse_sgd_, "rowsparse_adam_": rowsparse_adam_}

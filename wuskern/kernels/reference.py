@@ -3,7 +3,8 @@
 Each does what :mod:`wuskern.ops` says of its name, in as few plain calls as that takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -191,3 +192,17 @@ def _gradient(values: Tensor, maximize: bool) -> Tensor:
 
 def _put(t: Tensor, rows: Tensor, values: Tensor) -> None:
     t.index_copy_(0, rows, values.to(t.dtype))
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "bias_grad": bias_grad,
+    "row_stats": row_stats,
+    "select_rows": select_rows,
+    "gather_rows": gather_rows,
+    "rowsparse_wgrad": rowsparse_wgrad,
+    "rowsparse_wgrad_conv2d": rowsparse_wgrad_conv2d,
+    "rowsparse_dgrad": rowsparse_dgrad,
+    "rowsparse_dgrad_conv2d": rowsparse_dgrad_conv2d,
+    "rowsparse_sgd_": rowsparse_sgd_,
+    "rowsparse_adam_": rowsparse_adam_,
+}

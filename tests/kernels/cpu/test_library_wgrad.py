@@ -12,6 +12,7 @@ from tests.fuzz import convolutions
 from tests.rowsparse import DTYPES, conv_tensors, need_library, stock_dgrad, stock_wgrad
 from wuskern.kernels import reference
 from wuskern.kernels.cpu import paths
+from wuskern.kernels.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KERNELS = [(1, 1), (3, 3), (1, 3)]
@@ -75,6 +76,6 @@ def test_onednn_is_not_given_what_it_writes_beyond(dtype, channels):
 @pytest.mark.parametrize("capability", ["baseline", "avx2", "avx512"])
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 1), (1, 2)])
 def test_groups_of_bfloat16_go_to_channels_last_only_where_that_is_right(dilation, capability):
-    like, dtype = torch.contiguous_format, torch.bfloat16
-    problem = paths.ConvProblem(dtype, 3, 32, (9, 32), like, 4, (3, 3), (1, 1), (1, 1), dilation, 4)
+    op, sides = "rowsparse_wgrad_conv2d", ((9, 32), (3, 3), (1, 1), (1, 1))
+    problem = Problem(op, torch.bfloat16, 3, 32, 4, 4, *sides, dilation, groups=4, planes=True)
     assert paths.conv2d_wgrad_path(problem, capability) == ("library" if dilation[0] > 1 else "channels_last")

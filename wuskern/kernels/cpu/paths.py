@@ -1,11 +1,10 @@
 """Paths of the CPU through PyTorch's libraries and our kernels, see native.py: pure functions of the problem, no I/O."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-CONTIGUOUS = torch.contiguous_format
+from wuskern.kernels.problem import Problem
 
 WHY = {  # of each path, for `wuskern doctor --explain`
     "mm": "torch's product: oneDNN in bfloat16; in float32 MKL, where oneDNN's calls or the faults of its memory cost more",
@@ -26,7 +25,7 @@ MATMUL_PIXELS = {torch.float32: 1024, torch.bfloat16: 256}  # of an image, from 
 
 
 def onednn_parts(depth: int) -> int:
-    """Parts that a float32 product by oneDNN is computed in: it adds up each in one chain, and long ones lose digits."""
+    """The parts that a float32 product by oneDNN is computed in: it adds up each in one chain, and long ones lose digits."""
     return min(-(-depth // CHAIN), max(1, round(depth**0.5 / 8)))
 
 
@@ -38,50 +37,27 @@ def product_path(dtype: torch.dtype, m: int, n: int, depth: int) -> str:
     return "onednn" if dtype is torch.float32 and large and not faults else "mm"
 
 
-@dataclass(frozen=True)
-class ConvProblem:
-    """A convolution of x [batch, channels, *size] in a memory format, and k chosen rows of its weight."""
-
-    dtype: torch.dtype
-    batch: int
-    channels: int
-    size: tuple[int, ...]
-    memory_format: torch.memory_format
-    k: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @property
-    def pixels(self) -> int:
-        return self.size[0] * self.size[1]
-
-    @property
-    def columns(self) -> int:
-        """Of P: one for each tap of the kernel and each chosen row."""
-        return self.kernel_size[0] * self.kernel_size[1] * self.k
-
-    @property
-    def unfolded_bytes(self) -> int:
-        """Of P."""
-        return self.batch * self.pixels * self.columns * self.dtype.itemsize
-
-    @property
-    def output_bytes(self) -> int:
-        """Of dX."""
-        return self.batch * self.channels * self.pixels * self.dtype.itemsize
+# ---- convolutions -----------------------------------------------------------------------------------------------------
 
 
-def _is_product(problem: ConvProblem) -> bool:
+def _columns(problem: Problem) -> int:
+    """The columns of P: one for each tap of the kernel and each chosen row."""
+    return problem.taps * problem.k
+
+
+def _unfolded_bytes(problem: Problem) -> int:
+    """The size of P."""
+    return problem.batch * problem.pixels * _columns(problem) * problem.dtype.itemsize
+
+
+def _is_product(problem: Problem) -> bool:
     return problem.stride == (1, 1) and problem.groups == 1 and problem.dtype in (torch.float32, torch.bfloat16)
 
 
-def _are_slow_groups(problem: ConvProblem, whole: int) -> bool:
+def _are_slow_groups(problem: Problem, whole: int) -> bool:
     """Whether the library's convolution takes a multiple of its time: on contiguous images in groups whose rows do not fill
     blocks of ``whole``."""
-    images = problem.groups > 1 and problem.memory_format is CONTIGUOUS
+    images = problem.groups > 1 and problem.planes
     return images and problem.dtype in (torch.float32, torch.bfloat16) and problem.k // problem.groups % whole > 0
 
 
@@ -101,32 +77,32 @@ def onednn_wgrad_fails(
     return leaves_out or (few and tuple(kernel_size) == (1, 1) and tuple(stride) != (1, 1))
 
 
-def conv2d_wgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
-    """Those that can compute dW."""
+def conv2d_wgrad_paths(problem: Problem) -> tuple[str, ...]:
+    """The paths that can compute dW."""
     float32 = problem.dtype is torch.float32
     if _is_product(problem):
         return ("library", "direct" if float32 else "unfold")
-    if problem.memory_format is CONTIGUOUS and problem.dtype is torch.bfloat16:
+    if problem.planes and problem.dtype is torch.bfloat16:
         return ("library", "channels_last")
-    if problem.memory_format is CONTIGUOUS and float32 and problem.stride == (1, 1):
+    if problem.planes and float32 and problem.stride == (1, 1):
         return ("library", "groups")
     return ("library",)
 
 
-def conv2d_dgrad_paths(problem: ConvProblem) -> tuple[str, ...]:
-    """Those that can compute dX."""
+def conv2d_dgrad_paths(problem: Problem) -> tuple[str, ...]:
+    """The paths that can compute dX."""
     if not _is_product(problem):
-        return ("library", "channels_last") if problem.memory_format is CONTIGUOUS else ("library",)
+        return ("library", "channels_last") if problem.planes else ("library",)
     if problem.dtype is torch.float32:
-        return ("library", "direct", *([] if problem.memory_format is CONTIGUOUS else ["unfold"]))
-    return ("library", "unfold", *(["images"] if problem.memory_format is CONTIGUOUS else []))
+        return ("library", "direct", *([] if problem.planes else ["unfold"]))
+    return ("library", "unfold", *(["images"] if problem.planes else []))
 
 
-def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
+def conv2d_wgrad_path(problem: Problem, capability: str) -> str:
     """The path for dW. "direct" runs far from memory's limits, at a rate below oneDNN's: it pays up to so many columns, for
     a single tap fewer, and needs wide vectors. P, which "unfold" writes and reads, has columns / channels of the size of x: it
     pays while that is little, for longer where the library has few pixels to work with."""
-    columns, channels, one_tap = problem.columns, problem.channels, problem.kernel_size == (1, 1)
+    columns, channels, one_tap = _columns(problem), problem.channels, problem.kernel_size == (1, 1)
     if not _is_product(problem):
         if not _are_slow_groups(problem, 16):
             return "library"
@@ -135,22 +111,22 @@ def conv2d_wgrad_path(problem: ConvProblem, capability: str) -> str:
         return "groups" if problem.stride == (1, 1) and capability == "avx512" else "library"
     if problem.dtype is torch.float32:
         return "direct" if capability == "avx512" and columns <= (128 if one_tap else 512) else "library"
-    if one_tap and problem.memory_format is torch.channels_last:
+    if one_tap and not problem.planes:
         return "unfold" if columns < 16 else "library"  # which pads its channels to 16
     return "unfold" if columns <= (5 if problem.pixels < 32 else 2) * channels else "library"
 
 
-def conv2d_dgrad_path(problem: ConvProblem, capability: str) -> str:
+def conv2d_dgrad_path(problem: Problem, capability: str) -> str:
     """The path for dX. The library's convolution is slow on contiguous images, since it reorders them, and near its floor
     in channels_last, where only a small P beside many channels, or a dX that it faults in, leave anything to gain."""
-    columns, channels = problem.columns, problem.channels
+    columns, channels = _columns(problem), problem.channels
     if not _is_product(problem):
         return "channels_last" if _are_slow_groups(problem, 4) else "library"
     direct = problem.dtype is torch.float32 and capability == "avx512"
-    if problem.memory_format is torch.channels_last:
-        if direct and problem.output_bytes >= MAPPED_BYTES:
+    if not problem.planes:
+        if direct and problem.input_bytes >= MAPPED_BYTES:
             return "direct"
-        small = 2 * columns <= channels or (channels >= 256 and problem.unfolded_bytes <= 2 * 2**20)
+        small = 2 * columns <= channels or (channels >= 256 and _unfolded_bytes(problem) <= 2 * 2**20)
         return "unfold" if small and channels > 64 and problem.kernel_size != (1, 1) else "library"
     if problem.dtype is torch.float32:
         few = columns <= (128 if problem.pixels < 32 else 512)
@@ -172,7 +148,7 @@ def conv2d_dgrad_is_matmul(
     """Whether dx of a 1x1 convolution on the CPU is taken as ``weight.T @ dy`` per image: on contiguous images (not
     channels_last) of so many pixels oneDNN takes longer, by the copies that it reorders them into."""
     return (
-        memory_format is CONTIGUOUS
+        memory_format is torch.contiguous_format
         and tuple(weight[2:]) == tuple(stride) == (1, 1)
         and tuple(padding) == (0, 0)
         and groups == 1

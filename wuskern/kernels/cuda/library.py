@@ -1,6 +1,6 @@
-"""The products of the chosen rows by a GPU's libraries, cuBLAS and cuDNN, through PyTorch: way "library" of ``choice``.
+"""The products of the chosen rows by a GPU's libraries, cuBLAS and cuDNN, through PyTorch: way "library" of ``rule``.
 
-Each takes dy gathered, as ``gather_rows`` gives it. (The CPU's libraries have paths of their own, see cpu/native.py.) Sums and
+Each takes dy gathered, as ``gather_rows`` gives it. (The CPU's libraries have paths of their own, see ``cpu``.) Sums and
 bits are the library's, under PyTorch's settings: see :mod:`wuskern.ops`.
 """
 
@@ -34,13 +34,13 @@ def rowsparse_wgrad_conv2d(
 def rowsparse_dgrad_conv2d(
     dy: Tensor, weight: Tensor, rows: Tensor, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
-    """All operands in dy's memory format, the unread input too: the library takes its own from theirs."""
-    like = memory_format(dy)
+    """The gradient with all operands in dy's memory format, the unread input too: the library takes its own from theirs."""
+    images = memory_format(dy)
     size = dy.shape[0], weight.shape[1] * groups, *input_size
-    unread = torch.empty(size, dtype=dy.dtype, device=dy.device, memory_format=like)
-    some = weight.index_select(0, rows).contiguous(memory_format=like)
+    unread = torch.empty(size, dtype=dy.dtype, device=dy.device, memory_format=images)
+    chosen = weight.index_select(0, rows).contiguous(memory_format=images)
     geometry = (stride, padding, dilation, False, (0, 0), groups)
-    return torch.ops.aten.convolution_backward(dy, unread, some, None, *geometry, (True, False, False))[0]
+    return torch.ops.aten.convolution_backward(dy, unread, chosen, None, *geometry, (True, False, False))[0]
 
 
 PRODUCTS: dict[str, Callable[..., Tensor]] = {
@@ -53,11 +53,12 @@ PRODUCTS: dict[str, Callable[..., Tensor]] = {
 
 def runner(op: str, gather: Callable[[Tensor, Tensor, int], Tensor]) -> Callable[..., Tensor]:
     """The op by the library, whole dy being gathered by ``gather`` first."""
-    product, dim = PRODUCTS[op], 1 if op.endswith("conv2d") else -1
+    product = PRODUCTS[op]
 
-    def run(dy: Tensor, other: Tensor, rows: Tensor, *rest: object) -> Tensor:
+    def run(dy: Tensor, other: Tensor, rows: Tensor, *geometry: object) -> Tensor:
+        dim = 1 if geometry else -1
         compact = dy if dy.shape[dim] == rows.shape[0] else gather(dy, rows, dim)
-        out = product(compact, other, rows, *rest)
+        out = product(compact, other, rows, *geometry)
         return out.contiguous(memory_format=memory_format(dy)) if op == "rowsparse_dgrad_conv2d" else out
 
     return run

@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wuskern.kernels.cuda.gpus import architecture_of
+from wuskern.kernels.problem import Problem
 from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.bias_grad import accumulator
 from wuskern.kernels.triton.gather_rows import gather_rows, usable
@@ -30,12 +31,11 @@ def tiles(kernel: str, dy: Tensor, scattered: bool = False) -> tuple[GemmTile, .
     return configs.products(architecture_of(dy.device), kernel, dy.itemsize, scattered)
 
 
-def problem(kernel: str, sizes: tuple[int, ...], operands: tuple[Tensor, ...], scattered: bool, setting: str) -> str:
-    """What a kernel's time depends on: the key of what autotuning keeps."""
-    strides = [["x" if s != 1 else "1" for s in t.stride()] for t in operands]
-    lies = ",".join("".join(of_one) for of_one in strides)
-    dtype = str(operands[0].dtype)[6:]
-    return f"{kernel} {dtype} {setting} {'x'.join(map(str, sizes))} {lies}{' scattered' if scattered else ''}"
+def key(problem: Problem, operands: tuple[Tensor, ...], scattered: bool) -> str:
+    """What a kernel's time depends on, as autotuning keeps it: the problem, and how its operands lie."""
+    strides = ("".join("1" if step == 1 else "x" for step in t.stride()) for t in operands)
+    words = (f"{name}={value}".replace(" ", "") for name, value in problem._asdict().items())
+    return " ".join([*words, f"strides={','.join(strides)}", f"scattered={scattered}"])
 
 
 def scattered(images: Tensor, groups: int) -> bool:

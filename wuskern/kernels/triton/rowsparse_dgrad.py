@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from wuskern.common.shapes import as_matrix, memory_format
+from wuskern.kernels.problem import problem_of
 from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.gather_rows import usable
-from wuskern.kernels.triton.gemm import chosen, options, problem, scattered, tiles
+from wuskern.kernels.triton.gemm import chosen, key, options, scattered, tiles
 from wuskern.kernels.triton.tuning import Config, pick
 
 
@@ -110,21 +111,21 @@ def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
     def run(config: Config) -> Tensor:
         tile, out = config[0], dy.new_empty(shape)
         feature_blocks = triton.cdiv(features, tile.block_n)
-        some, index = chosen(dy, rows, -1, feature_blocks)
+        gradient, index = chosen(dy, rows, -1, feature_blocks)
         dgrad[(triton.cdiv(tokens, tile.block_m) * feature_blocks,)](
-            some, weight, index, out, tokens, features, k, *some.stride(), *weight.stride(),
-            PACKED=some.shape[1] == k, **options(tile, dy.dtype, (some, weight, out), setting),
+            gradient, weight, index, out, tokens, features, k, *gradient.stride(), *weight.stride(),
+            PACKED=gradient.shape[1] == k, **options(tile, dy.dtype, (gradient, weight, out), setting),
         )  # fmt: skip
         return out
 
     sizes = tokens, features, k
 
-    def key() -> str:
-        return problem("dgrad", (*sizes, dy.shape[1]), (dy, weight), False, setting)
+    def words() -> str:
+        return key(problem_of("rowsparse_dgrad", dy, weight, rows), (dy, weight), False)
 
     with torch.cuda.device_of(dy):
         default = configs.dgrad(allowed, *sizes), 0
-        return run(pick(key, dy.device, default, lambda: [(tile, 0) for tile in allowed], run))
+        return run(pick(words, dy.device, default, lambda: [(tile, 0) for tile in allowed], run))
 
 
 def rowsparse_dgrad_conv2d(
@@ -152,22 +153,22 @@ def rowsparse_dgrad_conv2d(
     def run(config: Config) -> Tensor:
         tile, out = config[0], torch.empty(shape, device=dy.device, **layout)
         channel_blocks = triton.cdiv(channels, tile.block_n)
-        some, index = chosen(dy, rows, 1, channel_blocks * taps.numel())
+        gradient, index = chosen(dy, rows, 1, channel_blocks * taps.numel())
         dgrad_conv2d[triton.cdiv(phase_pixels, tile.block_m) * channel_blocks, phases](
-            some, weight, index, out, dy.shape[0], *input_size, *dy.shape[2:], channels, k, *taps, groups,
+            gradient, weight, index, out, dy.shape[0], *input_size, *dy.shape[2:], channels, k, *taps, groups,
             *stride, *padding, *dilation, *(s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True)),
-            *some.stride(), *weight.stride(), *out.stride(),
-            TAPS=triton.next_power_of_2(max(taps)), PACKED=some.shape[1] == rows.shape[0],
-            **options(tile, dy.dtype, (some, weight, out), setting),
+            *gradient.stride(), *weight.stride(), *out.stride(),
+            TAPS=triton.next_power_of_2(max(taps)), PACKED=gradient.shape[1] == rows.shape[0],
+            **options(tile, dy.dtype, (gradient, weight, out), setting),
         )  # fmt: skip
         return out
 
     sizes = phase_pixels, channels, k, phases
 
-    def key() -> str:
-        geometry = *input_size, *taps, *stride, *padding, *dilation
-        return problem("dgrad_conv2d", (*sizes, dy.shape[1], *geometry), (dy, weight), apart, setting)
+    def words() -> str:
+        problem = problem_of("rowsparse_dgrad_conv2d", dy, weight, rows, input_size, stride, padding, dilation, groups)
+        return key(problem, (dy, weight), apart)
 
     with torch.cuda.device_of(dy):
         default = configs.dgrad(allowed, *sizes), 0
-        return run(pick(key, dy.device, default, lambda: [(tile, 0) for tile in allowed], run))
+        return run(pick(words, dy.device, default, lambda: [(tile, 0) for tile in allowed], run))

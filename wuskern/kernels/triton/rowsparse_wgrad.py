@@ -12,9 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from wuskern.common.shapes import as_matrix
+from wuskern.kernels.problem import problem_of
 from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.bias_grad import add_rows
-from wuskern.kernels.triton.gemm import chosen, options, problem, scattered, tiles
+from wuskern.kernels.triton.gemm import chosen, key, options, scattered, tiles
 from wuskern.kernels.triton.tuning import Config, pick
 
 
@@ -106,22 +107,22 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     def run(config: Config) -> Tensor:
         tile, tokens_per_program = config
         blocks = triton.cdiv(features, tile.block_m), triton.cdiv(k, tile.block_n)
-        some, index = chosen(dy, rows, -1, blocks[0])
+        gradient, index = chosen(dy, rows, -1, blocks[0])
         out = _partial_sums(dy, triton.cdiv(tokens, tokens_per_program), k * features)
         wgrad[(*blocks, out.shape[0])](
-            some, x, index, out, tokens, features, k, tokens_per_program, *some.stride(), *x.stride(),
-            PACKED=some.shape[1] == k, **options(tile, dy.dtype, (some, x, out), setting),
+            gradient, x, index, out, tokens, features, k, tokens_per_program, *gradient.stride(), *x.stride(),
+            PACKED=gradient.shape[1] == k, **options(tile, dy.dtype, (gradient, x, out), setting),
         )  # fmt: skip
         return add_rows(out, dy.dtype).view(k, features)
 
     sizes = tokens, features, k
 
-    def key() -> str:
-        return problem("wgrad", (*sizes, dy.shape[1]), (dy, x), False, setting)
+    def words() -> str:
+        return key(problem_of("rowsparse_wgrad", dy, x, rows), (dy, x), False)
 
     with torch.cuda.device_of(dy):
         default = configs.wgrad(allowed, *sizes)
-        return run(pick(key, dy.device, default, lambda: configs.wgrad_candidates(allowed, *sizes), run))
+        return run(pick(words, dy.device, default, lambda: configs.wgrad_candidates(allowed, *sizes), run))
 
 
 def rowsparse_wgrad_conv2d(
@@ -147,25 +148,25 @@ def rowsparse_wgrad_conv2d(
     def run(config: Config) -> Tensor:
         tile, pixels_per_program = config
         blocks = triton.cdiv(channels * taps, tile.block_m), triton.cdiv(k, tile.block_n) * groups
-        some, index = chosen(dy, rows, 1, blocks[0])
-        some = some.flatten(2)
+        gradient, index = chosen(dy, rows, 1, blocks[0])
+        gradient = gradient.flatten(2)
         out = _partial_sums(dy, triton.cdiv(pixels, pixels_per_program), shape[0] * channels * taps)
         wgrad_conv2d[(*blocks, out.shape[0])](
-            some, x, index, out, pixels, plane, out_width, *x.shape[2:], channels, k, taps, kernel_size[1],
-            pixels_per_program, *stride, *padding, *dilation, *some.stride(), *x.stride(),
-            PACKED=some.shape[1] == shape[0], **options(tile, dy.dtype, (some, x, out), setting),
+            gradient, x, index, out, pixels, plane, out_width, *x.shape[2:], channels, k, taps, kernel_size[1],
+            pixels_per_program, *stride, *padding, *dilation, *gradient.stride(), *x.stride(),
+            PACKED=gradient.shape[1] == shape[0], **options(tile, dy.dtype, (gradient, x, out), setting),
         )  # fmt: skip
         return add_rows(out, dy.dtype).view(shape)
 
     sizes = pixels, channels * taps, k, groups
-    geometry = *x.shape[2:], *kernel_size, *stride, *padding, *dilation
 
-    def key() -> str:
-        return problem("wgrad_conv2d", (*sizes, dy.shape[1], *geometry), (dy, x), apart, setting)
+    def words() -> str:
+        problem = problem_of("rowsparse_wgrad_conv2d", dy, x, rows, kernel_size, stride, padding, dilation, groups)
+        return key(problem, (dy, x), apart)
 
     with torch.cuda.device_of(dy):
         default = configs.wgrad(allowed, *sizes)
-        return run(pick(key, dy.device, default, lambda: configs.wgrad_candidates(allowed, *sizes), run))
+        return run(pick(words, dy.device, default, lambda: configs.wgrad_candidates(allowed, *sizes), run))
 
 
 def _partial_sums(dy: Tensor, chunks: int, elements: int) -> Tensor:

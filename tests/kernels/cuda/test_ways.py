@@ -1,6 +1,4 @@
-"""A product of the chosen rows by the way chosen for it: the library's way, the problem of an op's arguments, the run."""
-
-import dataclasses
+"""A product of the chosen rows by the way chosen for it: the library's way, and the run."""
 
 import pytest
 import torch
@@ -20,8 +18,7 @@ from tests.rowsparse import (
 from wuskern import ops
 from wuskern.common.shapes import memory_format
 from wuskern.kernels import backends, reference
-from wuskern.kernels.cuda import by_problem, choice, library
-from wuskern.kernels.cuda.product import Product
+from wuskern.kernels.cuda import library, rule
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
@@ -50,28 +47,23 @@ def test_the_library_convolves_the_chosen_rows(case, layout):
     assert dx.is_contiguous(memory_format=memory_format(t.dy))
 
 
-def test_a_problem_is_read_off_the_arguments():
-    dy, x, rows = torch.empty(2, 8, 5, 6), torch.empty(2, 6, 5, 6), torch.arange(4)
-    geometry = (1, 1), (1, 1), (1, 1), 2
-    wgrad = by_problem.product_of("rowsparse_wgrad_conv2d", dy, x, rows, (3, 3), *geometry)
-    expected = Product("rowsparse_wgrad_conv2d", "float32", 60, 27, 8, 4, x.numel(), taps=9, groups=2, planes=True)
-    expected = dataclasses.replace(expected, tf32=True)  # what torch allows cuDNN by default
-    assert wgrad == expected
-    dgrad = by_problem.product_of("rowsparse_dgrad_conv2d", dy, torch.empty(8, 3, 3, 3), rows, (5, 6), *geometry)
-    assert dgrad == dataclasses.replace(expected, op="rowsparse_dgrad_conv2d")
-    linear = by_problem.product_of("rowsparse_dgrad", torch.empty(3, 7, 9), torch.empty(9, 4), rows)
-    assert linear == Product("rowsparse_dgrad", "float32", 21, 4, 9, 4, 84)
-
-
 def test_the_chosen_way_runs_and_gets_the_arguments(monkeypatch):
     seen = []
-    runs = {way: lambda *a, way=way: seen.append((way, a)) for way in choice.WAYS}
+    runs = {way: lambda *a, way=way: seen.append((way, a)) for way in rule.WAYS}
+    monkeypatch.setattr(backends, "ways", lambda op, device: (runs, []))
     arguments = torch.ones(4, 6), torch.ones(4, 3), torch.tensor([1, 2])
-    for way in choice.WAYS:
-        monkeypatch.setattr(choice, "choose", lambda *a, way=way: choice.Decision(way, {}, ""))
-        by_problem.runner("rowsparse_wgrad", runs)(*arguments)
-    assert [way for way, _ in seen] == list(choice.WAYS)
+    for way in rule.WAYS:
+        monkeypatch.setattr(rule, "choose", lambda *a, way=way: rule.Decision(way, "", {}))
+        backends._by_problem("rowsparse_wgrad").run(*arguments)
+    assert [way for way, _ in seen] == list(rule.WAYS)
     assert all(a == arguments for _, a in seen)
+
+
+@pytest.mark.parametrize("shapes", [((0, 6), (0, 3), 2), ((4, 6), (4, 0), 2), ((4, 6), (4, 3), 0)], ids=str)
+def test_nothing_to_multiply_is_a_way_too(monkeypatch, shapes):
+    monkeypatch.setattr(backends, "ways", lambda op, device: ({way: lambda *_, way=way: way for way in rule.WAYS[1:]}, []))
+    dy, x, k = shapes
+    assert backends._by_problem("rowsparse_wgrad").run(torch.ones(dy), torch.ones(x), torch.arange(k)) == "triton"
 
 
 @pytest.mark.parametrize("there", [("native", "triton"), ("triton",), ("native",), ()])
@@ -93,7 +85,7 @@ def test_a_gpu_takes_the_ways_that_there_are(monkeypatch, there):
 @pytest.mark.usefixtures("exact_libraries")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("way", [*choice.WAYS, "chosen"])
+@pytest.mark.parametrize("way", [*rule.WAYS, "chosen"])
 def test_every_way_is_right(way, layout, dtype, device):
     """Of small integers, whose sums our kernels have exactly, up to the rounding of the result."""
     t = conv_tensors(Conv("3x3", 4, 16, 48, 12, 3, padding=1), dtype, layout, k=8)

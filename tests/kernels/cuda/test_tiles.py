@@ -1,0 +1,66 @@
+"""The tiles that the rule prices are those that run: CUDA C++'s against csrc/common/gemm.h, Triton's against its launchers."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wuskern.kernels.cuda import tiles
+from wuskern.kernels.cuda.gpus import GPUS
+from wuskern.kernels.problem import Problem
+
+CAPABILITIES = {"sm_80": 80, "sm_90": 90, "sm_100": 100, "sm_120": 120}
+gpus = st.sampled_from(list(CAPABILITIES)).map(GPUS.__getitem__)
+
+
+def compiled(common, gpu):
+    return common.Gpu(CAPABILITIES[gpu.architecture], gpu.processors, gpu.wgmma)
+
+
+@given(gpu=gpus, k=st.integers(1, 20000))
+def test_a_tile_of_dw_is_the_compiled_one(common, gpu, k):
+    assert tiles.wgrad_tile(k, gpu) == common.wgrad_tile(k, compiled(common, gpu))
+
+
+@given(gpu=gpus, m=st.integers(1, 10**6), columns=st.integers(1, 20000), terms=st.integers(0, 2000), others=st.integers(1, 64))
+def test_a_tile_of_dx_is_the_compiled_one(common, gpu, m, columns, terms, others):
+    assert tiles.dgrad_tile(m, columns, terms, others, gpu) == common.dgrad_tile(
+        m, columns, terms, others, compiled(common, gpu)
+    )
+
+
+@pytest.mark.parametrize("architecture", CAPABILITIES)
+def test_as_many_blocks_run_at_once(common, architecture):
+    gpu = GPUS[architecture]
+    for n in (32, 64, 128, *([tiles.WIDEST] if gpu.wgmma else [])):
+        assert tiles.blocks(n, gpu) == compiled(common, gpu).blocks(n)
+
+
+@given(
+    features=st.integers(1, 40000), k=st.integers(1, 2000), tokens=st.integers(1, 10**6),
+    n=st.sampled_from([32, 64, 128, 256]), slots=st.integers(1, 400),
+)  # fmt: skip
+def test_a_sum_is_split_into_as_many_parts(common, features, k, tokens, n, slots):
+    schedule = common.wgrad_schedule(1, features, k, tokens, tiles.M, n, tiles.DEPTH, slots)
+    blocks = tiles.ceil_div(features, tiles.M) * tiles.ceil_div(k, n)
+    assert tiles.wgrad_parts(blocks, tiles.ceil_div(tokens, tiles.DEPTH), tiles.M, n, slots) == schedule.splits
+
+
+def test_tiles_without_tensor_cores_are_filled_both_ways():
+    """65 features and 5 rows of float64: two tiles of 64 by one of 64, 16 tokens at a time."""
+    p = Problem("rowsparse_wgrad", torch.float64, batch=16, channels=65, out=5, k=5)
+    assert tiles.native(p, GPUS["sm_80"]).filled == pytest.approx(128 / 65 * 64 / 5)
+
+
+def test_pixels_a_stride_apart_are_one_product():
+    sides = (5, 7), (3, 3), (2, 3), (1, 1)
+    p = Problem("rowsparse_dgrad_conv2d", torch.float16, 4, 12, 6, 6, *sides, groups=2)
+    assert tiles.sides_of(p) == (4 * 3 * 3, 6, 3)
+
+
+@pytest.mark.parametrize("planes", [False, True])
+def test_a_convolution_that_triton_cannot_read_as_vectors_takes_its_smaller_tiles(planes):
+    """64 channels, 3 x 3: 576 features fill 4.5 tiles of 128, or 9 of 64."""
+    sides = (8, 8), (3, 3), (1, 1), (1, 1)
+    p = Problem("rowsparse_wgrad_conv2d", torch.bfloat16, 64, 64, 16, 16, *sides, planes=planes)
+    assert tiles.triton(p, GPUS["sm_80"]).filled == pytest.approx(1 if planes else 640 / 576)

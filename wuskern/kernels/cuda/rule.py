@@ -1,0 +1,106 @@
+"""Which way a product of the chosen rows takes on a GPU: a pure function of the problem, the GPU's capability and the ways that
+there are. ``wuskern doctor --explain ... --device cuda --capability 9.0`` prints it.
+
+- "native": the CUDA C++ kernel. "triton": the Triton kernel. Both read dy's chosen rows where they lie, or a copy of them.
+- "library": cuBLAS or cuDNN, through PyTorch, on a copy of dy's chosen rows.
+
+Nothing is measured. By a data sheet, a way is expected to take its bytes over the bandwidth or its operations over a share of
+the peak, whichever is more, and its launches. Bytes count with copies and partial sums, operations with what fills up tiles.
+"""
+
+import functools
+from typing import NamedTuple
+
+from wuskern.kernels.cuda import tiles
+from wuskern.kernels.cuda.gpus import Gpu, gpu_of
+from wuskern.kernels.problem import Problem
+from wuskern.kernels.triton import configs
+
+WAYS = ("native", "triton", "library")  # the first of those that take the same
+SECTOR = 32  # bytes that a GPU reads at least
+
+# Assumptions, ours: the share of a peak that a way reaches. The libraries are tuned for each GPU, a kernel that gathers spends
+# registers on addresses, and the CUDA C++ ones have no tcgen05.
+REACHED = {"native": 0.6, "triton": 0.5, "library": 0.75}
+REACHED_WITHOUT_TCGEN05 = 0.3  # native on sm_100
+
+
+class Work(NamedTuple):
+    """What a way does: bytes of memory, operations, launches; and the seconds that these are expected to take."""
+
+    moved: int
+    operations: int
+    launches: int
+    seconds: float
+
+
+class Decision(NamedTuple):
+    """The way that is taken, why, and the work of each way that there is; of none where there is nothing to do."""
+
+    way: str
+    reason: str
+    works: dict[str, Work]
+
+
+@functools.lru_cache(maxsize=4096)
+def choose(p: Problem, capability: str, ways: tuple[str, ...] = WAYS) -> Decision:
+    """The way that is expected to take the least."""
+    if p.operations == 0:
+        return Decision(ways[0], "nothing to multiply, any way does that", {})
+    gpu = gpu_of(capability)
+    works = {way: work(way, p, gpu) for way in WAYS if way in ways}
+    best = min(works, key=lambda way: works[way].seconds)
+    return Decision(best, f"the least, counted with the rates of {gpu.name}, not measured", works)
+
+
+def work(way: str, p: Problem, gpu: Gpu) -> Work:
+    """The work of a way. No library tells its tiles: those of native are assumed."""
+    tiling, copies = tiles.triton(p, gpu) if way == "triton" else tiles.native(p, gpu), []
+    if way == "native":
+        copies = _packed(p)
+    elif p.k < p.out and (way == "library" or configs.gathers_first(0 if p.planes else 1, tiling.reads)):
+        copies = [p.chosen_bytes]
+    if way == "library":
+        copies += _copied_for_a_library(p)
+    moved = _touched(p) + p.input_bytes + p.weight_bytes + 2 * sum(copies)
+    if tiling.parts > 1:
+        moved += 2 * tiling.parts * p.k * p.features * max(4, p.dtype.itemsize)
+    operations, launches = int(p.operations * tiling.filled), 1 + len(copies) + (tiling.parts > 1)
+    reached = REACHED_WITHOUT_TCGEN05 if (way, gpu.architecture) == ("native", "sm_100") else REACHED[way]
+    rate = reached * gpu.peak(p.dtype, p.tf32 and way != "native")  # which multiplies float32 exactly, whatever torch allows
+    return Work(moved, operations, launches, max(moved / gpu.bytes_per_second, operations / rate) + launches * gpu.launch)
+
+
+def _touched(p: Problem) -> int:
+    """Bytes of dy that are read to get at the chosen rows: sectors, where single elements lie apart."""
+    if p.planes or p.k == p.out:
+        return p.chosen_bytes
+    return int(p.tokens * p.out * p.dtype.itemsize * (1 - (1 - p.k / p.out) ** (SECTOR / p.dtype.itemsize)))
+
+
+def _packed(p: Problem) -> list[int]:
+    """Bytes of each operand that CUDA C++ packs: halves that do not lie in eights, and the weight of a convolution's dX unless
+    its windows are points. Wider elements are read where they lie."""
+    if p.dtype.itemsize > 2:
+        return []
+    in_eights, in_planes = p.channels // p.groups % 8 == 0, p.is_conv2d and p.planes
+    are_points = (p.kernel_size, p.stride, p.padding, p.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    operands = (
+        (p.chosen_bytes, p.k < p.out or p.planes or p.k // p.groups % 8 != 0),
+        (p.input_bytes, p.is_wgrad and (in_planes or not in_eights)),
+        (p.weight_bytes, not p.is_wgrad and (in_planes or not in_eights or not are_points)),
+    )
+    return [size for size, is_packed in operands if is_packed]
+
+
+def _copied_for_a_library(p: Problem) -> list[int]:
+    """Bytes of each further copy: the weight's rows of dX; cuDNN multiplies halves as NHWC, and copies planes to and fro."""
+    is_copied = p.is_conv2d and p.planes and p.dtype.itemsize == 2
+    return ([] if p.is_wgrad else [p.weight_bytes]) + ([p.chosen_bytes, p.input_bytes] if is_copied else [])
+
+
+def floor(p: Problem, capability: str) -> float:
+    """Seconds that no way undercuts: each operand once, at the peak rates, in one launch."""
+    gpu = gpu_of(capability)
+    moved = p.chosen_bytes + p.input_bytes + p.weight_bytes
+    return max(moved / gpu.bytes_per_second, p.operations / gpu.peak(p.dtype, p.tf32)) + gpu.launch
