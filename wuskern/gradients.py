@@ -11,7 +11,7 @@ from wuskern.choices import PerExample, Plan, RowChoice, Rows, TopK
 from wuskern.common.shapes import as_matrix
 from wuskern.delivery.observer import Observer
 from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
-from wuskern.ops import checks
+from wuskern.ops import product_checks
 from wuskern.sparse_grad import RowGrad
 from wuskern.tokens import draw
 
@@ -204,7 +204,7 @@ def linear_backward(
         ValueError, TypeError: shapes, dtypes or the plan do not fit.
     """
     plan = Plan(rows=rows, **parts)
-    checks.linear_backward(dy, x, weight)
+    product_checks.linear_backward(dy, x, weight)
     plan.check(LINEAR.units(weight))
     return gradients(LINEAR, plan, dy, x, weight, False, needs)
 
@@ -238,7 +238,7 @@ def conv2d_backward(
     """
     plan = Plan(rows=rows, **parts)
     stride, padding, dilation = (pair(sides) if isinstance(sides, int) else sides for sides in (stride, padding, dilation))
-    checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
+    product_checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
     kind = Conv2d(tuple(stride), tuple(padding), tuple(dilation), groups)
     plan.check(kind.units(weight))
     return gradients(kind, plan, dy, x, weight, kind.like(x, weight), needs)

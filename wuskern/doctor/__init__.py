@@ -1,4 +1,4 @@
-"""What runs here, and why: ``wuskern doctor``."""
+"""``wuskern doctor``: the backend that runs each op here, and why."""
 
 from wuskern.doctor.report import Line, Report, doctor, package_version, processor
 

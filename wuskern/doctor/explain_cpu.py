@@ -88,7 +88,7 @@ class Amounts(NamedTuple):
 
 
 def floor(question: Question) -> Amounts:
-    """What must be done: the products of the chosen rows, and one read or write of each operand, dy's chosen rows twice."""
+    """The least that must be done: the products of the chosen rows, each operand once, dy's chosen rows twice."""
     p = question.wgrad
     rows_of_dgrad = p.k if question.choice.scope == "both" else p.out
     elements = p.tokens * p.out + 2 * p.tokens * p.k + 2 * p.inputs + 2 * p.k * p.features

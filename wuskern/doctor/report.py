@@ -11,6 +11,7 @@ from wuskern import ops
 from wuskern.convert import survey
 from wuskern.kernels import backends
 from wuskern.kernels.cuda.gpus import architecture
+from wuskern.modules import Skippable
 
 Line = tuple[str, str]
 UNKNOWN = (99, 0)  # a compute capability of the future
@@ -70,7 +71,7 @@ def _gpu(name: str) -> str:
 
 
 def _code(capability: tuple[int, int]) -> str:
-    """Of ours, what a GPU runs."""
+    """The code of ours that a GPU runs, in words."""
     loaded = backends.library_obstacle("cuda") is None
     code = backends.code_for(torch.ops.wuskern_native.cuda_architectures(), capability) if loaded else None
     if code is not None:
@@ -96,7 +97,7 @@ def _loaded(device: str) -> str:
 
 def _layer(module: nn.Module) -> str:
     kind = type(module).__name__
-    if not hasattr(module, "skip"):
+    if not isinstance(module, Skippable):
         return f"{kind}: convert would take it"
     return f"{kind}, {module.plan}"
 

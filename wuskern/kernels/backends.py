@@ -53,12 +53,12 @@ PLAIN_WHERE_SMALL = {
 }
 
 
-# ---- what each backend can run; a reason why not, or None ------------------------------------------------------------
+# ---- what each backend can run, or a reason why not -------------------------------------------------------------------
 
 
 @functools.cache
 def library_obstacle(device: str) -> str | None:
-    """Loads the compiled library of a device type on first use. None when it is loaded, else why it is not."""
+    """Why the compiled library of a device type, which is loaded on first use, is not loaded; or None."""
     if device not in LIBRARIES:
         return f"there is no compiled library for {device}"
     path = LIBRARY_DIR / LIBRARIES[device]
@@ -110,6 +110,7 @@ def build_record() -> dict[str, str]:
 
 @functools.cache
 def triton_obstacle(device: str) -> str | None:
+    """Why Triton does not serve a device type here, or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -160,8 +161,8 @@ _wishes = Overlapping(lambda: _wish, _set_wish)
 
 
 def backend(name: str) -> contextlib.AbstractContextManager[None]:
-    """Every op inside runs on the named backend ("native", "triton" or "reference"), in all threads, or raises. Of blocks that
-    overlap, the one entered last counts until it is left.
+    """A block in which every op runs on the named backend ("native", "triton" or "reference"), in all threads, or raises. Of
+    blocks that overlap, the one entered last counts until it is left.
 
     Raises ``ValueError`` for another name here, and ``RuntimeError`` from an op that the backend cannot run.
     """
@@ -183,7 +184,8 @@ def check_environment() -> None:
 
 
 def choose(op: str, device: str, numel: int | None = None) -> Choice:
-    """The backend that runs ``op`` on tensors of a device type, the first of so many elements, and the reason. Cached."""
+    """The backend that runs ``op`` on tensors of a device type, the first of so many elements, and the reason. Every call of
+    every op asks, and has a microsecond for it: plain strings and a number, and each answer is made once."""
     wish = _wish or _environment_wish()
     if wish is None and numel is not None and numel <= SMALL and device == "cpu" and op in PLAIN_WHERE_SMALL:
         return PLAIN_WHERE_SMALL[op]

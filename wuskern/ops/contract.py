@@ -27,7 +27,8 @@ def declare(
     written: int = 0,
     elsewhere: Sequence[str] = (),
 ) -> None:
-    """Both namespaces' op. ``written``: how many of its first arguments it writes to. ``elsewhere``: see checks.of_schema."""
+    """Declares an op in both namespaces. ``written``: how many of its first arguments it writes to. ``elsewhere``: see
+    checks.of_schema."""
     for library in (_contract, _native):
         library.define(name + signature, tags=torch.Tag.pt2_compliant_tag)
         register_flops(getattr(getattr(torch.ops, library.ns), name), flops)
@@ -43,10 +44,10 @@ def declare(
         check(*arguments)
         first = arguments[0]
         device = "cpu" if first.is_cpu else first.device.type
-        found = backends.choose(name, device, first.numel()).run(*arguments)
+        result = backends.choose(name, device, first.numel()).run(*arguments)
         if written:
             torch.autograd.graph.increment_version([t for t in arguments[:written] if t is not None])
-        return found
+        return result
 
     for library in (_contract, _native):
         torch.library.register_fake(f"{library.ns}::{name}", checked_fake, lib=library)
@@ -56,6 +57,7 @@ def declare(
 
 
 def call(name: str, *arguments: Any) -> Any:
+    """The result of an op, with the arguments in its schema's order."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():  # a mode, such as FlopCounterMode, sees the op
         return getattr(torch.ops.wuskern, name).default(*arguments)
     return _runs[name](*arguments)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wuskern.common.shapes import memory_format
-from wuskern.ops import checks
+from wuskern.ops import checks, product_checks
 from wuskern.ops.contract import call, declare
 
 # ---- gather_rows ----------------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def _rowsparse_wgrad_flops(dy_shape: torch.Size, x_shape: torch.Size, rows_shape
 declare(
     "rowsparse_wgrad",
     "(Tensor dy, Tensor x, Tensor rows) -> Tensor",
-    checks.rowsparse_wgrad,
+    product_checks.rowsparse_wgrad,
     lambda dy, x, rows: dy.new_empty((rows.shape[0], x.shape[-1])),
     _rowsparse_wgrad_flops,
 )
@@ -117,7 +117,7 @@ _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 declare(
     "rowsparse_wgrad_conv2d",
     f"(Tensor dy, Tensor x, Tensor rows, int[2] kernel_size, {_GEOMETRY}) -> Tensor",
-    checks.rowsparse_wgrad_conv2d,
+    product_checks.rowsparse_wgrad_conv2d,
     lambda dy, x, rows, kernel_size, *rest: dy.new_empty((rows.shape[0], x.shape[1] // rest[-1], *kernel_size)),
     lambda dy_shape, x_shape, rows_shape, kernel_size, stride, padding, dilation, groups, **_: _conv2d_flops(
         dy_shape, rows_shape[0], x_shape[1] // groups, kernel_size
@@ -158,7 +158,7 @@ def _rowsparse_dgrad_flops(dy_shape: torch.Size, weight_shape: torch.Size, rows_
 declare(
     "rowsparse_dgrad",
     "(Tensor dy, Tensor weight, Tensor rows) -> Tensor",
-    checks.rowsparse_dgrad,
+    product_checks.rowsparse_dgrad,
     lambda dy, weight, rows: dy.new_empty((*dy.shape[:-1], weight.shape[1])),
     _rowsparse_dgrad_flops,
 )
@@ -201,7 +201,7 @@ def _rowsparse_dgrad_conv2d_fake(dy: Tensor, weight: Tensor, rows: Tensor, input
 declare(
     "rowsparse_dgrad_conv2d",
     f"(Tensor dy, Tensor weight, Tensor rows, int[2] input_size, {_GEOMETRY}) -> Tensor",
-    checks.rowsparse_dgrad_conv2d,
+    product_checks.rowsparse_dgrad_conv2d,
     _rowsparse_dgrad_conv2d_fake,
     lambda dy_shape, weight_shape, rows_shape, *_, **__: _conv2d_flops(
         dy_shape, rows_shape[0], weight_shape[1], weight_shape[2:]

@@ -3,8 +3,6 @@
 Autograd does not see them; what they write to counts as changed in place, so that a graph that saved it says so.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -46,17 +44,8 @@ def rowsparse_sgd_(
     call("rowsparse_sgd_", *arguments)
 
 
-def _check_sgd(
-    param: Tensor,
-    momentum_buffer: Tensor | None,
-    rows: Tensor,
-    values: Tensor,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    *_: Any,
-) -> None:
+def _check_sgd(param: Tensor, momentum_buffer: Tensor | None, rows: Tensor, values: Tensor, *numbers: float) -> None:
+    lr, momentum, _dampening, weight_decay, *_ = numbers
     checks.rows_of(param, rows, values)
     checks.apart(param, momentum_buffer, rows, values)
     checks.at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
@@ -66,10 +55,9 @@ def _check_sgd(
         raise ValueError(f"momentum: expected 0 without a momentum_buffer, got {momentum}")
 
 
-def _sgd_flops(  # type: ignore[no-untyped-def]
-    param_shape, buffer_shape, rows_shape, values_shape, lr, momentum, dampening, weight_decay, nesterov, maximize, **_
-) -> int:
+def _sgd_flops(param_shape, buffer_shape, rows_shape, values_shape, *numbers, **_) -> int:  # type: ignore[no-untyped-def]
     """Products and sums: two for the step, two for decay, three for momentum, two more for Nesterov's."""
+    _lr, _momentum, _dampening, weight_decay, nesterov, _maximize = numbers
     each = 2 + 2 * bool(weight_decay) + (3 + 2 * nesterov) * (buffer_shape is not None)
     return values_shape.numel() * each
 
@@ -132,13 +120,9 @@ def _check_adam(
     step: Tensor,
     rows: Tensor,
     values: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    *_: Any,
+    *numbers: float,
 ) -> None:
+    lr, beta1, beta2, eps, weight_decay, *_ = numbers
     checks.rows_of(param, rows, values)
     checks.states_of(param, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, max_exp_avg_sq=max_exp_avg_sq)
     checks.apart(param, exp_avg, exp_avg_sq, max_exp_avg_sq, rows, values)
@@ -153,7 +137,7 @@ def _check_adam(
 
 def _adam_flops(param_shape, first, second, most, step, rows_shape, values_shape, *numbers, **_) -> int:  # type: ignore[no-untyped-def]
     """Products, sums, a root and a quotient; a comparison for AMSGrad, and what decay takes."""
-    decay, decoupled = numbers[4], numbers[5]
+    _lr, _beta1, _beta2, _eps, decay, decoupled, _maximize = numbers
     return values_shape.numel() * (13 + (most is not None) + (1 if decoupled else 2) * bool(decay))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wuskern.kernels.cuda import tiles
@@ -36,8 +36,11 @@ def test_as_many_blocks_run_at_once(common, architecture):
         assert tiles.blocks(n, gpu) == compiled(common, gpu).blocks(n)
 
 
+@example(features=2510, k=134, tokens=15615, n=32, slots=46)  # where a step more or less of a start decides
+@example(features=1352, k=122, tokens=27530, n=64, slots=127)
+@settings(max_examples=300)
 @given(
-    features=st.integers(1, 40000), k=st.integers(1, 2000), tokens=st.integers(1, 10**6),
+    features=st.integers(1, 3000), k=st.integers(1, 300), tokens=st.integers(1, 30000),
     n=st.sampled_from([32, 64, 128, 256]), slots=st.integers(1, 400),
 )  # fmt: skip
 def test_a_sum_is_split_into_as_many_parts(common, features, k, tokens, n, slots):
@@ -56,6 +59,15 @@ def test_pixels_a_stride_apart_are_one_product():
     sides = (5, 7), (3, 3), (2, 3), (1, 1)
     p = Problem("rowsparse_dgrad_conv2d", torch.float16, 4, 12, 6, 6, *sides, groups=2)
     assert tiles.sides_of(p) == (4 * 3 * 3, 6, 3)
+
+
+def test_the_products_of_a_strided_convolution_share_a_gpu():
+    """Four products of 14 x 2 tiles of 128 keep the 108 processors of an A100 busy; one alone takes tiles of 64."""
+    sides = (16, 16), (3, 3), (2, 2), (1, 1)
+    p = Problem("rowsparse_dgrad_conv2d", torch.float16, 28, 130, 16, 16, *sides)
+    assert tiles.native(p, GPUS["sm_80"]).filled == pytest.approx(256 / 130)
+    alone = p._replace(size=(8, 8), stride=(1, 1))
+    assert tiles.native(alone, GPUS["sm_80"]).filled == pytest.approx(192 / 130)
 
 
 @pytest.mark.parametrize("planes", [False, True])

@@ -84,7 +84,7 @@ def onednn_obstacle() -> str | None:
 
 @functools.cache
 def vendor() -> str:
-    """What the processor calls its maker; empty where the system does not tell."""
+    """The maker of the processor, in its own words; empty where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is known of GPUs without one: the architecture that a capability belongs to, and its rates. Pure, but for
+"""Facts of GPUs, known without one: the architecture that a capability belongs to, and its rates. Pure, but for
 :func:`capability_of`, which asks a device once."""
 
 import functools

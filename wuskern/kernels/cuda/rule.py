@@ -26,7 +26,7 @@ REACHED_WITHOUT_TCGEN05 = 0.3  # native on sm_100
 
 
 class Work(NamedTuple):
-    """What a way does: bytes of memory, operations, launches; and the seconds that these are expected to take."""
+    """The work of a way: bytes of memory, operations, launches; and the seconds that these are expected to take."""
 
     moved: int
     operations: int
@@ -54,7 +54,7 @@ def choose(p: Problem, capability: str, ways: tuple[str, ...] = WAYS) -> Decisio
 
 
 def work(way: str, p: Problem, gpu: Gpu) -> Work:
-    """The work of a way. No library tells its tiles: those of native are assumed."""
+    """The work of one way. No library tells its tiles: those of native are assumed."""
     tiling, copies = tiles.triton(p, gpu) if way == "triton" else tiles.native(p, gpu), []
     if way == "native":
         copies = _packed(p)

@@ -11,7 +11,7 @@ from wuskern.kernels.triton import configs
 
 
 class Tiling(NamedTuple):
-    """What filling up tiles multiplies the operations by, in how many parts a sum is computed, how often dy is read where it is
+    """A factor of the operations for what fills up tiles, in how many parts a sum is computed, how often dy is read where it is
     not packed."""
 
     filled: float

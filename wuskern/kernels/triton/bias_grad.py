@@ -103,12 +103,13 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _results(src: Tensor, chunks: int, channels: int, dtype: torch.dtype, score: str) -> tuple[Tensor, Tensor]:
-    """Where the programs write: a row for each chunk; the sums in ``dtype`` where there is but one."""
+    """The memory that the programs write to: a row for each chunk; the sums in ``dtype`` where there is but one."""
     out = src.new_empty((chunks, channels), dtype=dtype if chunks == 1 else _wide(dtype))
     return out, src.new_empty((chunks, channels), dtype=_wide(dtype)) if score else out
 
 
-def _launch_rows(src: Tensor, dtype: torch.dtype, score: str) -> tuple[Tensor, Tensor]:  # [rows, columns] -> [chunks, columns]
+def _launch_rows(src: Tensor, dtype: torch.dtype, score: str) -> tuple[Tensor, Tensor]:
+    """The sums ``[chunks, columns]`` of ``[rows, columns]``, and of scores."""
     if src.stride(1) != 1 and src.shape[1] > 1:
         src = src.contiguous()
     rows, columns = src.shape
@@ -123,7 +124,7 @@ def _launch_rows(src: Tensor, dtype: torch.dtype, score: str) -> tuple[Tensor, T
 
 
 def _launch_planes(src: Tensor, dtype: torch.dtype, score: str) -> tuple[Tensor, Tensor]:
-    """[outer, channels, inner] -> [chunks, channels]"""
+    """The sums ``[chunks, channels]`` of ``[outer, channels, inner]``, and of scores."""
     if src.stride(2) != 1:
         src = src.contiguous()
     outer, channels, inner = src.shape

@@ -53,12 +53,12 @@ def gather_planes(inner: int) -> PlanesTile:
 
 
 def select(scores: int) -> SelectTile:
-    """For the scores of one group."""
+    """The tile for the scores of one group."""
     return FEW_SCORES if scores <= 4 * FEW_SCORES.chunk else MANY_SCORES
 
 
 def update_rows(elements: int) -> UpdateTile:
-    """For rows of so many elements."""
+    """The tile for rows of so many elements."""
     return SHORT_ROWS if elements <= 4 * SHORT_ROWS.block else LONG_ROWS
 
 
@@ -84,17 +84,17 @@ def wgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups:
 def wgrad_candidates(
     tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1
 ) -> list[tuple[GemmTile, int]]:
-    """What autotuning tries: each tile, with as many programs as :func:`wgrad` wants, half and twice as many."""
-    found: dict[tuple[GemmTile, int], None] = {}
+    """The configurations that autotuning tries: each tile, with the programs that :func:`wgrad` wants, half and twice those."""
+    candidates: dict[tuple[GemmTile, int], None] = {}
     for tile in tiles:
         blocks = _ceil_div(features, tile.block_m) * _ceil_div(k, tile.block_n) * groups
         for programs in (GEMM_PROGRAMS // 2, GEMM_PROGRAMS, 2 * GEMM_PROGRAMS):
-            found[tile, _chunk(tokens, 4 * tile.block_k, blocks, programs)] = None
-    return list(found)
+            candidates[tile, _chunk(tokens, 4 * tile.block_k, blocks, programs)] = None
+    return list(candidates)
 
 
 def dgrad(tiles: Sequence[GemmTile], tokens: int, features: int, k: int, groups: int = 1) -> GemmTile:
-    """``tokens`` are the input pixels of a convolution; ``features`` and ``k`` are those of one group."""
+    """The tile; ``tokens`` are the input pixels of a convolution, ``features`` and ``k`` those of one group."""
     small, large = tiles[0], tiles[-1]
     blocks = groups * _ceil_div(tokens, large.block_m) * _ceil_div(features, large.block_n)
     enough = blocks >= GEMM_PROGRAMS // 2 and features >= large.block_n

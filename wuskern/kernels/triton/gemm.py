@@ -1,4 +1,4 @@
-"""What the launchers of the matrix products share."""
+"""The parts that the launchers of the matrix products share."""
 
 import torch
 import triton.language as tl
@@ -13,7 +13,7 @@ from wuskern.kernels.triton.tiles import GemmTile
 
 
 def options(tile: GemmTile, dtype: torch.dtype, operands: tuple[Tensor, ...], setting: str) -> dict:
-    """Keyword arguments of a launch: types, tile, and how float32 is multiplied (``setting`` is torch's)."""
+    """The keyword arguments of a launch: types, tile, and how float32 is multiplied (``setting`` is torch's)."""
     return {
         "ACC": accumulator(dtype),
         "INDEX": tl.int64 if any(_span(t) > configs.INT32_ELEMENTS for t in operands) else tl.int32,
@@ -32,7 +32,7 @@ def tiles(kernel: str, dy: Tensor, scattered: bool = False) -> tuple[GemmTile, .
 
 
 def key(problem: Problem, operands: tuple[Tensor, ...], scattered: bool) -> str:
-    """What a kernel's time depends on, as autotuning keeps it: the problem, and how its operands lie."""
+    """The words that autotuning keeps a configuration by, all that its time depends on: the problem, and how operands lie."""
     strides = ("".join("1" if step == 1 else "x" for step in t.stride()) for t in operands)
     words = (f"{name}={value}".replace(" ", "") for name, value in problem._asdict().items())
     return " ".join([*words, f"strides={','.join(strides)}", f"scattered={scattered}"])

@@ -1,4 +1,4 @@
-"""What rowsparse_sgd_ and rowsparse_adam_ share in Triton: which elements of which rows a program updates."""
+"""The part that rowsparse_sgd_ and rowsparse_adam_ share in Triton: which elements of which rows a program updates."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,12 +13,12 @@ from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.bias_grad import accumulator
 from wuskern.kernels.triton.gather_rows import usable
 
-__all__ = ["Problem", "accumulator", "places"]
+__all__ = ["Update", "accumulator", "places"]
 
 
 @triton.jit
 def places(rows, elements, row_channels, taps, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """Of one stretch of one chosen row: where its elements lie in the parameter, where in values, and which there are. In
+    """The elements of one stretch of one chosen row: where they lie in the parameter, where in values, and which there are. In
     channels_last a row holds [taps, channels] where values hold [channels, taps]."""
     i = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -29,7 +29,7 @@ def places(rows, elements, row_channels, taps, CHANNELS_LAST: tl.constexpr, BLOC
     return tl.load(rows + i) * elements + e, i * elements + source, e < elements
 
 
-class Problem:
+class Update:
     """The tensors as rows that are runs of memory, and the launch. Those that are not such rows are copied, and copied back
     at the end of the ``with``."""
 
@@ -47,7 +47,7 @@ class Problem:
         self.tile = configs.update_rows(elements)
         self.grid = (k, triton.cdiv(elements, self.tile.block))
 
-    def __enter__(self) -> "Problem":
+    def __enter__(self) -> "Update":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -59,5 +59,5 @@ class Problem:
                     given.copy_(used)
 
     def numbers(self, *numbers: float) -> Tensor:
-        """In float64: what Triton takes as an argument becomes float32."""
+        """The numbers in memory, in float64: one that Triton takes as an argument becomes float32."""
         return torch.tensor(numbers, dtype=torch.float64).to(self.values.device, non_blocking=True)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.kernels.triton.row_update import Problem, accumulator, places
+from wuskern.kernels.triton.row_update import Update, accumulator, places
 
 
 @triton.jit
@@ -52,17 +52,17 @@ def rowsparse_adam_(
     maximize: bool,
 ) -> None:
     """See :func:`wuskern.ops.rowsparse_adam_`."""
-    with torch.cuda.device_of(param), Problem(param, (exp_avg, exp_avg_sq, max_exp_avg_sq), rows, values) as problem:
+    with torch.cuda.device_of(param), Update(param, (exp_avg, exp_avg_sq, max_exp_avg_sq), rows, values) as update:
         steps = step.add_(1).double()
-        if problem.empty:
+        if update.empty:
             return
         coupled, kept = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
         sign = -1 if maximize else 1
-        numbers = problem.numbers(beta1, 1 - beta1, beta2, 1 - beta2, eps, coupled, kept, sign)
+        numbers = update.numbers(beta1, 1 - beta1, beta2, 1 - beta2, eps, coupled, kept, sign)
         corrections = torch.stack((lr / (1 - beta1**steps), (1 - beta2**steps).rsqrt())).to(param.device, non_blocking=True)
-        p, first, second, most = problem.tensors
-        update_adam[problem.grid](
-            p, first, second, p if most is None else most, problem.rows, problem.values, numbers, corrections,
-            *problem.sizes, CHANNELS_LAST=problem.channels_last, AMSGRAD=most is not None, COUPLED=coupled != 0,
-            ACC=accumulator(param.dtype), BLOCK=problem.tile.block, num_warps=problem.tile.num_warps, enable_fp_fusion=False,
+        p, first, second, most = update.tensors
+        update_adam[update.grid](
+            p, first, second, p if most is None else most, update.rows, update.values, numbers, corrections,
+            *update.sizes, CHANNELS_LAST=update.channels_last, AMSGRAD=most is not None, COUPLED=coupled != 0,
+            ACC=accumulator(param.dtype), BLOCK=update.tile.block, num_warps=update.tile.num_warps, enable_fp_fusion=False,
         )  # fmt: skip

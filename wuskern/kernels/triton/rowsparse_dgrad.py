@@ -42,7 +42,7 @@ def dgrad(
 
 @triton.jit
 def first_and_number(phase, padding, dilation, stride, size, SIZE: tl.constexpr):
-    """Of the taps along one side that join input pixels ``phase + stride * n`` to output pixels: the first, and how many."""
+    """The taps along one side that join input pixels ``phase + stride * n`` to output pixels: the first, and how many."""
     tap = tl.arange(0, SIZE)
     joins = (tap < size) & ((phase + padding - tap * dilation) % stride == 0)
     return tl.min(tl.where(joins, tap, size), 0), tl.sum(joins.to(tl.int32), 0)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.kernels.triton.row_update import Problem, accumulator, places
+from wuskern.kernels.triton.row_update import Update, accumulator, places
 
 
 @triton.jit
@@ -42,13 +42,13 @@ def rowsparse_sgd_(
     maximize: bool,
 ) -> None:
     """See :func:`wuskern.ops.rowsparse_sgd_`."""
-    with torch.cuda.device_of(param), Problem(param, (momentum_buffer,), rows, values) as problem:
-        if problem.empty:
+    with torch.cuda.device_of(param), Update(param, (momentum_buffer,), rows, values) as update:
+        if update.empty:
             return
-        p, b = problem.tensors
-        numbers = problem.numbers(lr, momentum, 1 - dampening, weight_decay, -1 if maximize else 1)
-        update_sgd[problem.grid](
-            p, p if b is None else b, problem.rows, problem.values, numbers, *problem.sizes,
-            CHANNELS_LAST=problem.channels_last, HAS_BUFFER=b is not None, DECAY=weight_decay != 0, NESTEROV=nesterov,
-            ACC=accumulator(param.dtype), BLOCK=problem.tile.block, num_warps=problem.tile.num_warps, enable_fp_fusion=False,
+        p, b = update.tensors
+        numbers = update.numbers(lr, momentum, 1 - dampening, weight_decay, -1 if maximize else 1)
+        update_sgd[update.grid](
+            p, p if b is None else b, update.rows, update.values, numbers, *update.sizes,
+            CHANNELS_LAST=update.channels_last, HAS_BUFFER=b is not None, DECAY=weight_decay != 0, NESTEROV=nesterov,
+            ACC=accumulator(param.dtype), BLOCK=update.tile.block, num_warps=update.tile.num_warps, enable_fp_fusion=False,
         )  # fmt: skip

@@ -170,5 +170,6 @@ def rowsparse_wgrad_conv2d(
 
 
 def _partial_sums(dy: Tensor, chunks: int, elements: int) -> Tensor:
-    """Where the programs write: the result itself if there is one chunk, else a row for each, in the accumulator's type."""
+    """The memory that the programs write to: the result itself if there is one chunk, else a row for each, in the
+    accumulator's type."""
     return dy.new_empty((chunks, elements), dtype=dy.dtype if chunks == 1 else torch.promote_types(dy.dtype, torch.float32))

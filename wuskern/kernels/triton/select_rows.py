@@ -14,7 +14,7 @@ from wuskern.kernels.triton import configs
 
 @triton.jit
 def keys_of(scores, i, n, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, BITS: tl.constexpr):
-    """Of the blocks ``i``: unsigned, larger for a larger sum, the largest for a NaN."""
+    """Keys of the blocks ``i``: unsigned, larger for a larger sum, the largest for a NaN."""
     total = tl.zeros(i.shape, ACC)
     for j in range(0, block):
         total += tl.load(scores + (i.to(tl.int64) * block + j) * stride, mask=i < n, other=0.0).to(ACC)

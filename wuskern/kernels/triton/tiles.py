@@ -75,7 +75,7 @@ MEMORY = {
 
 
 def _products(deep: int, warps: int, stages: int) -> dict[str, dict[bool, BySize]]:
-    """Of each kernel, by whether its images are scattered (see ``gemm.scattered``).
+    """The tiles of each kernel, by whether its images are scattered (see ``gemm.scattered``).
 
     Two bytes go to tensor cores; four and eight where exact products may take ordinary arithmetic. The chosen rows are
     block_n of a weight's gradient and summed over in an input's. An address for each element takes registers: a convolution

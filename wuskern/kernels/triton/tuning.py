@@ -36,7 +36,7 @@ Clock = Callable[[Callable[[], object], torch.device], float]
 
 
 def _asked() -> bool:
-    """By the environment."""
+    """Whether the environment asks for autotuning."""
     return os.environ.get("WUSKERN_AUTOTUNE") == "1"
 
 
@@ -55,29 +55,30 @@ _blocks = Overlapping(lambda: _on, _turn)
 
 
 def autotune(enabled: bool = True) -> contextlib.AbstractContextManager[None]:
-    """Inside, in all threads, the Triton products of a problem met for the first time on this kind of GPU are timed in every
-    configuration, for some milliseconds, and the fastest is kept, in a file, for good. Outside, and with ``enabled=False``,
-    nothing is timed, and no file is read. Of blocks that overlap, the one entered last counts until it is left."""
+    """A block in which, in all threads, the Triton products of a problem met for the first time on this kind of GPU are timed
+    in every configuration, for some milliseconds, and the fastest is kept, in a file, for good. Outside, and with
+    ``enabled=False``, nothing is timed, and no file is read. Of blocks that overlap, the one entered last counts until it is
+    left."""
     return _blocks.block(enabled)
 
 
 def pick(
-    problem: Callable[[], str],
+    words: Callable[[], str],
     device: torch.device,
     default: Config,
     candidates: Callable[[], Sequence[Config]],
     run: Callable[[Config], object],
 ) -> Config:
-    """The configuration for a problem, of which ``problem()`` is the key: ``default`` unless autotuning is on.
+    """The configuration for a problem, by whose ``words()`` it is kept: ``default`` unless autotuning is on.
 
     ``run`` launches one, into memory of its own. A kept configuration that is no candidate (any more) is timed anew.
     """
     if (_on or _taken) and is_capturing(device):
-        return _taken.get((device, problem()), default)
+        return _taken.get((device, words()), default)
     if not _on:
         return default
     with _lock:
-        key = problem()
+        key = words()
         taken = _taken[device, key] = _kept_or_fastest(key, device, candidates(), run)
     return taken
 
@@ -101,13 +102,13 @@ def _kept_or_fastest(key: str, device: torch.device, candidates: Sequence[Config
 
 
 def fastest(candidates: Sequence[Config], run: Callable[[Config], object], device: torch.device) -> Config:
-    """By medians, timed in turn."""
+    """The configuration with the smallest median, all timed in turn."""
     seconds: dict[Config, list[float]] = {candidate: [] for candidate in candidates}
     for turn in range(WARM_UP + ROUNDS):
-        for candidate, its in seconds.items():
+        for candidate, of_candidate in seconds.items():
             taken = clock(lambda candidate=candidate: run(candidate), device)  # type: ignore[misc]
             if turn >= WARM_UP:
-                its.append(taken)
+                of_candidate.append(taken)
     return min(seconds, key=lambda candidate: statistics.median(seconds[candidate]))
 
 
@@ -129,30 +130,30 @@ def clock(function: Callable[[], object], device: torch.device) -> float:
 
 
 def file_of(device: torch.device) -> Path:
-    """Of the kind of GPU that ``device`` is."""
+    """The file of the kind of GPU that ``device`` is."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return Path(root) / "wuskern" / "autotune" / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{capability_of(device)}.json"
 
 
 def read(path: Path) -> dict[str, list[int]]:
-    """What was kept; nothing, and a warning that names the file, where it is not one of ours."""
+    """The configurations that were kept; none, and a warning that names the file, where it is not one of ours."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise ValueError("no regular file")
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict) or found.get("format") != FORMAT or not isinstance(found.get("kept"), dict):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("kept"), dict):
             raise ValueError(f"no mapping of format {FORMAT}")
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         warnings.warn(f"{path}: ignored, expected what autotuning keeps, got {error}", stacklevel=2)
         return {}
-    return dict(found["kept"])
+    return dict(content["kept"])
 
 
 def write(path: Path, kept: dict[str, list[int]]) -> None:
-    """In one step, with what other processes have added meanwhile; a warning where that cannot be."""
+    """Writes a file in one step, with what other processes have added meanwhile; warns where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
