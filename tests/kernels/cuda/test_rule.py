@@ -78,9 +78,12 @@ def test_tf32_is_for_triton_and_the_library():
 
 def test_memory_bound_problems_stay_with_our_kernel_and_large_products_go_to_the_library():
     assert rule.choose(LINEAR, "9.0").way == "native"
+    assert work(LINEAR, architecture="sm_90").bound == "memory"
+    assert work(CONV).bound == "launches"
     large = LINEAR._replace(batch=32768, out=2048, k=2048)
     assert rule.choose(large, "9.0").way == "library"
-    assert rule.choose(large, "9.0").reason == "the least, counted with the rates of H200, not measured"
+    told = "the least time, most of it arithmetic, counted with the rates of H200, not measured"
+    assert rule.choose(large, "9.0").reason == told
 
 
 @pytest.mark.parametrize("empty", ["batch", "channels", "k"])

@@ -26,12 +26,14 @@ REACHED_WITHOUT_TCGEN05 = 0.3  # native on sm_100
 
 
 class Work(NamedTuple):
-    """The work of a way: bytes of memory, operations, launches; and the seconds that these are expected to take."""
+    """The work of a way: bytes of memory, operations, launches; the seconds that these are expected to take, and which of them
+    take most."""
 
     moved: int
     operations: int
     launches: int
     seconds: float
+    bound: str
 
 
 class Decision(NamedTuple):
@@ -50,7 +52,8 @@ def choose(p: Problem, capability: str, ways: tuple[str, ...] = WAYS) -> Decisio
     gpu = gpu_of(capability)
     works = {way: work(way, p, gpu) for way in WAYS if way in ways}
     best = min(works, key=lambda way: works[way].seconds)
-    return Decision(best, f"the least, counted with the rates of {gpu.name}, not measured", works)
+    reason = f"the least time, most of it {works[best].bound}, counted with the rates of {gpu.name}, not measured"
+    return Decision(best, reason, works)
 
 
 def work(way: str, p: Problem, gpu: Gpu) -> Work:
@@ -68,7 +71,9 @@ def work(way: str, p: Problem, gpu: Gpu) -> Work:
     operations, launches = int(p.operations * tiling.filled), 1 + len(copies) + (tiling.parts > 1)
     reached = REACHED_WITHOUT_TCGEN05 if (way, gpu.architecture) == ("native", "sm_100") else REACHED[way]
     rate = reached * gpu.peak(p.dtype, p.tf32 and way != "native")  # which multiplies float32 exactly, whatever torch allows
-    return Work(moved, operations, launches, max(moved / gpu.bytes_per_second, operations / rate) + launches * gpu.launch)
+    times = {"memory": moved / gpu.bytes_per_second, "arithmetic": operations / rate, "launches": launches * gpu.launch}
+    seconds = max(times["memory"], times["arithmetic"]) + times["launches"]
+    return Work(moved, operations, launches, seconds, max(times, key=lambda part: times[part]))
 
 
 def _touched(p: Problem) -> int:
