@@ -100,12 +100,9 @@ def measure(case: Case, device: str, dtype: torch.dtype = torch.bfloat16) -> tup
 
 def rows(device: str, cases: Sequence[Case] = CASES) -> list[dict[str, Any]]:
     """The regret of each case."""
-    capability, told_of_cases = capability_of(torch.device(device)), []
-    for case in cases:
-        problem, milliseconds = measure(case, device)
-        chosen = rule.choose(problem, capability, tuple(milliseconds)).way
-        told_of_cases.append(told(str(case), chosen, milliseconds))
-    return told_of_cases
+    capability = capability_of(torch.device(device))
+    measured = ((str(case), *measure(case, device)) for case in cases)
+    return [told(name, rule.choose(p, capability, tuple(times)).way, times) for name, p, times in measured]
 
 
 def told(name: str, chosen: str, milliseconds: Milliseconds) -> dict[str, Any]:
