@@ -1,16 +1,21 @@
 """docs/methods: a page for each method, from what its class declares and says of itself, and from what was measured of it."""
 
+import dataclasses
 import inspect
 import json
 import re
-import textwrap
+import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
+from bench import docstrings
 from bench.render import accuracy, against_control, points, table
+from wuskern.policies import Policy
+from wuskern.policies.base import CLAIMS
+from wuskern.policies.calls import CALLS
 from wuskern.train import pairs
-from wuskern.train.methods import PARTS, REQUIRED, defaults, parse
+from wuskern.train.methods import GIVEN, PARTS, defaults, parse
 
 NETWORKS = {  # file of results -> what was trained, and the page that has all of it
     "methods-vgg11": ("VGG-11", "training"),
@@ -41,7 +46,7 @@ def file_of(name: str) -> str:
 
 
 def index() -> str:
-    body = [[f"[`{kind.__name__}`]({file_of(name)}.md)", f"`{name}`", _first_sentence(kind), _source(kind)]
+    body = [[f"[`{kind.__name__}`]({file_of(name)}.md)", f"`{name}`", _first_sentence(kind), kind.source]
             for name, kind in PARTS.items()]  # fmt: skip
     lines = [
         table(["class", "`--policy`", "what it does", "after"], body),
@@ -54,15 +59,15 @@ def index() -> str:
 
 def page(name: str, tried: Iterable[pairs.Pair], folder: Path) -> str:
     kind = PARTS[name]
-    about = inspect.getdoc(inspect.getmodule(kind)) or ""
     parts = [
         f"# {kind.__name__}",
-        f"On the command line: `{name}`. {_source(kind)}",
-        markdown(inspect.getdoc(kind) or ""),
+        f"On the command line: `{name}`. Source: {kind.source}.",
+        _about(kind),
+        f"## Calls\n\n{_needs(kind)}",
         "## The method, and what is ours",
-        markdown(about),
-        "## Defaults\n\nOn the command line, as `name:argument=value`; in Python, by keyword.",
-        table(["argument", "default"], [[f"`{key}`", _text(value)] for key, value in defaults(name).items()]),
+        docstrings.markdown(inspect.getdoc(inspect.getmodule(kind)) or ""),
+        f"## Arguments and defaults\n\nOn the command line `{name}:argument=value`; in Python by keyword.",
+        table(["argument", "default", "values"], [_argument(name, field) for field in dataclasses.fields(kind)]),
         "## Together with others",
         _together(name, tried),
         "## Measured",
@@ -74,54 +79,65 @@ def page(name: str, tried: Iterable[pairs.Pair], folder: Path) -> str:
 # ---- what the code says ---------------------------------------------------------------------------------------------
 
 
-def markdown(docstring: str) -> str:
-    """A docstring as Markdown: sections become headings, their entries items of a list, and roles plain names."""
-    text = re.sub(r":\w+:`~?\.?([\w.]+)`", r"`\1`", docstring).replace("``", "`")
-    blocks = []
-    for block in re.split(r"\n{2,}", text):
-        head, _, rest = block.partition("\n")
-        if re.fullmatch(r"[A-Z]\w+:", head):
-            blocks += [f"**{head[:-1]}**", _items(rest)]
-        else:
-            blocks.append(block)
-    return "\n\n".join(blocks)
-
-
-def _items(text: str) -> str:
-    """Each entry of a section, which begins where others do, on a line of its own, its names as code."""
-    entries = re.split(r"\n(?! )", textwrap.dedent(text))
-    joined = [re.sub(r"\s*\n\s*", " ", entry) for entry in entries]
-    return "\n".join("- " + re.sub(r"^[\w, ]+(?=:)", lambda m: f"`{m[0]}`", entry) for entry in joined)
+def _about(kind: type) -> str:
+    """Its docstring, and those of the classes that it shares arguments with and that are no methods themselves."""
+    shared = [base for base in kind.__mro__[1:] if issubclass(base, Policy) and base is not Policy and not base.name]
+    texts = [docstrings.markdown(inspect.getdoc(kind) or "")]
+    texts += [f"## Shared: {base.__name__}\n\n{docstrings.markdown(inspect.getdoc(base) or '')}" for base in shared]
+    return "\n\n".join(texts)
 
 
 def _first_sentence(kind: type) -> str:
-    text = markdown((inspect.getdoc(kind) or "").split("\n\n")[0]).replace("\n", " ")
+    text = docstrings.markdown((inspect.getdoc(kind) or "").split("\n\n")[0]).replace("\n", " ")
     return re.split(r"(?<=\.) ", text)[0].replace("|", r"\|")
 
 
-def _source(kind: type) -> str:
-    return str(getattr(kind, "source", ""))
+def _needs(kind: Any) -> str:
+    """The calls without which it has no effect; a sampler says so itself."""
+    if not kind.needs or not issubclass(kind, Policy):
+        return "It needs no calls beyond those that its text names."
+    return "It needs these calls:\n\n" + "\n".join(f"- `{call}`, {CALLS[call]}" for call in kind.needs)
 
 
-def _text(value: Any) -> str:
-    return "has to be given" if value is REQUIRED else f"`{value!r}`"
+def _argument(name: str, field: dataclasses.Field[Any]) -> list[str]:
+    required = field.default is dataclasses.MISSING
+    default = "has to be given" if required else f"`{field.default!r}`"
+    if field.name in GIVEN:
+        default += "; on the command line the run gives it"
+    elif field.name not in defaults(name):
+        default += "; in Python alone"
+    return [f"`{field.name}`", default, _values(field.type).replace("|", r"\|")]
+
+
+def _values(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return ", ".join(f'"{value}"' for value in get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(_values(part) for part in get_args(annotation))
+    name = getattr(annotation, "__name__", str(annotation))
+    return {"NoneType": "None", "Any": "anything"}.get(name, name)
 
 
 # ---- what was tried and measured ------------------------------------------------------------------------------------
 
 
 def _together(name: str, tried: Iterable[pairs.Pair]) -> str:
-    """What it goes with, and why not with others."""
-    mine = [pair for pair in tried if name in (pair.first, pair.second)]
-    others = {pair.second if pair.first == name else pair.first: pair.refusal for pair in mine}
-    fine = ", ".join(f"`{other}`" for other, refusal in others.items() if refusal is None)
-    refused = [f"- not with `{other}`: {_reason(refusal)}" for other, refusal in others.items() if refusal is not None]
-    return "\n\n".join(part for part in (f"It goes with {fine}." if fine else "", "\n".join(refused)) if part)
+    """What it goes with; and of the others, by the reason, what only one of the two can decide."""
+    others: dict[str | None, list[str]] = {}
+    for pair in tried:
+        if name in (pair.first, pair.second):
+            others.setdefault(_reason(pair), []).append(f"`{pair.second if pair.first == name else pair.first}`")
+    fine = others.pop(None, [])
+    refused = [f"- Not with {', '.join(names)}: {reason}." for reason, names in others.items()]
+    return "\n\n".join(part for part in (f"It goes with {', '.join(fine)}." if fine else "", "\n".join(refused)) if part)
 
 
-def _reason(refusal: str) -> str:
-    """Without the argument's name and the value given."""
-    return re.sub(r"^\S+: ", "", refusal).split(", got")[0]
+def _reason(pair: pairs.Pair) -> str | None:
+    if pair.refusal is None:
+        return None
+    if pair.reason in CLAIMS:
+        return f"only one can decide of a layer {CLAIMS[pair.reason]}"
+    return re.sub(r"^\S+: ", "", pair.refusal).split(", got")[0]
 
 
 def _measured(name: str, folder: Path) -> str:

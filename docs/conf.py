@@ -1,8 +1,6 @@
 """Sphinx: HTML from these pages and from the package's docstrings, without a network. `make docs` runs it."""
 
-import re
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +18,9 @@ autodoc_typehints = "none"  # the text says what an argument is
 
 
 def sections(_: Any, what: str, name: str, of: object, options: Any, lines: list[str]) -> None:
-    """Makes lists of "Args:", "Raises:" and the like. An entry begins where others do, and may be of several names."""
-    found: list[str] = []
-    for block in re.split(r"\n{2,}", "\n".join(lines)):
-        head, _, rest = block.partition("\n")
-        if re.fullmatch(r"[A-Z]\w+:", head):
-            entries = re.split(r"\n(?! )", textwrap.dedent(rest))
-            found += [f"**{head[:-1]}**", "\n".join(f"- {' '.join(entry.split())}" for entry in entries)]
-        else:
-            found.append(block)
-    text = re.sub(r"(?<![`\w|])\|(?=\w)|(?<=\w)\|(?![`\w|])", r"\|", "\n\n".join(found))  # no substitutions
-    lines[:] = [*text.splitlines(), ""]
+    from bench import docstrings
+
+    lines[:] = [*docstrings.restructured("\n".join(lines)).splitlines(), ""]
 
 
 def setup(app: Any) -> None:

@@ -1,6 +1,6 @@
 """Which two methods can be combined, and why the others cannot: each pair is tried on a small network.
 
-``table()`` is the README's.
+``table()`` is that of docs/methods.
 """
 
 import functools
