@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+import runpy
 import shlex
 import socket
 import subprocess
@@ -54,6 +55,16 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page, alone, monkeypatch):
         code = compile("\n" * (block.line - 1) + block.code, page, "exec")
         if block.needs != "GPU":
             exec(code, module.__dict__)
+
+
+@pytest.mark.parametrize("name", ["digits.py", "ddp.py"])
+def test_an_example_runs(name, alone, monkeypatch, capsys):
+    if name == "digits.py":
+        pytest.importorskip("sklearn")
+    for _ in range(2):  # the second time it goes on, if it can
+        monkeypatch.setattr(sys, "argv", [name, "--epochs=5"])
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    assert "epoch 4: " in capsys.readouterr().out
 
 
 def test_the_readme_is_short_and_begins_with_a_whole_script():
