@@ -15,7 +15,7 @@ from wuskern.policies import Policy
 from wuskern.policies.base import CLAIMS
 from wuskern.policies.calls import CALLS
 from wuskern.train import pairs
-from wuskern.train.methods import GIVEN, PARTS, defaults, parse
+from wuskern.train.methods import PARTS, defaults, parse
 
 NETWORKS = {  # file of results -> what was trained, and the page that has all of it
     "methods-vgg11": ("VGG-11", "training"),
@@ -71,9 +71,10 @@ def page(name: str, tried: Iterable[pairs.Pair], folder: Path) -> str:
         "## Together with others",
         _together(name, tried),
         "## Measured",
+        kind.reported,
         _measured(name, folder),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 # ---- what the code says ---------------------------------------------------------------------------------------------
@@ -102,10 +103,8 @@ def _needs(kind: Any) -> str:
 def _argument(name: str, field: dataclasses.Field[Any]) -> list[str]:
     required = field.default is dataclasses.MISSING
     default = "has to be given" if required else f"`{field.default!r}`"
-    if field.name in GIVEN:
-        default += "; on the command line the run gives it"
-    elif field.name not in defaults(name):
-        default += "; in Python alone"
+    if field.name not in defaults(name):
+        default += "; in Python alone" if field.metadata.get("from_python") else "; on the command line the run gives it"
     return [f"`{field.name}`", default, _values(field.type).replace("|", r"\|")]
 
 
