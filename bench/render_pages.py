@@ -31,6 +31,10 @@ INTRODUCTION = """# Methods
 Every method of the papers is a policy, one class each. On the command line it has a name, for `--policy`. A policy decides
 and remembers; layers compute. Several on one model go into a `wk.policies.Compose`: frozen goes over skip, skip over rows.
 [How a loop calls them](../guides/loop.md).
+
+Where to begin: of what was measured here, freezing front layers saved most time for what it cost in accuracy, with
+[a cache](../guides/freezing.md) most of all; rows pay where [layers are large](../results/rows.md); masks of zeros save no time in
+training. Whether a method beats [dense training in the same time](../results/training.md) is another question.
 """
 
 
