@@ -33,8 +33,8 @@ and remembers; layers compute. Several on one model go into a `wk.policies.Compo
 [How a loop calls them](../guides/loop.md).
 
 Where to begin: of what was measured here, freezing front layers saved most time for what it cost in accuracy, with
-[a cache](../guides/freezing.md) most of all; rows pay where [layers are large](../results/rows.md); masks of zeros save no time in
-training. Whether a method beats [dense training in the same time](../results/training.md) is another question.
+[a cache](../guides/freezing.md) most of all; rows pay where [layers are large](../results/rows.md); masks of zeros save no time
+in training. Whether a method beats [dense training in the same time](../results/training.md) is another question.
 """
 
 
