@@ -136,6 +136,22 @@ def test_links_lead_somewhere(page):
 
 
 @each_page
+def test_files_and_folders_exist(page):
+    """Of this repository, by their paths; STEM stands for a name."""
+    named = re.findall(r"`((?:wuskern|csrc|tests|bench|docs|examples)/[\w./-]+)`", page.read_text())
+    assert [path for path in named if "STEM" not in path and not (ROOT / path).exists()] == []
+
+
+def test_the_design_names_the_rooms_that_there_are():
+    table = (ROOT / "docs" / "design.md").read_text().split("## One stem")[0]
+    rooms = [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall("`(.*?)`", row)]
+    package = ROOT / "wuskern"
+    there = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert there <= set(rooms)
+    assert [room for room in rooms if not (package / room).exists()] == []
+
+
+@each_page
 def test_public_names_exist(page):
     """``wk.a.b`` in a text or a block."""
     for path in set(re.findall(r"\bwk((?:\.[A-Za-z]\w*)+)", page.read_text())):
