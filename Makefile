@@ -4,6 +4,7 @@
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline; sanitize-memcheck, ...
 # make fuzz | sanitize-cpu    random layers, trainings, kills, processes, calls | hostile calls by a CPU library with sanitizers
 # make wheel | check-wheel    one wheel for a cluster, in dist/ | the tests on it, installed
+# make docs    the documentation, as HTML in build/docs
 #
 # PYTHON=python3.12 chooses the Python, TORCH=2.10.0 the PyTorch of .venv. ENV=active uses the active Python, which
 # must hold torch and what .ci/requirements.txt names, and installs nothing.
@@ -33,7 +34,7 @@ CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILT := build/ready-$(KEY)
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 $(READY): .ci/requirements.txt
 	$(PYTHON) -m venv --clear $(VENV)
@@ -120,6 +121,23 @@ results: bench bench-again accuracy demo
 	for net in $(METHODS); do $(PY) -m bench.condense runs/$$net/results.json bench/results/methods-$$net.json; done
 	for script in masks tokens simplify accelerating; do $(PY) -m bench.$$script; done
 	$(PY) -m bench.tables
+
+# ---- documentation: a warning is an error, and no network is needed but for the set-up ------------------------------
+
+ifeq ($(ENV),active)
+  READY_DOCS :=
+else
+  READY_DOCS := $(VENV)/ready-docs
+endif
+
+$(VENV)/ready-docs: $(READY) docs/requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check -r docs/requirements.txt
+	touch $@
+
+.PHONY: docs
+docs: $(READY_DOCS)
+	$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 # ---- random input, and sanitizers on the CPU ------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ def count_missed(rows: list[Row], name: str) -> str:
     return f"{sum(missed(row, name) is not None for row in rows)} of {len(rows)}"
 
 
-# ---- the README's sections ------------------------------------------------------------------------------------------
+# ---- sections of the README and of docs/ ----------------------------------------------------------------------------
 
 
 def conv2d(content: dict[str, Any]) -> str:
@@ -113,7 +113,7 @@ def conv2d(content: dict[str, Any]) -> str:
     header = ["dtype", "layout", "faster: geometric mean", "worst", "of the floor: geometric mean", "worst", "over 1.1"]
     slower = [row["case"] for row in rows if missed(row, "faster")]
     return (
-        f"{table(header, body)}\n\n{len(rows)} cases, each in [bench/RESULTS.md](bench/RESULTS.md); slower than stock: "
+        f"{table(header, body)}\n\n{len(rows)} cases, each among [all cases](all.md); slower than stock: "
         f"{', '.join(slower) or 'none'}; {machine(content)}, {min(row['rounds'] for row in rows)} rounds."
     )
 
@@ -139,7 +139,7 @@ def bias_grad(content: dict[str, Any]) -> str:
     slow_sum = ", ".join(number(row, "faster") for row in rows if row["case"] == SLOW_SUM)
     return (
         f"{table(header, body)}\n\nWhere torch's sum is slow ({SLOW_SUM}): {slow_sum or '-'} faster. "
-        f"All {len(rows)} cases are in [bench/RESULTS.md](bench/RESULTS.md)."
+        f"All {len(rows)} cases are among [all cases](all.md)."
     )
 
 
@@ -232,6 +232,19 @@ def points(comparison: dict[str, Any] | None) -> str:
         return "-"
     bounds = "one seed" if comparison["low"] is None else f"{comparison['low']:+.2f} to {comparison['high']:+.2f}"
     return f"{comparison['points']:+.2f} ({bounds})"
+
+
+# ---- the wheel ------------------------------------------------------------------------------------------------------
+
+
+def wheel(content: dict[str, Any]) -> str:
+    libraries = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in content["libraries"].items())
+    glibc = max(content["glibc"].values(), key=lambda version: tuple(map(int, version.split("."))))
+    return (
+        f"`{content['wheel']}`: {content['bytes'] / 1e6:.1f} MB (unpacked: {libraries}), for {content['architectures']}, by "
+        f"nvcc {content['nvcc']}, in {content['seconds'] / 60:.0f} minutes ({content['of_that']}). It needs glibc "
+        f"{glibc} or newer."
+    )
 
 
 # ---- bench/RESULTS.md: everything -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def with_claims(content: dict[str, Any]) -> str:
     """The same, and below it what each method's source claims."""
     labels = [row["policy"] for row in content["summary"] if row["control_of"] is None]
     parts = dict.fromkeys(part.name for label in labels for part in parse(label)[0].parts)
-    claims = "\n".join(f"- {PARTS[name].reported}" for name in parts)
+    claims = "\n".join(f"- {PARTS[name].reported}" for name in parts if PARTS[name].reported)
     return f"{methods(content)}\n\nWhat the sources claim, and why a small network on two cores may differ:\n\n{claims}"
 
 

@@ -50,7 +50,7 @@ def _layers(rows: list[Row], content: dict[str, Any]) -> str:
     ]
     short = [row["case"] for row in rows if missed(row, "over_dense")]
     return (
-        f"{table(header, body)}\n\n{len(rows)} cases, each in [bench/RESULTS.md](bench/RESULTS.md); under their aim over "
+        f"{table(header, body)}\n\n{len(rows)} cases, each among [all cases](all.md); under their aim over "
         f"dense: {', '.join(short) or 'none'}; {machine(content)}, {min(row['rounds'] for row in rows)} rounds."
     )
 

@@ -1,4 +1,5 @@
-"""Writes the README's numbers, between its markers, bench/RESULTS.md and the pictures from bench/results.
+"""Writes what the README and docs/ take from bench/results and from the code: tables between their markers, a page for each
+method, bench/RESULTS.md and the pictures.
 
 python -m bench.tables [--check]    --check only says whether they agree (the pictures apart)
 """
@@ -6,17 +7,29 @@ python -m bench.tables [--check]    --check only says whether they agree (the pi
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import accelerating, ddp, masks, render, render_methods, render_rows, simplify, tokens, whole_step
+from bench import (
+    accelerating,
+    ddp,
+    masks,
+    render,
+    render_methods,
+    render_pages,
+    render_rows,
+    render_summary,
+    simplify,
+    tokens,
+    whole_step,
+)
 from bench.picture import draw_cost, draw_methods
 from bench.results import FOLDER, ROOT, read
-from wuskern.train import pairs
 from wuskern.train.files import replacing
 
-README = ROOT / "README.md"
+METHODS = ROOT / "docs" / "methods"  # all of it is written here
+PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent != METHODS))
 COST = "rowsparse cost"
 FULL = ROOT / "bench" / "RESULTS.md"
 RACES = {  # section -> the group that it is about, and what renders it; one that was not measured has no section
@@ -38,6 +51,7 @@ SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what rende
     "tokens": tokens.render,
     "accelerating": accelerating.render,
     "search_vgg11": render_methods.search,
+    "wheel": render.wheel,
 }
 # Each a results.json of `wuskern train`; without it: no section.
 TRAININGS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -45,7 +59,7 @@ TRAININGS: dict[str, Callable[[dict[str, Any]], str]] = {
     **{f"methods-{net}": render_methods.with_claims for net in ("vgg11", "sparse-vgg11")},
     **{f"methods-{net}": render_methods.methods for net in ("mlp", "gpt", "best", "sparse-mlp", "sparse-gpt")},
 }
-CODE: dict[str, Callable[[], str]] = {"pairs": pairs.table}  # sections that the code itself is the source of
+WHOLE = {"summary": render_summary.summary}  # sections of several files, made only where a page has a place for them
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -60,7 +74,7 @@ def groups(races: dict[str, Any]) -> set[str]:
 
 
 def sections(folder: Path) -> dict[str, str]:
-    """The README's sections by name, rendered."""
+    """What was measured, by the name of its section, rendered."""
     races = read(folder / "cpu.json")
     found = {name: make(races) for name, (group, make) in RACES.items() if group in groups(races)}
     for name, make in TRAININGS.items():
@@ -72,19 +86,25 @@ def sections(folder: Path) -> dict[str, str]:
     return found
 
 
-def filled(text: str, rendered: dict[str, str]) -> str:
-    """The README with every section between ``<!-- name -->`` and ``<!-- /name -->`` made anew.
+def marked(text: str) -> set[str]:
+    """The sections that a page has a place for: the text between ``<!-- name -->`` and ``<!-- /name -->``."""
+    return set(re.findall(r"^<!-- (\w+) -->$(?=.*^<!-- /\1 -->$)", text, re.MULTILINE | re.DOTALL))
 
-    Raises ``ValueError`` for a section without markers and for markers without a section.
-    """
-    marked = set(re.findall(r"^<!-- (\w+) -->$", text, re.MULTILINE))
-    for name in marked ^ set(rendered):
-        wanted, got = ("results", "markers only") if name in marked else ("markers in the README", "results only")
-        raise ValueError(f"{name}: expected {wanted}, got {got}")
-    for name, section in rendered.items():
+
+def filled(text: str, rendered: dict[str, str]) -> str:
+    """A page with each of its sections made anew."""
+    for name in marked(text):
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda m, s=section: f"{m[1]}{s}\n{m[2]}", text)
+        text = pattern.sub(lambda m, s=rendered[name]: f"{m[1]}{s}\n{m[2]}", text)
     return text
+
+
+def check_places(texts: Iterable[str], rendered: Iterable[str]) -> None:
+    """Raises ``ValueError`` for a section that no page has a place for, and for a place without a section."""
+    places = set().union(*map(marked, texts))
+    for name in places ^ set(rendered):
+        wanted, got = ("results", "markers only") if name in places else ("markers in a page", "results only")
+        raise ValueError(f"{name}: expected {wanted}, got {got}")
 
 
 def full(folder: Path) -> str:
@@ -92,18 +112,37 @@ def full(folder: Path) -> str:
     return render.everything(read(folder / "cpu.json"), read(again) if again.exists() else None)
 
 
-def main(arguments: list[str], readme: Path = README, complete: Path = FULL, folder: Path = FOLDER) -> None:
+def written(pages: Sequence[Path], complete: Path, folder: Path) -> dict[Path, str]:
+    """The new text of the pages with places, and of the list of everything. Raises ``OSError`` or ``ValueError``."""
+    texts = {page: page.read_text() for page in pages}
+    places = set().union(*map(marked, texts.values()))
+    rendered = sections(folder) | {name: make(folder) for name, make in WHOLE.items() if name in places}
+    check_places(texts.values(), rendered)
+    return {page: filled(text, rendered) for page, text in texts.items()} | {complete: full(folder)}
+
+
+def main(
+    arguments: list[str],
+    pages: Sequence[Path] = PAGES,
+    complete: Path = FULL,
+    folder: Path = FOLDER,
+    methods: Path | None = METHODS,
+) -> None:
     try:
-        text = readme.read_text()
-        of_code = {name: make() for name, make in CODE.items() if f"<!-- {name} -->" in text}
-        new = {readme: filled(text, sections(folder) | of_code), complete: full(folder)}
+        new = written(pages, complete, folder)
+        if methods is not None:
+            new |= {methods / name: text for name, text in render_pages.pages(folder).items()}
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
+    old = [] if methods is None else [page for page in methods.glob("*.md") if page not in new]
     stale = [path for path, text in new.items() if not path.exists() or path.read_text() != text]
     if "--check" in arguments:
-        if stale:
-            raise SystemExit(f"{', '.join(p.name for p in stale)}: not what bench/results say: run python -m bench.tables")
+        if stale or old:
+            names = ", ".join(path.name for path in stale + old)
+            raise SystemExit(f"{names}: not what bench/results say: run python -m bench.tables")
         return
+    for path in old:
+        path.unlink()
     for path in stale:
         with replacing(path) as handle:
             handle.write(new[path].encode())

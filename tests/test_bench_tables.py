@@ -1,4 +1,4 @@
-"""The results of bench/ on their way into the README: files, tables, the comparison of two runs."""
+"""The results of bench/ on their way into the README and docs/: files, tables, the comparison of two runs."""
 
 import json
 import re
@@ -96,7 +96,8 @@ def folder(tmp_path):
 
 
 def fill(folder, *arguments):
-    tables.main(list(arguments), folder / "README.md", folder / "RESULTS.md", folder)
+    pages = [path for path in (folder / "README.md", folder / "more.md") if path.exists()]
+    tables.main(list(arguments), pages, folder / "RESULTS.md", folder, methods=None)
 
 
 def edit(path, old, new):
@@ -141,7 +142,22 @@ def test_check_fails_where_one_number_differs(folder, name, old, new):
         fill(folder, "--check")
 
 
-@pytest.mark.parametrize(("old", "new"), [("<!-- conv2d -->", ""), ("before", "<!-- other -->")])
+def test_a_section_stands_in_any_page_and_in_several(folder):
+    edit(folder / "README.md", "<!-- conv2d -->\nold\n<!-- /conv2d -->\n", "")
+    for name in ("conv2d", "demo"):
+        with (folder / "more.md").open("a") as more:
+            more.write(f"<!-- {name} -->\n<!-- /{name} -->\n")
+    fill(folder)
+    assert "<!-- conv2d -->\n| dtype" in (folder / "more.md").read_text()
+    assert all("<!-- demo -->\n| policy" in (folder / page).read_text() for page in ("README.md", "more.md"))
+    edit(folder / "more.md", "2.1", "3.1")
+    with pytest.raises(SystemExit, match=r"more\.md: not what bench/results"):
+        fill(folder, "--check")
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("<!-- conv2d -->", ""), ("<!-- /conv2d -->", ""), ("before", "<!-- other -->\n<!-- /other -->"),
+])  # fmt: skip
 def test_a_section_without_markers_and_markers_without_a_section_are_errors(folder, old, new):
     edit(folder / "README.md", old, new)
     with pytest.raises(SystemExit, match=r"expected .*, got "):

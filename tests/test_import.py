@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 import wuskern as wk
-from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("module", [wk])
@@ -39,10 +37,3 @@ def test_a_flop_counter_that_is_imported_later_knows_our_ops(monkeypatch):
     with later.FlopCounterMode(display=False) as counter:
         wk.ops.rowsparse_wgrad(torch.ones(5, 3), torch.ones(5, 2), torch.arange(3))
     assert counter.get_total_flops() == 2 * 5 * 2 * 3
-
-
-def test_the_first_block_of_the_readme_runs_as_it_is_printed():
-    if not (ROOT / "README.md").exists():
-        pytest.skip("there is no README beside the tests")
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(block[1], "README.md", "exec"), {})

@@ -1,8 +1,9 @@
 """Which two methods can be combined, and why the others cannot: each pair is tried on a small network.
 
-``table()`` is the README's.
+``table()`` is that of docs/methods.
 """
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass
@@ -63,9 +64,10 @@ def built(pair: Pair, model: nn.Module, optimizer: Optimizer) -> Built:
     return build(parse(pair.method)[0], Given(model, optimizer, example, SAMPLES, seed=0), EPOCHS)
 
 
-def pairs() -> list[Pair]:
+@functools.cache
+def pairs() -> tuple[Pair, ...]:
     """Every two of ``NAMES``, in their order."""
-    return [_tried(Pair(*names)) for names in itertools.combinations(NAMES, 2)]
+    return tuple(_tried(Pair(*names)) for names in itertools.combinations(NAMES, 2))
 
 
 def _tried(pair: Pair) -> Pair:
