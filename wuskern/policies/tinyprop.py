@@ -1,4 +1,4 @@
-"""Adaptive ratio, after TinyProp (arXiv 2308.09201).
+"""An adaptive ratio of rows, after TinyProp (arXiv 2308.09201).
 
 The paper: a layer trains more of its rows the larger its gradient is, and less the further it is from the output. In unified
 form, with Y the sum of |dY| over batch, space and rows, Y_max its running maximum, and l counted from 1 to L:
@@ -67,7 +67,7 @@ class TinyProp(ByScores):
         self.apply()
 
     def _amount(self, name: str, size: float) -> TopK:
-        """Of a gradient of so much of the largest one."""
+        """The number of rows of a layer whose gradient is ``size`` times its largest so far."""
         level = round(size * (LEVELS - 1)) / (LEVELS - 1)
         ratio = (self.s_min + level * (self.s_max - self.s_min)) * self.zeta ** self.depth[name]
         return TopK(ratio=ratio, block=self.block)

@@ -1,4 +1,5 @@
-"""Sparse training: masks that hold through the optimizer and change with time, and what PyTorch's kernels make of them."""
+"""The methods of sparse training: masks that hold through the optimizer and change with time, and what PyTorch's kernels make
+of them."""
 
 from wuskern.policies.sparse.base import SparseTraining
 from wuskern.policies.sparse.mest import MEST
