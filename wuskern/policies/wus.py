@@ -137,7 +137,7 @@ class WUS(Policy):
         return {"skip": self.skipping}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, words and lists, safe for ``torch.load(weights_only=True)``."""
+        """The numbers, words and lists of the state, safe for ``torch.load(weights_only=True)``."""
         window = {"skipping": self.skipping, "left": self.left, "entry": self.entry}
         return {"policy": type(self).__name__, **window, "history": list(self.history)}
 

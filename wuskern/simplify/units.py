@@ -1,4 +1,4 @@
-"""Output units and what is known of them: what flows along the graph, and the ledger of all units."""
+"""The output units and what is known of them: what flows along the graph, and the ledger of all units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -76,7 +76,7 @@ def _run(record: Record) -> dict[str, Any]:
 
 
 def _controls(records: list[Record]) -> list[dict[str, Any]]:
-    """For each method's run, the dense run in its time: the same one where two methods took the same number of epochs."""
+    """The dense run in the time of each method's run: the same one where two methods took the same number of epochs."""
     methods = [record for record in policy_records(records) if record.policy != DENSE]
     paired = [(method, control(records, method.policy, method.seed)) for method in methods]
     return [{"control_of": m.policy, "planned": record.planned, **_run(record)} for m, record in paired if record is not None]

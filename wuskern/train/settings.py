@@ -1,4 +1,4 @@
-"""Everything that decides a run, but its method and its seed."""
+"""What decides a run, but for its method and its seed."""
 
 import math
 from collections.abc import Callable

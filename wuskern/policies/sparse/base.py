@@ -142,7 +142,7 @@ class SparseTraining(Policy):
         return torch.full((groups,), n or remaining(count, sparsity), device=weight.device)
 
     def _random(self, name: str) -> Tensor:
-        """Random numbers ``[groups, units]`` from 0 to 1."""
+        """A random number from 0 to 1 for each unit, ``[groups, units]``."""
         weight = self.weights[name]
         drawn = torch.rand(self.layout.count(weight), generator=self.generator)
         return drawn.to(weight.device).reshape(-1, self.layout.m or len(drawn))
