@@ -51,7 +51,7 @@ def gradients(
     needs: Needs,
     teller: Teller = NOBODY,
 ) -> Gradients:
-    """The gradients of a layer of some kind, as its plan restricts them; no tensor of the weight's size is formed.
+    """The gradients of a layer, as its plan restricts them; no tensor of the weight's size is formed.
 
     Args:
         dy, x, weight: as the kind has them; x may be None where the weight's gradient is not wanted, and the weight where

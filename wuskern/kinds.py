@@ -195,8 +195,8 @@ class Conv2d:
             if paths.conv2d_dgrad_is_matmul(dy.dtype, dy.shape, weight.shape, wanted, stride, padding, groups):
                 return torch.matmul(weight.flatten(1).t(), dy.flatten(2)).view(size)
             if _only_format(dy) is wanted:
-                rest = output_padding(size[2:], dy.shape[2:], weight.shape[2:], stride, padding, dilation)
-                return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, rest, groups)
+                uncovered = output_padding(size[2:], dy.shape[2:], weight.shape[2:], stride, padding, dilation)
+                return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, uncovered, groups)
         unread = dy.new_empty_strided(size, x_stride)
         mask = True, False, False
         return torch.ops.aten.convolution_backward(dy, unread, weight, None, *self._backward_geometry, mask)[0]

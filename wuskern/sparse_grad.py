@@ -129,8 +129,8 @@ def _remember(rows: Tensor) -> None:
 
 def _is_known(indices: Tensor) -> bool:
     """Whether these indices were made here, and ascend: autograd shares their memory, but drops torch's flag for that."""
-    known = _ascending.get(indices.untyped_storage()._cdata)
-    return known is not None and not known.expired()
+    storage = _ascending.get(indices.untyped_storage()._cdata)
+    return storage is not None and not storage.expired()
 
 
 # ---- what torch lacks -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``prepare``: what goes before a forward of DDP, into its communication hook, and after its backward."""
+"""What ``prepare`` puts before each forward of DDP, into its communication hook, and after its backward."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn

@@ -99,7 +99,7 @@ class LaggedRows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         states.keys(state, self.state_dict())
-        states.names("scores", state["scores"], self.layers, some=True)
+        states.names("scores", state["scores"], self.layers, subset=True)
         for name, scores in state["scores"].items():
             in_float64 = isinstance(scores, Tensor) and scores.dtype is torch.float64  # as soon as one of the layers is
             states.sums(

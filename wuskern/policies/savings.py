@@ -132,17 +132,17 @@ class Savings:
         total = dict.fromkeys(COUNTED, 0)
         for (name, cost), wanted, reached in zip(self.costs.items(), wants, self._have_dgrad(wants), strict=True):
             trained, wgrad_rows, dgrad_rows = self._rows(name, wanted)
-            now, n = self._now(name, cost), max(1, cost.tokens * samples)
-            wgrad = now.wgrad * wgrad_rows // now.rows * _summed(wanted, n) // n
-            dgrad = now.dgrad * dgrad_rows * reached // now.rows
+            present, n = self._present_cost(name, cost), max(1, cost.tokens * samples)
+            wgrad = present.wgrad * wgrad_rows // present.rows * _summed(wanted, n) // n
+            dgrad = present.dgrad * dgrad_rows * reached // present.rows
             total["rows"] += cost.rows - trained
-            total["fprop"] += cost.fprop - now.fprop
+            total["fprop"] += cost.fprop - present.fprop
             total["wgrad"] += cost.wgrad - wgrad
             total["dgrad"] += cost.dgrad - dgrad
-            total["masked"] += _masked(now.fprop + dgrad + wgrad, wanted)
+            total["masked"] += _masked(present.fprop + dgrad + wgrad, wanted)
         return total
 
-    def _now(self, name: str, cost: Cost) -> Cost:
+    def _present_cost(self, name: str, cost: Cost) -> Cost:
         """The cost of the layer at its present size, which is less than ``cost`` once it was made smaller."""
         layer = self.policy.layers[name]
         size, dense = layer.weight.numel(), self._dense[name]

@@ -139,8 +139,8 @@ def _check(model: nn.Module) -> None:
 def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in model.parameters()):
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in optimized for p in model.parameters()):
         raise ValueError(f"optimizer: expected one of the model's parameters, got {type(optimizer).__name__} of others")
 
 

@@ -25,7 +25,7 @@ Line = tuple[Point, Point]
 
 
 def plain_style() -> contextlib.AbstractContextManager[None]:
-    """Inside, matplotlib draws as it comes, whatever its user has set."""
+    """A block in which matplotlib draws as it comes, whatever its user has set."""
     from matplotlib import style
 
     return style.context("default", after_reset=True)

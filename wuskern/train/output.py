@@ -52,8 +52,8 @@ class Output:
                 if _same(self.out / name, taken):
                     raise ValueError(f"expected a directory whose {name} is nothing that is read, got {self.out}")
             if os.path.lexists(self.out / name) and not self.overwrite and not is_ours:
-                other = " of another experiment" if self.continued else ""
-                raise ValueError(f"expected a directory without {name}{other} (or --overwrite), got {self.out}")
+                whose = " of another experiment" if self.continued else ""
+                raise ValueError(f"expected a directory without {name}{whose} (or --overwrite), got {self.out}")
 
     def _check_checkpoint(self, path: Path) -> None:
         written = [self.out / name for name in (RESULTS, PICTURE, FRONT)]
@@ -78,13 +78,13 @@ class Output:
         Raises:
             ValueError: as ``check``; another process writes one of these files; the disk cannot take them.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             with _named("--out"):
-                held.enter_context(_made(self.out))
-                held.enter_context(files.claimed(self.out / RESULTS))
+                stack.enter_context(_made(self.out))
+                stack.enter_context(files.claimed(self.out / RESULTS))
             if self.checkpoint is not None:
                 with _named("--checkpoint"):
-                    held.enter_context(files.claimed(self.checkpoint))
+                    stack.enter_context(files.claimed(self.checkpoint))
             self.check()  # a process that has ended since may have left something
             self._check_room(epochs * RESULT_BYTES, epochs * RECORD_BYTES + state_bytes)
             yield

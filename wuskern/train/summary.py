@@ -190,8 +190,8 @@ def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
 
 
 def t95(freedom: int) -> float:
-    """The quantile for so many degrees of freedom: beyond the table by the expansion in their inverse (Abramowitz, Stegun
-    26.7.5), whose error is under 1e-4 there."""
+    """The quantile of ``T95`` for ``freedom`` degrees of freedom: beyond the table by the expansion in their inverse
+    (Abramowitz, Stegun 26.7.5), whose error is under 1e-4 there."""
     if freedom <= len(T95):
         return T95[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)

@@ -25,8 +25,8 @@ from wuskern.sparse_grad import to_rows
 
 @dataclass(eq=False, kw_only=True)
 class AutoFreeze(Freezing):
-    """Freezes by gradients, which it reads ahead of each optimizer step, once ``attach`` has been called. Call ``after_step``
-    after each optimizer step.
+    """Freezes by gradients. ``attach`` the policy, which then reads them ahead of each optimizer step, and call ``after_step``
+    after each.
 
     Several processes add up what they have, and all freeze alike. Dense and compact gradients are read; with loss scaling,
     unscaled ones, and steps that the scaler leaves out are not seen by ``attach``. An interval waits for a GPU once.
@@ -118,7 +118,7 @@ class AutoFreeze(Freezing):
         states.names("sums", state["sums"], self.prefix.order)
         for name, sums in state["sums"].items():
             states.sums(f"sums of {name!r}", sums, [2], torch.float64)
-        states.names("norms", state["norms"], self.prefix.order, some=True)
+        states.names("norms", state["norms"], self.prefix.order, subset=True)
         for name, norm in state["norms"].items():
             states.positive(f"norm of {name!r}", norm, infinite=True)
 

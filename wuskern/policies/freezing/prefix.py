@@ -138,10 +138,10 @@ class Prefix:
         self._forwards = [RootForward(self.model, calls, self._holders, tells=bool(shared))]
         for module in self._trace.ended:
             inside = set(module.modules())
-            held = [holder for holder in self._holders if holder.module in inside]
+            holders = [holder for holder in self._holders if holder.module in inside]
             tied = shared.get(module, []) if len(inside) == 1 else []
-            if module is not self.model and (held or tied or module in prefix):
-                self._forwards.append(_forward(module, module in prefix, calls=calls, holders=held, shared=tied))
+            if module is not self.model and (holders or tied or module in prefix):
+                self._forwards.append(_forward(module, module in prefix, calls=calls, holders=holders, shared=tied))
         boundary, frozen = Boundary(calls, bool(shared)), set(self._layers[: self.depth])
         for layer in skippable_layers(self.model).values():
             if layer not in frozen:
