@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "resume", None) is not None:
             arguments = _resumed(arguments, argv)
         code = int(arguments.command(arguments))
-        sys.stdout.flush()  # what cannot be written is said here, and not as Python ends
+        sys.stdout.flush()  # an error of writing shows here, and not when Python ends
         return code
     except KeyboardInterrupt:
         print("wuskern: interrupted", file=sys.stderr)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongInput as error:
         print(f"wuskern: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, and the like: files are as they were before
+    except OSError as error:  # such as a full disk; files are as they were before
         _give_up_output()
         print(f"wuskern: {error}", file=sys.stderr)
         return BROKEN

@@ -86,7 +86,7 @@ def _of_all_rows(
     db = ops.bias_grad(dy, kind.dim) if needs_bias else None
     if isinstance(plan.rows, PerExample) and not plan.skip:
         dy = _largest_of_each(dy, plan.rows.count(dy.shape[-1]), plan.observer, teller)
-    if weight is None:  # wanted for neither gradient
+    if weight is None:  # so neither gradient is asked for
         return Gradients(None, None, db)
     dx = kind.dgrad(dy, weight, like) if needs_x else None
     if plan.skip or not needs_weight:
@@ -157,7 +157,7 @@ def _summed(kind: Kind, plan: Plan, dy: Tensor, x: Tensor, chosen: Tensor) -> tu
     return drawn.scaled(chosen), drawn.of(x)
 
 
-GATHER = 25  # products for which the time suffices that gathering an element takes: element bytes * FLOP/s / (2 * bytes/s)
+GATHER = 25  # products in the time in which one element is gathered: element bytes * FLOP/s / (2 * bytes/s)
 
 
 def gathers(features: int, k: int, out: int) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.multiprocessing.reductions import StorageWeakRef
 
-MOST_KNOWN = 1024  # storages of indices that are remembered before those that are gone are forgotten
+MOST_KNOWN = 1024  # so many storages of indices are remembered, then those that are gone are forgotten
 
 _lock = threading.Lock()  # backward may run in several threads
 _ascending: dict[int, StorageWeakRef] = {}  # storages of indices that are ascending, each once
@@ -87,7 +87,7 @@ def taking_up_held(weight: Tensor, grad: RowGrad) -> Tensor:
     adds up.
     """
     if weight.grad is not None and not weight.grad.is_sparse:
-        weight.grad.data_ptr()  # of a lazy copy: memory of its own now, for torch's addition asks for it too late and fails
+        weight.grad.data_ptr()  # gives a lazy copy memory of its own: torch's addition asks for that too late, and fails
     if has_hooks(weight):
         return to_sparse(weight, grad)
     with _lock:
@@ -114,7 +114,7 @@ def is_used(node: Node) -> tuple[bool, bool]:
     the weight's ``grad``: not where ``autograd.grad`` asks for it."""
     try:
         comes = torch._C._will_engine_execute_node(node)  # type: ignore[attr-defined]
-    except RuntimeError:  # of a leaf that autograd.grad names
+    except RuntimeError:  # raised for a leaf that autograd.grad names
         return True, False
     return comes, comes
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-MOST = 2**53  # of a count: floats hold all whole numbers up to it
+MOST = 2**53  # the largest count: floats hold all whole numbers up to it
 
 
 def refuse(expected: str, got: str) -> NoReturn:

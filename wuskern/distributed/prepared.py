@@ -81,7 +81,7 @@ class Prepared:
         self.shares, self.share_of = _shares(ddp_model, self.layers)
         self.replaced: dict[str, Plan] = {}  # the layers' own plans, during a forward
         self.without: list[Parameter] = []  # gradients that DDP would make zeros
-        self.reduced = False  # gradients have been, since the last forward
+        self.reduced = False  # whether gradients have been reduced since the last forward
         ddp_model.register_comm_hook(self, _on_bucket)
         ddp_model._wuskern_prepared = self  # type: ignore[assignment]
         ddp_model.register_forward_pre_hook(self._before_forward, prepend=True)

@@ -241,7 +241,7 @@ class MeSimp(Policy):
                 parameter.masked_fill_(~alive.view(-1, *[1] * (parameter.ndim - 1)), 0)
 
     def _simplify(self) -> None:
-        self.release()  # as many rows may be more than there will be
+        self.release()  # the choices may have more rows than will be left
         kept = simplify_(self.model, self.example, self.optimizer).kept
         for name in self.records.keys() & kept.keys():
             rows = kept[name].to(self.counts[name].device)

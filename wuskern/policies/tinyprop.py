@@ -81,7 +81,7 @@ class TinyProp(ByScores):
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         y, size = scores.sum().item(), 1.0
-        if math.isfinite(y):  # not that of a step that a GradScaler has left out
+        if math.isfinite(y):  # it is not where a GradScaler leaves the step out
             self.largest[name] = max(self.largest[name], y)
             size = y / self.largest[name] if self.largest[name] > 0 else 1.0
         return self._largest(name, scores, self._amount(name, size).count(*self.layers[name].units[1:]))

@@ -98,7 +98,7 @@ def reshaped(node: Node, x: Units, ledger: Ledger) -> Units | None:
     if operation(node) == "view":
         places = places.contiguous()
         if not isinstance(argument(node, 1, "size"), list | tuple):
-            ledger.pin(x, mixes(node))  # of a dtype
+            ledger.pin(x, mixes(node))  # a view as another dtype
             return None
     moved = node.target(places, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     dims = [d for d in range(moved.ndim) if _varies_along(moved, d)]

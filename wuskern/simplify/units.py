@@ -37,7 +37,7 @@ class Cut:
     dim: int
     ids: Tensor
     attributes: tuple[str, ...]
-    rows: bool = False  # of a Linear or Conv2d
+    rows: bool = False  # whether these are the rows of a Linear or Conv2d
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Ledger:
     count: int = 0
     dead: set[int] = field(default_factory=set)
     pinned: set[int] = field(default_factory=set)
-    reasons: dict[int, str] = field(default_factory=dict)  # the first that was found
+    reasons: dict[int, str] = field(default_factory=dict)  # the first reason found for each unit
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)

@@ -5,7 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-SAMPLES = 256  # of a batch
+SAMPLES = 256  # in a batch
 
 
 @torch.no_grad()

@@ -54,12 +54,12 @@ class Experiment:
     arguments: dict[str, Any]
     checkpoint: Path | None = None
     say: Callable[[str], None] = tqdm.write
-    finished: list[Record] = field(default_factory=list)  # of groups that are done
-    runs: list[Run] = field(default_factory=list)  # of the group that is not
+    finished: list[Record] = field(default_factory=list)  # the records of the groups that are done
+    runs: list[Run] = field(default_factory=list)  # the runs of the group that is not
     measure_memory: bool = False
     peaks: dict[str, int] = field(default_factory=dict)  # bytes of a step at the start, by method
     identity: str = field(default_factory=lambda: secrets.token_hex(16))
-    state_bytes: int = 0  # of a checkpoint with all methods' runs; after ``warm_up``, where one is asked for
+    state_bytes: int = 0  # what a checkpoint of all methods' runs takes; known after ``warm_up``
 
     def __post_init__(self) -> None:
         self.first = processes.rank() == 0
@@ -204,7 +204,7 @@ class Experiment:
             replace(self, finished=[], runs=[])._rehearse(copy.deepcopy(state))
         except ValueError:
             raise
-        except Exception as error:  # what is made up can raise anything
+        except Exception as error:  # a made-up state can raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"expected a state that training can continue from, got another ({reason})") from error
         self._take(state)
@@ -255,7 +255,7 @@ class Experiment:
                 title = f"{self.settings.model} on {self.data.name}"
                 draw(self.out / PICTURE, title, self.records)
                 draw_front(self.out / FRONT, title, rows)
-        finally:  # is said, whether it can be written or not
+        finally:  # shown even if the files cannot be written
             self.say("\n" + summary.table(rows))
             self.say(summary.legend(rows))
             if verdict := summary.verdict(rows, test_labels):

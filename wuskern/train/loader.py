@@ -103,7 +103,7 @@ class Batches:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
             for tensor in (x, y):
-                tensor.record_stream(current)  # its memory is the other stream's
+                tensor.record_stream(current)  # so that its memory, of the other stream, is not used again too early
         return index, x, y
 
     def _formatted(self, x: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Run:
         with self.random.seeded(seed):
             channels, *size = data.x_train.shape[1:]
             model = build(settings.model, channels, size, data.classes, settings.width)
-            if processes.rank() > 0:  # dropout of its own
+            if processes.rank() > 0:  # so that dropout differs between processes
                 torch.manual_seed(seed + 1_000_003 * processes.rank())
         self.model = model.to(self.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
         if method.parts:

@@ -73,7 +73,7 @@ def group(device: str, timeout: float) -> Iterator[None]:
             yield
         finally:
             dist.destroy_process_group()
-    except RuntimeError as error:  # torch.distributed's own errors are such, and gloo's have no class
+    except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors, and gloo's have no class of their own
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise GroupBroken(

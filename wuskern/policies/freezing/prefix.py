@@ -62,7 +62,7 @@ class Prefix:
         self._layers = [skippable_layers(model)[name] for name in self.order]
         self._trace = trace(model, example)
         self._places = [
-            (module, name, self._trace.used[parameter])  # where it stands: it may be replaced by another
+            (module, name, self._trace.used[parameter])  # its place, since another parameter may replace it
             for module in model.modules()
             for name, parameter in module._parameters.items()
             if parameter in self._trace.used

@@ -100,7 +100,7 @@ class SparseTraining(Policy):
     def _layer(self, name: str) -> SkippableLayer:
         """The layer ``name``, if its weight can have a mask; else raises ``ValueError``."""
         layer = self.layers[name]
-        weight = layer._parameters.get("weight")  # not computed anew
+        weight = layer._parameters.get("weight")  # not the attribute, which a parametrization computes
         where = name or "the model itself"
         owners = sum(weight is p for module in self.model.modules() for p in module._parameters.values())
         if owners != 1 or type(weight) is not Parameter:

@@ -74,7 +74,7 @@ class Pattern:
 
 def remaining(units: int, sparsity: float) -> int:
     """How many of ``units`` units are not zero: all but ``floor(sparsity * units)``, and one at least."""
-    return max(1, units - int(sparsity * units + 1e-6))  # .9 * 10 is not to be 8.99
+    return max(1, units - int(sparsity * units + 1e-6))  # rounding errors must not lose a unit
 
 
 def largest(scores: Tensor, counts: Tensor) -> Tensor:
