@@ -28,8 +28,8 @@ class Cost:
 
 
 def costs(model: nn.Module, example: Example) -> dict[str, Cost]:
-    """The cost of each converted layer by name, in the order of execution. The runs of a layer that runs
-    several times add up, at the place of its first; a layer that did not run is missing.
+    """The cost of each converted layer by name, in the order of execution. The runs of a layer that runs several
+    times add up, at the place of its first; a layer that did not run is missing.
 
     The model runs once, in evaluation mode, and is left as it was; no random state moves.
 

@@ -112,9 +112,8 @@ def claimed(path: Path) -> Iterator[None]:
     that ends, and the next process removes what this one had begun to write. A file system without locks gives none.
 
     Raises:
-        ValueError: another process has claimed it, which is named; or a file of somebody else has the lock's name. OSError: no
-        lock can be
-            written there.
+        ValueError: another process has claimed it, which is named; or a file of somebody else has the lock's name.
+        OSError: no lock can be written there.
     """
     lock = lock_of(path)
     handle, locks = _locked(lock, path)

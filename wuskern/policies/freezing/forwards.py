@@ -49,8 +49,7 @@ class Boundary:
 
     Args:
         shared: whether a parameter is used in front of the first layer that trains and behind it: only then does a compiled
-        model
-            need the hook.
+            model need the hook.
     """
 
     def __init__(self, calls: Calls, shared: bool) -> None:

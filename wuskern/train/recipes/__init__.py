@@ -1,5 +1,4 @@
-"""Recipes, which are whole experiments written down: arguments of ``wuskern train`` in a TOML file. The package has one a
-paper.
+"""Recipes, which are whole experiments written down: arguments of ``wuskern train`` in a TOML file, one for each paper.
 
 title = "what it is"                        # a recipe of one's own needs none
 source = "which paper, and what it reports"  # nor this
