@@ -1,5 +1,4 @@
-"""What a backward computes, for every kind of layer and every plan: ``autograd`` and the functions of a backward alone call
-it."""
+"""What a backward computes, for every kind of layer and every plan: for ``autograd``, and for those who call it by itself."""
 
 from typing import Any, NamedTuple
 

@@ -83,8 +83,8 @@ def added(weight: Tensor, held: Tensor | None, grad: RowGrad) -> Tensor:
 
 def taking_up_held(weight: Tensor, grad: RowGrad) -> Tensor:
     """A gradient for autograd to accumulate: ``grad``, and with it what ``weight.grad`` holds, which is None from then on.
-    torch would put the two one behind the other, longer with each backward. With hooks, which must see only what is new, torch
-    adds up.
+    torch would put the two one behind the other, longer with each backward. With hooks, which have to see the new part alone,
+    torch adds up.
     """
     if weight.grad is not None and not weight.grad.is_sparse:
         weight.grad.data_ptr()  # gives a lazy copy memory of its own: torch's addition asks for that too late, and fails

@@ -183,8 +183,7 @@ class Prepared:
 
     def state_dict(self) -> dict[str, Any]:
         """The scores by which ``TopK`` rows are chosen next, and the generator of random ones: tensors. Call it between steps,
-        in
-        all processes at once: the scores of the last step are added up here."""
+        in all processes at once: the scores of the last step are added up here."""
         self._next_rows()
         return self.lagged.state_dict()
 

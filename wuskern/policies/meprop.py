@@ -1,5 +1,4 @@
-"""The method meProp (Sun et al.; ICML 2017, arXiv 1706.06197): backward through the largest output gradients only, in every
-step.
+"""The method meProp (Sun et al.; ICML 2017, arXiv 1706.06197): in every step, backward through the largest output gradients.
 
 The papers: forward is exact; of the gradient of each layer's output the k largest survive, weight and input gradient come from
 those alone; the bias gradient and the output layer stay dense. First per example (``per="example"``), then unified: the same

@@ -112,8 +112,7 @@ def norms_of_rows(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str
 
     They matter to whoever makes rows dead: a BatchNorm behind a dead row gives its shift, which a convolution with zero padding
     behind it cannot take up. Where weight and bias of the norm are zero too, the unit gives zero, and the row goes. A layer is
-    missing whose rows the graph of the model does not follow, or follows to a norm that is shared, or whose tensors are
-    computed.
+    missing whose rows the graph of the model does not follow, or follows to a norm that is shared or has computed tensors.
 
     Args, Raises: as :func:`simplify`.
     """

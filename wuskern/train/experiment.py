@@ -39,8 +39,7 @@ class Group:
 
 @dataclass
 class Experiment:
-    """An experiment: ``warm_up``, then ``run``, which trains all and keeps ``out/results.json`` valid after each round of
-    epochs.
+    """An experiment: ``warm_up``, then ``run``, which trains all; ``out/results.json`` is valid after each round of epochs.
 
     ``checkpoint``: a file that ``resume`` can continue from, replaced after every round as well. ``identity`` tells an
     experiment from all others, even from those with the same arguments. Of several processes the first one writes and speaks.

@@ -50,8 +50,7 @@ class Batches:
         self._fetching: Any = None  # the loader's iterator: it holds the workers
 
     def epoch(self, batches: Sequence[Tensor]) -> Generator[Batch, None, None]:
-        """Yields ``(index, x, y)`` for each index in ``batches``, int64 ``[B]`` on the CPU. One epoch at a time; it may end
-        early."""
+        """Yields ``(index, x, y)`` for each index in ``batches``, int64 ``[B]`` on the CPU. One epoch at a time."""
         if not self.host:
             for index in batches:
                 yield index, self._formatted(self.x[index]), self.y[index]

@@ -57,8 +57,7 @@ class Settings:
 
 def check_states(optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: dict[str, Any], epochs: int) -> None:
     """Raises ``ValueError`` for states of an optimizer or a schedule with other arguments, or after another number of epochs.
-    The
-    learning rate may differ: training changes it."""
+    The learning rate may differ: training changes it."""
     wanted = {name: value for name, value in schedule.state_dict().items() if not name.startswith("_")} | {"last_epoch": epochs}
     for name, value in wanted.items():
         if state["schedule"].get(name, value) != value:

@@ -20,8 +20,7 @@ class Inside:
 class Holder:
     """The frozen parameters of a module. While some call is inside, the module reads each as a constant: ``module.weight`` is
     then the detached weight. ``parameters()`` and ``state_dict()`` list the parameters themselves. Another thread may see the
-    constants, too: what is frozen is a constant there as well. Calls of several threads may be inside at once, and leave in any
-    order.
+    constants, too: what is frozen is a constant there as well. Calls of several threads may be inside at once.
     """
 
     def __init__(self, module: nn.Module, names: Collection[str]) -> None:

@@ -18,8 +18,7 @@ SOURCE = "Yuan et al.: SpFDE. arXiv 2209.11204; NeurIPS 2022"
 
 @dataclass(eq=False, kw_only=True)
 class SingleShotFreezing(Freezing):
-    """Freezes ``floor(L * share)`` layers from epoch ``at`` on; with ``until``, only as long as ``epoch < until`` ("and
-    resume").
+    """Freezes ``floor(L * share)`` layers from epoch ``at`` on; with ``until``, only while ``epoch < until`` ("and resume").
 
     Args:
         model, example: as for :class:`Freezing`. at: epochs, >= 0. share: of the layers, over 0 and up to 1.

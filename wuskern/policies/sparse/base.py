@@ -1,5 +1,4 @@
-"""What the sparse methods share: weights that are zero, from the start and through each optimizer step, by masks that
-change."""
+"""What the sparse methods share: weights that are zero, from the start and through each step, by masks that change."""
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping

@@ -1,5 +1,4 @@
-"""The method MEST (Yuan et al., NeurIPS 2021, arXiv 2110.14032; code boone891214/MEST): prunes by magnitude and grows at
-random.
+"""The method MEST (Yuan et al., NeurIPS 2021, arXiv 2110.14032; code boone891214/MEST): prunes by size, grows at random.
 
 The code: every five epochs each layer loses its smallest weights, down to a lower bound (a larger sparsity), and then as many
 of the zeros as bring it to the upper bound train, from zero. EM, elastic mutation: lower bounds .92/.91/.90, upper .90. EM&S,
