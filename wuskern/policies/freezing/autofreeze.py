@@ -25,8 +25,7 @@ from wuskern.sparse_grad import to_rows
 
 @dataclass(eq=False, kw_only=True)
 class AutoFreeze(Freezing):
-    """Freezes by gradients. ``attach`` the policy, which then reads them ahead of each step, and call ``after_step`` after
-    each.
+    """Freezes by gradients. ``attach`` the policy, which reads them ahead of each step, and call ``after_step`` after it.
 
     Several processes add up what they have, and all freeze alike. Dense and compact gradients are read; with loss scaling,
     unscaled ones, and steps that the scaler leaves out are not seen by ``attach``. An interval waits for a GPU once.
