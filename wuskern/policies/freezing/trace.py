@@ -29,7 +29,7 @@ class Trace:
     """The times of a forward, as numbers of autograd's nodes, which count up.
 
     Attributes:
-        began: when each module first began to run. ended: when it last ended. used: when each parameter was read.
+        began: when each module first began. ended: when it last ended. used: when each parameter with a gradient was read.
         fed: when the latest input of each converted layer was computed; -1 where none has a gradient.
         elsewhere: parameters that are read in other ways than as attributes of their modules, from a list or in C++, say.
     """
