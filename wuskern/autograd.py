@@ -65,7 +65,7 @@ class LayerFunction(torch.autograd.Function):
             return _restricted(ctx, dy, operand, x, call.sparse)
         with torch.no_grad():
             computed = _restricted(ctx, dy, operand, x, False)
-        tie = torch.zeros((), device=dy.device, requires_grad=True)  # dy need not have a graph
+        tie = torch.zeros((), device=dy.device, requires_grad=True)  # gives the results a graph, which dy need not have
         return tuple(_Once.apply(g, tie) if isinstance(g, Tensor) else g for g in computed)
 
 

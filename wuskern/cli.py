@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "resume", None) is not None:
             arguments = _resumed(arguments, argv)
         code = int(arguments.command(arguments))
-        sys.stdout.flush()  # what cannot be written is said here, and not as Python ends
+        sys.stdout.flush()  # an error of writing shows here, and not when Python ends
         return code
     except KeyboardInterrupt:
         print("wuskern: interrupted", file=sys.stderr)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WrongInput as error:
         print(f"wuskern: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, and the like: files are as they were before
+    except OSError as error:  # such as a full disk; files are as they were before
         _give_up_output()
         print(f"wuskern: {error}", file=sys.stderr)
         return BROKEN
@@ -139,10 +139,10 @@ def _train_on(device: str, arguments: argparse.Namespace) -> int:
         prepared.warm_up()
     output = output_of(arguments)
     arguments.state = None
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         with _input():
             claimed = output.claimed(prepared.epochs_at_most, prepared.state_bytes)
-            processes.by_first(lambda: held.enter_context(claimed))
+            processes.by_first(lambda: stack.enter_context(claimed))
         with _input("--checkpoint: "):
             prepared.save_checkpoint()
         return 0 if prepared.run() else INTERRUPTED
@@ -157,37 +157,37 @@ def _recipes(_: argparse.Namespace) -> int:
     return 0
 
 
-def _with_recipe(given: argparse.Namespace, argv: Sequence[str] | None) -> list[str]:
+def _with_recipe(parsed: argparse.Namespace, argv: Sequence[str] | None) -> list[str]:
     """The command line with the recipe's arguments ahead of the user's, which win."""
     from wuskern.train import recipes
 
     command, *user_words = sys.argv[1:] if argv is None else argv
     with _input():
-        recipe = recipes.load(given.recipe)
-        words = recipe.arguments(on_cifar=given.data_dir is not None)
+        recipe = recipes.load(parsed.recipe)
+        words = recipe.arguments(on_cifar=parsed.data_dir is not None)
         out = next((word for word in words if word.startswith("--out=")), None)
-        if out and not recipe.shipped and given.overwrite and not any(word.split("=")[0] == "--out" for word in user_words):
-            raise ValueError(f"--overwrite: expected --out with it, since {given.recipe} says {out}")
+        if out and not recipe.shipped and parsed.overwrite and not any(word.split("=")[0] == "--out" for word in user_words):
+            raise ValueError(f"--overwrite: expected --out with it, since {parsed.recipe} says {out}")
         return [command, *words, *user_words]
 
 
-def _resumed(given: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
+def _resumed(parsed: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the interrupted experiment, with which those on this command line must agree."""
     from wuskern.train import checkpoint
     from wuskern.train.processes import planned
 
     with _input():
-        state = checkpoint.load(given.resume)
+        state = checkpoint.load(parsed.resume)
         recorded = dict(state["arguments"])
-        if (there := recorded.pop("processes", 1)) != planned():
-            raise ValueError(f"--resume: expected {there} processes as in {given.resume}, got {planned()}")
+        if (processes := recorded.pop("processes", 1)) != planned():
+            raise ValueError(f"--resume: expected {processes} processes as in {parsed.resume}, got {planned()}")
         command, *user_words = sys.argv[1:] if argv is None else argv
-        with _input(f"--resume: {given.resume}: "):
+        with _input(f"--resume: {parsed.resume}: "):
             words = command_line(recorded)
         arguments = _parsed([command, *words, *user_words])
-        for name, there in recorded.items():
-            if (here := plain(getattr(arguments, name))) != there:
-                raise ValueError(f"--{name.replace('_', '-')}: expected {there} as in {given.resume}, got {here}")
-    arguments.checkpoint = given.checkpoint or given.resume
+        for name, value in recorded.items():
+            if (here := plain(getattr(arguments, name))) != value:
+                raise ValueError(f"--{name.replace('_', '-')}: expected {value} as in {parsed.resume}, got {here}")
+    arguments.checkpoint = parsed.checkpoint or parsed.resume
     arguments.state = state
     return arguments

@@ -22,7 +22,13 @@ _SKIPPABLE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear
 _KINDS: tuple[type[nn.Module], ...] = tuple(_SKIPPABLE)
 _STOCK = {skippable: stock for stock, skippable in _SKIPPABLE.items()}
 _NO_KERNEL = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
-_NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, ParametrizationList)  # parameters of any rank
+_NO_PRODUCT = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    ParametrizationList,
+)  # these may have matrices that they do not multiply by
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The functions ``linear`` and ``conv2d`` of torch.nn.functional with a plan of what their backward does about the weight: skip
+"""The functions ``linear`` and ``conv2d`` of torch.nn.functional with a plan of what backward does about the weight: skip
 it, compute chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are that backward
 alone."""
 

@@ -1,5 +1,4 @@
-"""What a backward computes, for every kind of layer and every plan: ``autograd`` and the functions of a backward alone call
-it."""
+"""What a backward computes, for every kind of layer and every plan: for ``autograd``, and for those who call it by itself."""
 
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ def gradients(
     needs: Needs,
     teller: Teller = NOBODY,
 ) -> Gradients:
-    """The gradients of a layer of some kind, as its plan restricts them; no tensor of the weight's size is formed.
+    """The gradients of a layer, as its plan restricts them; no tensor of the weight's size is formed.
 
     Args:
         dy, x, weight: as the kind has them; x may be None where the weight's gradient is not wanted, and the weight where
@@ -86,7 +85,7 @@ def _of_all_rows(
     db = ops.bias_grad(dy, kind.dim) if needs_bias else None
     if isinstance(plan.rows, PerExample) and not plan.skip:
         dy = _largest_of_each(dy, plan.rows.count(dy.shape[-1]), plan.observer, teller)
-    if weight is None:  # wanted for neither gradient
+    if weight is None:  # so neither gradient is asked for
         return Gradients(None, None, db)
     dx = kind.dgrad(dy, weight, like) if needs_x else None
     if plan.skip or not needs_weight:
@@ -157,7 +156,7 @@ def _summed(kind: Kind, plan: Plan, dy: Tensor, x: Tensor, chosen: Tensor) -> tu
     return drawn.scaled(chosen), drawn.of(x)
 
 
-GATHER = 25  # products for which the time suffices that gathering an element takes: element bytes * FLOP/s / (2 * bytes/s)
+GATHER = 25  # products in the time in which one element is gathered: element bytes * FLOP/s / (2 * bytes/s)
 
 
 def gathers(features: int, k: int, out: int) -> bool:

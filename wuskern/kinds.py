@@ -18,7 +18,7 @@ from wuskern.common.shapes import as_matrix, is_batched, is_channels_last, is_co
 from wuskern.kernels.cpu import paths
 from wuskern.kernels.reference import clear_padded_taps
 
-Pair = tuple[int, ...]  # of two
+Pair = tuple[int, ...]  # height and width
 Sides = int | tuple[int, ...]  # as torch's functions take a pair
 
 
@@ -109,7 +109,7 @@ class Linear:
         return as_matrix(t)
 
     def dgrad(self, dy: Tensor, weight: Tensor, like: bool) -> Tensor:
-        weight = weight.detach()  # of one that requires a gradient torch.matmul takes other ways, with copies
+        weight = weight.detach()  # where the weight requires a gradient, torch.matmul makes copies
         if not like:
             return dy.matmul(weight)
         return weight.t().mm(as_matrix(dy).t()).t().view(*dy.shape[:-1], weight.shape[1])
@@ -187,7 +187,7 @@ class Conv2d:
         A transposed convolution is the same computation and, unlike ``convolution_backward``, wants no input for its shape: an
         allocation of that size, though nothing reads it, makes the C library return memory and fault it in again.
         """
-        weight = weight.detach()  # of one that requires a gradient torch.matmul takes other ways, with copies
+        weight = weight.detach()  # where the weight requires a gradient, torch.matmul makes copies
         size, x_stride, wanted = like
         stride, padding, dilation, groups = self._geometry
         if wanted is not None and dy.is_cpu and not is_batched(dy):
@@ -195,8 +195,8 @@ class Conv2d:
             if paths.conv2d_dgrad_is_matmul(dy.dtype, dy.shape, weight.shape, wanted, stride, padding, groups):
                 return torch.matmul(weight.flatten(1).t(), dy.flatten(2)).view(size)
             if _only_format(dy) is wanted:
-                rest = output_padding(size[2:], dy.shape[2:], weight.shape[2:], stride, padding, dilation)
-                return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, rest, groups)
+                uncovered = output_padding(size[2:], dy.shape[2:], weight.shape[2:], stride, padding, dilation)
+                return torch.ops.aten.convolution(dy, weight, None, stride, padding, dilation, True, uncovered, groups)
         unread = dy.new_empty_strided(size, x_stride)
         mask = True, False, False
         return torch.ops.aten.convolution_backward(dy, unread, weight, None, *self._backward_geometry, mask)[0]
@@ -204,7 +204,9 @@ class Conv2d:
     def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: LikeX) -> Tensor:
         if _only_format(dy) is like.format is not None:
             return ops.rowsparse_dgrad_conv2d(dy, weight, rows, like.size[2:], *self._geometry)
-        chosen = weight.new_empty_strided((len(rows), *weight.shape[1:]), weight.stride())  # they decide about dx's
+        chosen = weight.new_empty_strided(
+            (len(rows), *weight.shape[1:]), weight.stride()
+        )  # the weight's strides decide about dx's
         return self.dgrad(dy, torch.index_select(weight, 0, rows, out=chosen), like)
 
     def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from wuskern.kinds import LINEAR, Conv2d, Kind
 
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # what wrappers call the module inside
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # these call it "module"
-PLAN_ATTRIBUTES = ("_plan", "_in_use", "_home", "_asked", "_planned")  # of a layer's own, beside its stock twin's
+PLAN_ATTRIBUTES = ("_plan", "_in_use", "_home", "_asked", "_planned")  # what a converted layer has, and its stock twin lacks
 FilterFn = Callable[[nn.Module, str], bool]
 
 
@@ -59,10 +59,10 @@ class Skippable(Planned, nn.Module):
     """
 
     _plan: Plan = DENSE
-    _in_use: Plan = DENSE  # without what leaves nothing out, and with what optimizers ask for
+    _in_use: Plan = DENSE  # the plan that forward follows: without idle choices, and with what optimizers ask for
     _home: GradHome | None = None
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
-    _planned: bool = False  # whether that is anything but the dense backward
+    _planned: bool = False  # whether ``_in_use`` is anything but the dense backward
     qconfig = _QConfig()
     __jit_unused_properties__ = ("plan", "kind", "units", "is_sparse", *Parts.__annotations__)
     __jit_ignored_attributes__ = (*__jit_unused_properties__, *PLAN_ATTRIBUTES, "qconfig")

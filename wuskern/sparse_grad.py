@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.multiprocessing.reductions import StorageWeakRef
 
-MOST_KNOWN = 1024  # storages of indices that are remembered before those that are gone are forgotten
+MOST_KNOWN = 1024  # so many storages of indices are remembered, then those that are gone are forgotten
 
 _lock = threading.Lock()  # backward may run in several threads
 _ascending: dict[int, StorageWeakRef] = {}  # storages of indices that are ascending, each once
@@ -83,11 +83,11 @@ def added(weight: Tensor, held: Tensor | None, grad: RowGrad) -> Tensor:
 
 def taking_up_held(weight: Tensor, grad: RowGrad) -> Tensor:
     """A gradient for autograd to accumulate: ``grad``, and with it what ``weight.grad`` holds, which is None from then on.
-    torch would put the two one behind the other, longer with each backward. With hooks, which must see only what is new, torch
-    adds up.
+    torch would put the two one behind the other, longer with each backward. With hooks, which have to see the new part alone,
+    torch adds up.
     """
     if weight.grad is not None and not weight.grad.is_sparse:
-        weight.grad.data_ptr()  # of a lazy copy: memory of its own now, for torch's addition asks for it too late and fails
+        weight.grad.data_ptr()  # gives a lazy copy memory of its own: torch's addition asks for that too late, and fails
     if has_hooks(weight):
         return to_sparse(weight, grad)
     with _lock:
@@ -114,7 +114,7 @@ def is_used(node: Node) -> tuple[bool, bool]:
     the weight's ``grad``: not where ``autograd.grad`` asks for it."""
     try:
         comes = torch._C._will_engine_execute_node(node)  # type: ignore[attr-defined]
-    except RuntimeError:  # of a leaf that autograd.grad names
+    except RuntimeError:  # raised for a leaf that autograd.grad names
         return True, False
     return comes, comes
 
@@ -129,8 +129,8 @@ def _remember(rows: Tensor) -> None:
 
 def _is_known(indices: Tensor) -> bool:
     """Whether these indices were made here, and ascend: autograd shares their memory, but drops torch's flag for that."""
-    known = _ascending.get(indices.untyped_storage()._cdata)
-    return known is not None and not known.expired()
+    storage = _ascending.get(indices.untyped_storage()._cdata)
+    return storage is not None and not storage.expired()
 
 
 # ---- what torch lacks -----------------------------------------------------------------------------------------------

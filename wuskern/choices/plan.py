@@ -61,8 +61,8 @@ class Plan:
         if plan is None:
             return cls(**parts) if parts else DENSE
         if parts or not isinstance(plan, Plan):
-            given = f"{plan!r} and {', '.join(parts)}" if parts else repr(plan)
-            raise TypeError(f"plan: expected a Plan, or parts of one in its place, got {given}")
+            described = f"{plan!r} and {', '.join(parts)}" if parts else repr(plan)
+            raise TypeError(f"plan: expected a Plan, or parts of one in its place, got {described}")
         return plan
 
     def replace(self, **parts: Any) -> "Plan":

@@ -23,10 +23,9 @@ class Tokens(Choice):
       is what the c largest have of p, and c makes ``(1 - P_c) / (k - c)`` least; unbiased (WTA-CRS, arXiv 2305.15265).
 
     A layer whose input has no more than k tokens takes all of them, each once, whatever ``pick`` says: the dense backward.
-    Random draws come from torch's generator of the device, anew in each backward and in each process. A token whose norm is NaN
-    or
-    infinite ranks before all others: "top" has it, and "crs" and "wta" draw such tokens alone, so that the gradient shows it.
-    Where all norms are zero, so is the gradient.
+    Random draws come from torch's generator of the device, anew in each backward and process. A token whose norm is NaN or
+    infinite ranks before all others: "top" has it, and "crs" and "wta" draw such tokens alone, so that the gradient shows
+    it. Where all norms are zero, so is the gradient.
 
     Time: the product takes ``k / n`` of the dense one's; the norms read X and dY once, and k tokens of them are copied. Where
     the product is small beside that (few outputs or inputs, a ratio near 1) dense is faster, and is not taken instead: see

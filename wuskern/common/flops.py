@@ -21,7 +21,7 @@ def register_flops(op: Any, formula: Callable[..., int]) -> None:
 
 def _teach(counter: ModuleType) -> None:
     for op, formula in _formulas.items():
-        if op not in counter.flop_registry:  # known by now, or an op of torch that some torch counts itself
+        if op not in counter.flop_registry:  # taught before, or counted by this torch itself
             counter.register_flop_formula(op)(formula)
 
 

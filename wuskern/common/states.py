@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-MOST = 2**53  # of a count: floats hold all whole numbers up to it
+MOST = 2**53  # the largest count: floats hold all whole numbers up to it
 
 
 def refuse(expected: str, got: str) -> NoReturn:
@@ -37,11 +37,11 @@ def of_policy(policy: Any, state: Any) -> None:
         refuse(f"that of {type(policy).__name__}", f"that of {said(state['policy'])}")
 
 
-def names(what: str, value: Any, expected: Collection[str], some: bool = False) -> None:
-    """Refuses what is no mapping from just the expected names, or, with ``some``, from some of them."""
+def names(what: str, value: Any, expected: Collection[str], subset: bool = False) -> None:
+    """Refuses what is no mapping from just the expected names, or, with ``subset``, from some of them."""
     if not isinstance(value, Mapping):
         refuse(f"{what} of {sorted(expected)}", said(value))
-    if not set(value) <= set(expected) or (len(value) < len(expected) and not some):
+    if not set(value) <= set(expected) or (len(value) < len(expected) and not subset):
         refuse(f"{what} of {sorted(expected)}", str(sorted(map(str, value))))
 
 

@@ -85,7 +85,7 @@ class Recycled:
             if self._lent is not None and not self._lent.expired():
                 return None
             tensor, stale = self._tensor, self._rows
-            self._discard()  # until all is written
+            self._discard()  # what an exception leaves half-written is gone
             if tensor is None or not _alike(tensor, weight):
                 tensor, stale = _zeros(weight), None
             rows = grad.rows.clone()
@@ -93,7 +93,7 @@ class Recycled:
                 stale = None
             lent: Tensor = torch._lazy_clone(_write(tensor, stale, grad))  # type: ignore[attr-defined]
             self._rows, self._lent = rows, StorageWeakRef(lent.untyped_storage())
-            self._tensor = tensor  # last: with it all is valid
+            self._tensor = tensor  # set last: from here on the tensor may be used again
             return lent
         finally:
             self._lock.release()

@@ -26,7 +26,7 @@ class Observer:
             step where ``wuskern.distributed`` chooses.
     """
 
-    only_eager = False  # whether compiled code cannot ask it
+    only_eager = False  # whether compiled code has to stop and ask it in eager mode
 
     def __init__(self, score: str | None = None, alive: Tensor | None = None) -> None:
         if score is not None:

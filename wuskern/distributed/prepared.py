@@ -1,4 +1,4 @@
-"""``prepare``: what goes before a forward of DDP, into its communication hook, and after its backward."""
+"""What ``prepare`` puts before each forward of DDP, into its communication hook, and after its backward."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -81,7 +81,7 @@ class Prepared:
         self.shares, self.share_of = _shares(ddp_model, self.layers)
         self.replaced: dict[str, Plan] = {}  # the layers' own plans, during a forward
         self.without: list[Parameter] = []  # gradients that DDP would make zeros
-        self.reduced = False  # gradients have been, since the last forward
+        self.reduced = False  # whether gradients have been reduced since the last forward
         ddp_model.register_comm_hook(self, _on_bucket)
         ddp_model._wuskern_prepared = self  # type: ignore[assignment]
         ddp_model.register_forward_pre_hook(self._before_forward, prepend=True)
@@ -183,8 +183,7 @@ class Prepared:
 
     def state_dict(self) -> dict[str, Any]:
         """The scores by which ``TopK`` rows are chosen next, and the generator of random ones: tensors. Call it between steps,
-        in
-        all processes at once: the scores of the last step are added up here."""
+        in all processes at once: the scores of the last step are added up here."""
         self._next_rows()
         return self.lagged.state_dict()
 

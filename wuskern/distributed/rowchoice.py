@@ -99,9 +99,9 @@ class LaggedRows:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         states.keys(state, self.state_dict())
-        states.names("scores", state["scores"], self.layers, some=True)
+        states.names("scores", state["scores"], self.layers, subset=True)
         for name, scores in state["scores"].items():
-            in_float64 = isinstance(scores, Tensor) and scores.dtype is torch.float64  # as soon as one of the layers is
+            in_float64 = isinstance(scores, Tensor) and scores.dtype is torch.float64  # all are, if one layer is
             states.sums(
                 f"scores of {name!r}", scores, [self.layers[name].units.out], torch.float64 if in_float64 else torch.float32
             )

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from wuskern.delivery.grad_home import ask
 from wuskern.sparse_grad import RowGrad, to_rows
 
-REFUSED = ("capturable", "differentiable")  # of torch's arguments
+REFUSED = ("capturable", "differentiable")  # arguments of torch's that row updates do not have
 Group = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ class RowSparse(Optimizer):
         super().add_param_group(param_group)
         ask(self)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy, and of a loaded state_dict
+    def __setstate__(self, state: dict[str, Any]) -> None:  # runs for copies, and after a state_dict is loaded
         super().__setstate__(state)
         ask(self)
 
@@ -72,7 +72,7 @@ class RowSparse(Optimizer):
             _refuse(group)  # before anything moves
         if has_dense:
             self._step_without([parameter for _, parameter in in_rows])
-        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # of a GradScaler
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)  # set by a GradScaler
         if found_inf is not None and bool(found_inf):
             return
         for group, parameter in in_rows:

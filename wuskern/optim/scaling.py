@@ -13,8 +13,7 @@ def unscale_(scaler: GradScaler, optimizer: Optimizer) -> None:
     An optimizer without a gradient then counts as one without inf, so that ``scaler.step`` and ``scaler.update`` work, which
     would otherwise raise.
 
-    Works for every optimizer of torch, once between ``backward`` and ``scaler.step``. Does nothing where the scaler is
-    disabled.
+    Works for every optimizer of torch, once between ``backward`` and ``scaler.step``. Does nothing if the scaler is off.
 
     Raises:
         RuntimeError: as torch's, for a second call before ``scaler.update``, or one after ``scaler.step``.

@@ -1,6 +1,6 @@
-"""Training policies: they decide when layers skip, which rows they compute from which tokens, which layers are frozen and which
-weights are zero, and remember. One file per method, which declares its name, source, arguments and claims; ``METHODS`` has all
-by name, and the command line and the documentation are made of it.
+"""The training policies: they decide when layers skip, which rows they compute from which tokens, which layers are frozen and
+which weights are zero, and remember. One file per method, which declares its name, source, arguments and claims; ``METHODS``
+has all by name, and the command line and the documentation are made of it.
 
 A new policy: its file, its name here, its test in tests/policies, and a row of a recipe in bench/methods.
 """

@@ -16,7 +16,7 @@ INSIDE = ("optimizer", "_optimizer", "base_optimizer", "_base_optimizer")  # whe
 
 
 class Attachment:
-    """A policy's hooks on an optimizer, and on those inside of it. ``remove`` takes them away."""
+    """The hooks of a policy on an optimizer, and on those inside of it. ``remove`` takes them away."""
 
     def __init__(self, policy: "Policy", optimizer: Any) -> None:
         stepped = _stepped(optimizer)
@@ -28,14 +28,14 @@ class Attachment:
             )
         self._policy, self._moving = policy, stepped[-1]
         policy.watch(stepped[-1])
-        self._handles: list[RemovableHandle] = [each.register_step_pre_hook(self._before_step) for each in stepped]
+        self._handles: list[RemovableHandle] = [wrapper.register_step_pre_hook(self._before_step) for wrapper in stepped]
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Acts now, and again behind each call of a closure, which computes the gradients that count."""
+        """Acts now, or behind each call of a closure, which computes the gradients that count; returns new arguments."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._act(optimizer)
@@ -67,26 +67,26 @@ class Attachment:
 
 def _stepped(optimizer: Any) -> list[Optimizer]:
     """The optimizers whose ``step`` calls hooks, from the outermost to the one that moves parameters."""
-    found: list[Optimizer] = []
+    stepped: list[Optimizer] = []
     inside: Any = optimizer
     passed: list[Any] = []
     while inside is not None and inside not in passed:
         passed.append(inside)
         _refuse_flattening(inside)
         if isinstance(inside, Optimizer) and _calls_hooks(inside):
-            found.append(inside)
-        inner = [getattr(inside, name, None) for name in INSIDE]
-        inside = next((each for each in inner if isinstance(each, Optimizer)), None)
-    if not found:
+            stepped.append(inside)
+        wrapped = [getattr(inside, name, None) for name in INSIDE]
+        inside = next((inner for inner in wrapped if isinstance(inner, Optimizer)), None)
+    if not stepped:
         raise TypeError(
             f"optimizer: expected a torch.optim.Optimizer, or a wrapper with one as its {INSIDE[0]}, got "
             f"{type(optimizer).__name__}"
         )
-    return found
+    return stepped
 
 
 def _calls_hooks(optimizer: Optimizer) -> bool:
-    """False of a wrapper that never ran ``Optimizer.__init__``."""
+    """Whether the optimizer's ``step`` calls hooks: not that of a wrapper that never ran ``Optimizer.__init__``."""
     step: Callable[..., Any] = type(optimizer).step
     return "_optimizer_step_pre_hooks" in vars(optimizer) and getattr(step, "hooked", False)
 

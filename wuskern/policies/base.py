@@ -1,4 +1,4 @@
-"""What every policy has: its layers, and an optimizer hook that keeps a skipped weight where it is."""
+"""What every policy has: its layers, its events, its state, and a hook that keeps a skipped weight where it is."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -14,7 +14,7 @@ from wuskern.plans import check_plan
 from wuskern.policies.attach import Attachment
 from wuskern.policies.calls import Calls
 
-# What one policy alone can decide of a layer.
+# What only one policy can decide about a layer.
 CLAIMS = {
     "frozen": "when it is frozen",
     "rows": "which rows have gradients",
@@ -24,36 +24,39 @@ CLAIMS = {
 }
 
 
-# Of a field: an argument that only Python can give, and no command line.
+# Metadata of a field that is an argument only in Python, not on the command line.
 FROM_PYTHON = {"from_python": True}
 
 
 class Wants(Parts, total=False):
-    """What a policy wants of a layer; a part of its plan that it has no word on is missing. A frozen layer has no backward at
-    all, whatever the others say. ``density``: the share of its weights that no mask keeps zero, a fact that only savings are
-    counted by."""
+    """What a policy wants of a layer; parts of the plan that it does not decide are missing.
+
+    Attributes:
+        frozen: whether the layer has no backward at all, whatever the other parts say.
+        density: the share of its weights that no mask keeps zero; only the count of savings reads it.
+    """
 
     frozen: bool
     density: float
 
 
 def parts_of(wanted: Wants) -> Parts:
-    """What of it belongs into a layer's plan."""
+    """The parts of ``wanted`` that belong to a layer's plan."""
     return {name: value for name, value in wanted.items() if name in DEFAULTS}  # type: ignore[return-value]
 
 
 @dataclass(eq=False)
 class Policy(ABC):
-    """Decides and remembers; never computes a gradient and never touches ``requires_grad``.
+    """A method that decides what the backward of layers computes; it never computes a gradient or touches ``requires_grad``.
 
-    A policy is a dataclass: its fields are its arguments, which the command line, ``--help`` and the documentation are made
-    of. ``name`` is what ``--policy`` calls it, ``source`` where the method comes from, ``reported`` what the source says of its
-    worth, ``decides`` which of ``CLAIMS`` it may make, ``needs`` the calls without which it has no effect, and ``trial``
+    A policy is a dataclass: its fields are its arguments, of which the command line, ``--help`` and the documentation are
+    made. ``name`` is what ``--policy`` calls it, ``source`` where the method comes from, ``reported`` what the source says of
+    its worth, ``decides`` which of ``CLAIMS`` it may make, ``needs`` the calls without which it has no effect, and ``trial``
     arguments, as ``--policy`` takes them, that make it act within three epochs.
 
     A trainer tells a policy of its events, each apart: ``before_step`` and ``after_step`` around each optimizer step, for all
     of its micro-batches; ``after_epoch``; and ``step`` with the metric of each evaluation. A policy overrides the ``on_``
-    method of those that it acts on. Of a call that it needs and never gets it says so, once, to the logger "wuskern".
+    method of those that it acts on. If it never gets a call that it needs, it says so, once, to the logger "wuskern".
     Several policies on one model: :class:`wuskern.policies.Compose`.
 
     ``layers`` are the converted layers of the model, by name.
@@ -70,8 +73,8 @@ class Policy(ABC):
 
     def __post_init__(self) -> None:
         self.layers = skippable_layers(self.model)
-        self.part_of: Policy | None = None  # the Compose that it is in
-        self.on = False  # until it first applies
+        self.part_of: Policy | None = None  # the Compose that has this policy
+        self.on = False  # until ``apply`` is first called
         self.calls = Calls(self, self.needs)
 
     # ---- events: a trainer calls these ------------------------------------------------------------------------------
@@ -92,8 +95,8 @@ class Policy(ABC):
         self.calls.got("after_epoch", self)
 
     def step(self, metric: float | None = None) -> bool:
-        """Takes the metric of an evaluation; returns whether what follows skips. Without a metric it is ``after_epoch``, as the
-        ``step`` of a scheduler, for policies that look at no metric."""
+        """Takes the metric of an evaluation; returns whether what follows skips. Policies that look at no metric may be called
+        without one, as a scheduler's ``step``: that is ``after_epoch``."""
         if metric is None:
             if self.evaluates:
                 raise TypeError("metric: expected a number, got None")
@@ -103,7 +106,7 @@ class Policy(ABC):
         self.calls.got("step", self)
         return skips
 
-    # ---- what a policy does of them: a subclass overrides these -----------------------------------------------------
+    # ---- what a policy does then: a subclass overrides these --------------------------------------------------------
 
     def on_step_begin(self) -> None:  # noqa: B027  # most methods have nothing to do
         """Acts ahead of an optimizer step."""
@@ -132,20 +135,20 @@ class Policy(ABC):
 
     @property
     def claims(self) -> Mapping[str, Collection[str]]:
-        """What the policy decides, now or later, and no other may: of each of ``CLAIMS`` the names of the layers."""
+        """What only this policy may decide, now or later: for each of ``CLAIMS`` the names of the layers."""
         return {}
 
     @property
     def whole(self) -> "Policy":
-        """The policy that sets the layers' flags: this one, or the ``Compose`` that it is a part of."""
+        """The policy that sets the layers' plans: this one, or the ``Compose`` that it is a part of."""
         return self if self.part_of is None else self.part_of.whole
 
     @abstractmethod
     def wants(self, name: str) -> Wants:
-        """What is wanted of the layer of that name, as the policy's state has them."""
+        """What the policy, in its present state, wants of the layer ``name``."""
 
     def trains(self, name: str) -> bool:
-        """Whether the layer of that name neither skips nor is frozen now, whichever policy wants that."""
+        """Whether the layer ``name`` neither skips nor is frozen now, whichever policy wants that."""
         wanted = self.whole.wants(name)
         return not (wanted.get("frozen") or wanted.get("skip"))
 
@@ -156,8 +159,8 @@ class Policy(ABC):
             layer.plan = layer.plan.replace(**parts_of(self.wants(name)))
 
     def release(self) -> None:
-        """Turns the policy off: layers that it has a word on are dense again, and nothing of it is left on the model. ``apply``
-        turns it on again. What ``attach`` returned is to be removed by itself."""
+        """Turns the policy off: the layers that it decides about are dense again, and nothing of it is left on the model.
+        ``apply`` turns it on again. What ``attach`` returned has to be removed by its own ``remove``."""
         self.on = False
         for name, layer in self.layers.items():
             layer.plan = layer.plan.replace(**{part: DEFAULTS[part] for part in parts_of(self.wants(name))})
@@ -166,11 +169,11 @@ class Policy(ABC):
         """Reads the gradients that an attached optimizer is about to use; those of skipped weights are None."""
 
     def watch(self, optimizer: Optimizer) -> None:
-        """Takes note of the optimizer that moves the weights, which ``attach`` was given; of a wrapper the one inside."""
+        """Takes note of the optimizer that moves the weights, as ``attach`` found it; of a wrapper the one inside."""
         self.calls.attached = True
 
     def frozen_parameters(self) -> Collection[nn.Parameter]:
-        """Those that have no backward now, of layers and of whatever lies between them."""
+        """The parameters that have no backward now, of layers and of whatever lies between them."""
         return ()
 
     @abstractmethod
@@ -180,14 +183,14 @@ class Policy(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def check_state(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Raises ``ValueError`` for what ``load_state_dict`` refuses, and changes nothing: ``Compose`` asks all of its policies
-        before one of them loads."""
+        """Raises ``ValueError`` for a state that ``load_state_dict`` refuses, and changes nothing: ``Compose`` asks all of its
+        policies before one of them loads."""
 
     def names_or_last(self, dense: Collection[str] | None) -> tuple[str, ...]:
-        """The converted layers of these names, in the order of ``named_modules``; of None the last one, as the output layer.
+        """The names ``dense`` in the order of ``named_modules``; for None that of the last layer, taken as the output layer.
 
         Raises:
-            TypeError, ValueError: no list, a name that is no converted layer, or all of them: some layer has to be left.
+            TypeError, ValueError: no list, a name that is no converted layer, or the names of all of them.
         """
         layers = tuple(self.layers)
         dense = layers[-1:] if dense is None else dense
@@ -201,16 +204,16 @@ class Policy(ABC):
         return tuple(name for name in layers if name in dense)
 
     def all_but(self, dense: Collection[str]) -> list[str]:
-        """The names of the converted layers that are not among these."""
+        """The names of the converted layers that are not in ``dense``."""
         return [name for name in self.layers if name not in dense]
 
     def check_choice(self, name: str, rows: RowChoice) -> None:
-        """Raises, with the layer's name, where it cannot have these rows."""
+        """Raises ``ValueError`` or ``TypeError``, with the layer's name, if the layer cannot have these rows."""
         check_plan(self.layers[name], Plan(rows=rows), f"{name or 'the model itself'}: ")
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Makes a skip a skip for this optimizer: before it moves anything, gradients of skipped weights and of frozen
-        parameters become ``None``. Returns what ``remove`` can be called on.
+        parameters become ``None``. Returns an object whose ``remove`` ends that.
 
         A skipped layer leaves ``weight.grad`` alone, but plain DDP and ``zero_grad(set_to_none=False)`` put zeros
         there, and zeros still let momentum and weight decay move the weight. A weight that some other module shares is
@@ -218,8 +221,8 @@ class Policy(ABC):
         such as pruning's, counts as the weight. What counts is each layer's flag when the optimizer steps: let the policy
         decide after that, not between backward and step.
 
-        ``step(closure)`` is looked at behind the closure. Of a wrapper (accelerate's, a Lookahead, SAM) the optimizer inside
-        counts. The order of ``attach`` and of loading states does not matter.
+        With ``step(closure)`` gradients are cleared behind the closure. In a wrapper (accelerate's, a Lookahead, SAM) the
+        optimizer inside counts. The order of ``attach`` and of loading states does not matter.
 
         Args:
             optimizer: one of torch's or derived from it, or a wrapper that has it as its ``optimizer``.

@@ -20,7 +20,7 @@ from wuskern.policies.base import Policy, Wants
 
 @dataclass(eq=False, kw_only=True)
 class ByScores(Policy):
-    """Gives layers fixed ``Rows`` for ``reuse`` optimizer steps, which observe the scores of all rows meanwhile, and then
+    """Gives layers fixed ``Rows`` for ``reuse`` optimizer steps, observes the scores of all rows meanwhile, and then gives
     others. Call ``after_step`` after each optimizer step. Scores add up over micro-batches, over the steps of a choice, and
     over the processes of torch.distributed, which then choose alike.
 
@@ -54,10 +54,10 @@ class ByScores(Policy):
         self.dense = self.names_or_last(self.dense)
         self.observers = {name: Observer(self._observed_score()) for name in self.all_but(self.dense)}
         self.rows: dict[str, Rows] = {}
-        self.steps = 0  # that the choice has been in use
+        self.steps = 0  # in which the present choice has been in use
 
     def _observed_score(self) -> str:
-        """What the rows are compared by: the sum of |dY|, or, "l2", of its squares."""
+        """The score by which rows are compared: "l1", the sum of |dY|, or "l2", that of its squares."""
         return "l1"
 
     @abstractmethod
@@ -70,7 +70,7 @@ class ByScores(Policy):
 
     @abstractmethod
     def _index(self, name: str, scores: Tensor) -> Tensor:
-        """The rows of a layer by the scores ``[out]`` of all in the steps of the last choice, on the CPU."""
+        """The rows ``[k]`` of a layer by ``scores``, ``[out]``, on the CPU, of all rows since the last choice."""
 
     @property
     def claims(self) -> dict[str, Collection[str]]:
@@ -100,15 +100,15 @@ class ByScores(Policy):
         self.steps = 0
 
     def _observed(self) -> dict[str, Tensor]:
-        """By layer, added up over the processes, as copies in double precision: none of a layer that had no backward."""
+        """The scores by layer, added up over the processes, in double precision; none for a layer without a backward."""
         totals = {name: observer.total for name, observer in self.observers.items()}
         if world_size() > 1:
-            totals = self._together(totals)
-        found = {name: total for name, total in totals.items() if total is not None and total.any()}
-        return {name: total.to("cpu", torch.float64, copy=True) for name, total in found.items()}
+            totals = self._summed_over_processes(totals)
+        with_backward = {name: total for name, total in totals.items() if total is not None and total.any()}
+        return {name: total.to("cpu", torch.float64, copy=True) for name, total in with_backward.items()}
 
-    def _together(self, totals: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-        """What no process has seen is zero."""
+    def _summed_over_processes(self, totals: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        """The totals by layer, added up over the processes; zeros where no process has any."""
         device = next(iter(self.layers.values())).weight.device
         sizes = [self._out(name) for name in totals]
         parts = [torch.zeros(n) if t is None else t for n, t in zip(sizes, totals.values(), strict=True)]
@@ -128,8 +128,8 @@ class ByScores(Policy):
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes each
-        has its own."""
+        """Numbers and tensors, safe for ``torch.load(weights_only=True)``. Take it between optimizer steps; each process has a
+        state of its own."""
         totals = {name: None if o.total is None else o.total.clone() for name, o in self.observers.items()}
         index = {name: rows.index.cpu().clone() for name, rows in self.rows.items()}
         return {"policy": type(self).__name__, "steps": self.steps, "rows": index, "scores": totals}
@@ -146,7 +146,7 @@ class ByScores(Policy):
                 states.sums(f"scores of {name!r}", state["scores"][name], [self._out(name)], dtype)
 
     def _check_rows(self, name: str, index: Any) -> None:
-        """As many as this policy chooses, ascending, in its blocks, and as many of each group."""
+        """Refuses rows that are not as many as the policy chooses, ascending, in its blocks, and as many of each group."""
         what, out, k = f"rows of {name!r}", self._out(name), len(index) if isinstance(index, Tensor) and index.ndim == 1 else 0
         states.counts(what, index, [k], out - 1)
         if k not in (wanted := self._counts(name)) or (index.diff() <= 0).any():

@@ -1,4 +1,4 @@
-"""What a policy has been called with, and what it says, once, of calls that it needs and never got."""
+"""What a trainer has called of a policy, and what the policy says, once, about calls that it needs and never got."""
 
 import logging
 from collections import Counter
@@ -17,7 +17,7 @@ CALLS = {
     "step": "with the metric, after each evaluation",
     "attach": "once, with the optimizer, so that what skips, is frozen or is masked does not move",
 }
-# Of the calls that show that training goes on, so many without a call that is needed are taken for an omission.
+# After how many epochs or evaluations without it a call that is needed is taken for forgotten.
 PATIENCE = {"before_step": 2, "after_step": 2, "after_epoch": 3, "step": 3}
 
 _log = logging.getLogger("wuskern")
@@ -45,11 +45,11 @@ class Calls:
             if need == "attach":
                 if not self.attached and policy.attach_matters():
                     self._say(policy, need, "the optimizer is not attached")
-            elif self._rounds(need) >= PATIENCE[need]:
-                self._say(policy, need, f"{self._rounds(need)} rounds without a call of it")
+            elif self._rounds() >= PATIENCE[need]:
+                self._say(policy, need, f"{self._rounds()} rounds without a call of it")
 
-    def _rounds(self, need: str) -> int:
-        """How many epochs or evaluations have been; a need is no witness of its own absence."""
+    def _rounds(self) -> int:
+        """The number of epochs or of evaluations so far, whichever is larger: so long a call may have been missing."""
         return max(self._got["after_epoch"], self._got["step"])
 
     def _say(self, policy: "Policy", need: str, why: str) -> None:
@@ -57,7 +57,7 @@ class Calls:
         _log.warning("%s: expected %s to be called %s, got none: %s", type(policy).__name__, need, CALLS[need], why)
 
     def _say_others(self, policy: "Policy") -> None:
-        """Policies that are not composed set each other's flags."""
+        """Warns of another policy on the same layers: policies that are not composed undo each other's plans."""
         if "others" in self._said:
             return
         layers = set(policy.layers.values())

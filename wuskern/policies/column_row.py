@@ -1,4 +1,4 @@
-"""Column-row sampling: weight gradients that sum over some of the tokens, in every step.
+"""The method of column-row sampling: weight gradients that sum over some of the tokens, in every step.
 
 Adelman et al. (arXiv 1805.08079) approximate products of training by a choice of columns and rows, and found the k largest,
 unscaled, best in practice. Liu et al. (WTA-CRS, NeurIPS 2023, arXiv 2305.15265) sample the weight gradient alone, without bias,
@@ -28,7 +28,7 @@ class ColumnRowSampling(Constant):
             the output layer.
 
     Attributes:
-        tokens: the choice. chosen: names of the layers that have it. dense: those of the others.
+        tokens: the choice. chosen: names of the layers that have it. dense: names of the others.
 
     Raises:
         ValueError, TypeError: an argument out of its range, a name that is no converted layer, or no layer left. No layer is

@@ -1,4 +1,4 @@
-"""Several policies on one model."""
+"""How several policies work on one model."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from wuskern.policies.base import CLAIMS, Policy, Wants, parts_of
 
 class Compose(Policy):
     """Asks each policy in turn, and sets what they want together: a layer is frozen, or skips, if one of them wants it to, and
-    has the rows and the tokens that the one policy wants which claims them. Frozen goes over skip, and skip over both. What one
-    policy alone can decide of a layer is in ``CLAIMS``.
+    has the rows and the tokens of the one policy that claims them. Frozen goes over skip, and skip over both. What only one
+    policy can decide about a layer is in ``CLAIMS``.
 
     Call its methods in place of those of the policies, which are then decided, attached and saved together.
 
@@ -51,8 +51,8 @@ class Compose(Policy):
         return any(policy.evaluates for policy in self.policies)
 
     def on_evaluation(self, metric: float) -> bool:
-        """Gives all of them the metric; returns whether one of them skips in what follows. A metric that one refuses is refused
-        before any other has seen it only if that one is the first."""
+        """Gives each policy the metric; returns whether one of them skips in what follows. Where a policy refuses the metric,
+        those before it have taken it already."""
         skips = [policy.step(metric) for policy in self.policies]
         self.apply()
         return any(skips)
@@ -105,16 +105,16 @@ class Compose(Policy):
     def wants(self, name: str) -> Wants:
         wishes = [policy.wants(name) for policy in self.policies]
         claims = [{kind for kind, names in policy.claims.items() if name in names} for policy in self.policies]
-        together: Wants = {**merge(zip(map(parts_of, wishes), claims, strict=True))}  # type: ignore[typeddict-item]
+        merged: Wants = {**merge(zip(map(parts_of, wishes), claims, strict=True))}  # type: ignore[typeddict-item]
         for wanted in wishes:
-            if "frozen" in wanted:  # of one policy alone, as the density
-                together["frozen"] = wanted["frozen"]
+            if "frozen" in wanted:  # only one policy claims it, and density too
+                merged["frozen"] = wanted["frozen"]
             if "density" in wanted:
-                together["density"] = wanted["density"]
-        return together
+                merged["density"] = wanted["density"]
+        return merged
 
     def state_dict(self) -> dict[str, Any]:
-        """Those of the policies, in their order."""
+        """The states of the policies, in their order."""
         return {"policy": type(self).__name__, "policies": [policy.state_dict() for policy in self.policies]}
 
     def check_state(self, state: dict[str, Any]) -> None:

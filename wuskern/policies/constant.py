@@ -1,4 +1,4 @@
-"""What the methods share that want the same in every step."""
+"""What the methods share that want the same in every step, and so have no state."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from wuskern.policies.base import Policy
 
 @dataclass(eq=False)
 class Constant(Policy):
-    """Decides nothing over time, and remembers nothing."""
+    """A policy that wants the same in every step, and remembers nothing."""
 
     def state_dict(self) -> dict[str, Any]:
         """The method's name: there is nothing else but the arguments. What is random is drawn from torch's generator."""

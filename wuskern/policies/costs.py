@@ -1,4 +1,4 @@
-"""What each layer's part of a training step costs, by one forward of an example."""
+"""What each converted layer costs in a training step, counted in one forward of an example."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,12 @@ from wuskern.policies.recorded_run import Example, arguments, recorded_run, tens
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of one sample, a multiplication and an addition as two. ``dgrad`` is zero where nothing before the layer trains.
-    ``rows``: output units. ``tokens``: that a weight gradient sums over. ``leaves``: what trains before the layer."""
+    """What a layer costs for one sample.
+
+    Attributes:
+        fprop, dgrad, wgrad: FLOPs, a multiplication and an addition as two; dgrad is 0 where nothing before the layer trains.
+        rows: output units. tokens: how many a weight gradient sums over. leaves: what trains before the layer.
+    """
 
     fprop: int
     dgrad: int
@@ -24,8 +28,8 @@ class Cost:
 
 
 def costs(model: nn.Module, example: Example) -> dict[str, Cost]:
-    """The cost of each converted layer by name, in the order of execution. A layer that runs several times adds up, and stands
-    where it ran first; one that did not run is missing.
+    """The cost of each converted layer by name, in the order of execution. The runs of a layer that runs several
+    times add up, at the place of its first; a layer that did not run is missing.
 
     The model runs once, in evaluation mode, and is left as it was; no random state moves.
 
@@ -34,44 +38,44 @@ def costs(model: nn.Module, example: Example) -> dict[str, Cost]:
             first dimension is the batch; numbers, which have none, do not count.
 
     Raises:
-        ValueError: the model has no converted layer, or none of them ran. TypeError: the example is nothing of that. Whatever
-            the model itself raises.
+        ValueError: the model has no converted layer, or none of them ran. TypeError: an example of another kind. Whatever the
+            model itself raises.
     """
     batch = next((len(x) for x in tensors(arguments(example)) if x.ndim), 0)
     if batch == 0:
         raise ValueError("example: expected a batch of at least one sample, got none")
-    found: dict[str, Cost] = {}
+    by_name: dict[str, Cost] = {}
 
     def count(name: str) -> Any:
         def hook(layer: SkippableLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             x = next(tensors((args, kwargs)))
             fprop = 2 * output.numel() * layer.weight[0].numel() // batch
-            before = found.get(name, Cost(0, 0, 0, 0))
+            before = by_name.get(name, Cost(0, 0, 0, 0))
             dgrad = before.dgrad + fprop * x.requires_grad
             leaves = before.leaves | _leaves(x)
             tokens = max(1, layer.kind.count_tokens(output) // batch)
-            found[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, layer.units.out, tokens, leaves)
+            by_name[name] = Cost(before.fprop + fprop, dgrad, before.wgrad + fprop, layer.units.out, tokens, leaves)
 
         return hook
 
     layers = skippable_layers(model)
     hooks = [layer.register_forward_hook(count(name), with_kwargs=True) for name, layer in layers.items()]
     recorded_run(model, example, hooks)
-    if not found:
+    if not by_name:
         raise ValueError("example: expected an input that runs through a converted layer, got none")
-    return found
+    return by_name
 
 
 def _leaves(x: Tensor) -> frozenset[Tensor]:
     """The leaves of the graph of ``x`` that gradients would reach."""
     if x.grad_fn is None:
         return frozenset([x] if x.requires_grad else [])
-    nodes, left, found = {x.grad_fn}, [x.grad_fn], set()
-    while left:
-        node = left.pop()
+    nodes, to_visit, leaves = {x.grad_fn}, [x.grad_fn], set()
+    while to_visit:
+        node = to_visit.pop()
         if hasattr(node, "variable"):
-            found.add(node.variable)
+            leaves.add(node.variable)
         new = {before for before, _ in node.next_functions if before is not None} - nodes
         nodes |= new
-        left += new
-    return frozenset(found)
+        to_visit += new
+    return frozenset(leaves)

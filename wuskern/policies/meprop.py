@@ -1,4 +1,4 @@
-"""meProp (Sun et al.; ICML 2017, arXiv 1706.06197): backward through the largest output gradients only, in every step.
+"""The method meProp (Sun et al.; ICML 2017, arXiv 1706.06197): in every step, backward through the largest output gradients.
 
 The papers: forward is exact; of the gradient of each layer's output the k largest survive, weight and input gradient come from
 those alone; the bias gradient and the output layer stay dense. First per example (``per="example"``), then unified: the same
@@ -37,7 +37,7 @@ class MeProp(Constant):
             ``named_modules``, as the output layer.
 
     Attributes:
-        rows: the choice. chosen: names of the layers that have it. dense: those of the others.
+        rows: the choice. chosen: names of the layers that have it. dense: names of the others.
 
     Raises:
         ValueError, TypeError: an argument out of its range, a name that is no converted layer, no layer left, or one that
@@ -76,8 +76,8 @@ class MeProp(Constant):
         if self.per == "batch":
             return TopK(ratio=self.ratio, k=self.k, scope=self.scope, score=self.score, block=self.block, bias=self.bias)
         for name, only in (("scope", "both"), ("score", "l1"), ("block", 1), ("bias", "dense")):
-            if (given := getattr(self, name)) != only:
-                raise ValueError(f"{name}: expected {only!r} with per='example', got {given!r}")
+            if (value := getattr(self, name)) != only:
+                raise ValueError(f"{name}: expected {only!r} with per='example', got {value!r}")
         return PerExample(ratio=self.ratio, k=self.k)
 
     @property

@@ -1,4 +1,4 @@
-"""meSimp (Sun et al.; arXiv 1711.06528): neurons that top-k backpropagation seldom chooses are removed for good.
+"""The method meSimp (Sun et al.; arXiv 1711.06528): neurons that top-k backpropagation seldom chooses are removed for good.
 
 The paper: as in meProp, backward goes through the k largest output gradients of each example. A record counts how often each
 neuron of a hidden layer is among them; those that are in fewer than a share ``prune`` of the examples are pruned, and training
@@ -38,9 +38,9 @@ NORMS = nn.modules.batchnorm._BatchNorm | nn.GroupNorm
 
 @dataclass(eq=False, kw_only=True)
 class MeSimp(Policy):
-    """Top-k rows in every layer but the output layer, and pruned rows, which are zero: weight, bias, and what the batch norm
-    behind the layer adds. Call ``after_step`` after each optimizer step, ``after_epoch`` after each epoch, and ``attach`` the
-    optimizer, which is otherwise never reset. ``wuskern.simplify`` makes the smaller model of it.
+    """Trains top-k rows in every layer but the output layer, and prunes rows: their weight, bias, and what the batch norm
+    behind the layer adds are zero. Call ``after_step`` after each optimizer step, ``after_epoch`` after each epoch, and
+    ``attach`` the optimizer, which is otherwise never reset. ``wuskern.simplify`` makes the smaller model of it.
 
     Args:
         model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
@@ -58,7 +58,8 @@ class MeSimp(Policy):
         dense: names of the converted layers that keep the whole backward and all rows. None: the last one.
 
     Attributes:
-        epoch: epochs trained. alive: by layer, ``[out]``, bool, the rows that are left. counts: by layer, ``[out + 1]``, int64:
+        epoch: epochs trained. alive: by layer, ``[out]``, bool, the rows that are not pruned. counts: by layer, ``[out + 1]``,
+        int64:
             how often each row was chosen, and of how many choices, since it was last time to prune, without this epoch.
 
     Raises:
@@ -139,12 +140,12 @@ class MeSimp(Policy):
         return Observer(alive=torch.ones(self._out(name), dtype=torch.bool, device=layer.weight.device))
 
     def _choice(self, name: str) -> TopK | PerExample:
-        """A simplified layer may have fewer rows than are to be chosen: all of them, then, and none is pruned any more."""
+        """The choice for a layer. One that was made smaller may have fewer rows than are to be chosen: it then trains all."""
         k = min(self.chosen_rows[name], self._out(name))
         return TopK(k=k, scope=self.scope) if self.per == "batch" else PerExample(k=k)
 
     def _rowwise(self, name: str, norms: Mapping[str, Collection[str]]) -> list[tuple[nn.Module, str]]:
-        """What is zero of a pruned row: parameters of the layer and of the norms behind it, as modules and names."""
+        """The parameters in which a pruned row is zero, the layer's and those of the norms behind it, as modules and names."""
         if name not in norms and any(isinstance(module, NORMS) for module in self.model.modules()):
             raise ValueError(
                 f"dense: expected {name or 'the model itself'} in it: the graph of the model does not say which norm has a "
@@ -162,7 +163,7 @@ class MeSimp(Policy):
 
     @property
     def prunes(self) -> bool:
-        """Whether this epoch is of a cycle that prunes."""
+        """Whether this epoch belongs to a cycle that prunes."""
         return self.epoch // self.cycle % 2 == 0
 
     @property
@@ -175,7 +176,7 @@ class MeSimp(Policy):
     # ---- over time --------------------------------------------------------------------------------------------------
 
     def attach_matters(self) -> bool:
-        """Whether it has an optimizer to reset."""
+        """Whether the policy resets the optimizer at some time."""
         return self.reset != "never"
 
     def on_step_end(self) -> None:
@@ -205,14 +206,13 @@ class MeSimp(Policy):
         if self.prunes:
             self._count_together()
             for name in self.records:
-                if self.trains(name):
+                if self.trains(name):  # another one goes on counting until it trains
                     self._prune(name)
         if self.reset == "each" and (self.epoch + 1) % self.cycle == 0:
             self._reset_optimizer()
 
     def _prune(self, name: str) -> None:
-        """Removes the rows that are seldom chosen, and counts anew. A layer without a backward since then keeps all, and one
-        that does not train now is left alone, its counts too, until it does."""
+        """Prunes the rows of a layer that were seldom chosen, and counts anew. A layer that had no backward keeps all rows."""
         hits, seen, alive = self.counts[name][:-1], int(self.counts[name][-1]), self.alive[name]
         stays = (hits >= int(seen * self.prune)) & alive
         if not stays.any():
@@ -221,7 +221,7 @@ class MeSimp(Policy):
         self.counts[name].zero_()
 
     def _count_together(self) -> None:
-        """Adds what the layers have counted since, in all processes."""
+        """Adds to ``counts`` what the layers of all processes have counted since the last time."""
         for name, record in self.records.items():
             counted = torch.zeros_like(self.counts[name])
             if record.hits is not None and record.seen is not None:
@@ -241,7 +241,7 @@ class MeSimp(Policy):
                 parameter.masked_fill_(~alive.view(-1, *[1] * (parameter.ndim - 1)), 0)
 
     def _simplify(self) -> None:
-        self.release()  # as many rows may be more than there will be
+        self.release()  # the choices may have more rows than will be left
         kept = simplify_(self.model, self.example, self.optimizer).kept
         for name in self.records.keys() & kept.keys():
             rows = kept[name].to(self.counts[name].device)
@@ -264,8 +264,8 @@ class MeSimp(Policy):
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps; of several processes, each
-        has its own, but between epochs all have the same."""
+        """Numbers and tensors, safe for ``torch.load(weights_only=True)``. Take it between optimizer steps; each process has a
+        state of its own, but between epochs all have the same."""
         records = {
             name: tuple(None if t is None else t.clone() for t in (r.alive, self.counts[name], r.hits, r.seen))
             for name, r in self.records.items()
@@ -282,7 +282,7 @@ class MeSimp(Policy):
             self._check_record(name, *record)
 
     def _check_record(self, name: str, alive: Any, counts: Any, hits: Any, seen: Any) -> None:
-        """What its tensors are, :meth:`state_dict` says."""
+        """Refuses a layer's record that does not fit the layer; what its four tensors are, :meth:`state_dict` says."""
         out = self._out(name)
         states.tensor(f"{out} rows of {name!r} (see wuskern.fit_), alive or not", alive, [out], torch.bool)
         if not alive.any():
@@ -296,14 +296,14 @@ class MeSimp(Policy):
             states.counts(f"hits of {name!r}", hits, [out], int(seen))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for a model that has not
-        its shapes: see ``wuskern.fit_``. Nothing has changed then."""
+        """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for a model of other
+        shapes: see ``wuskern.fit_``. Nothing has changed then."""
         self.check_state(state)
         self.epoch, self.steps = state["epoch"], state["steps"]
         for name in self.records:
             device = self.layers[name].weight.device
-            alive, counts, *since = state["records"][name]
+            alive, counts, *since_counts = state["records"][name]  # hits and seen
             self.counts[name] = counts.to(device, copy=True)
             self.records[name] = record = Observer(alive=alive.to(device, copy=True))
-            record.load(None, *(None if t is None else t.to(device) for t in since))
+            record.load(None, *(None if t is None else t.to(device) for t in since_counts))
         self._set_choices()

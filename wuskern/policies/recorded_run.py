@@ -1,4 +1,4 @@
-"""One forward of an example, for hooks that record it."""
+"""One forward of an example, which hooks record."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a model is called with, by position and by keyword. A model that takes a dict itself has a sequence of one."""
+    """The positional and keyword arguments of a call of the model. For a model that takes a dict, give a list with the dict."""
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, Mapping):
@@ -30,19 +30,19 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Those of nested sequences and mappings."""
+    """The tensors in nested sequences and mappings, in their order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         yield from tensors(list(value.values()))
     elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors(part)
+        for item in value:
+            yield from tensors(item)
 
 
 def recorded_run(model: nn.Module, example: Example, hooks: Iterable[RemovableHandle]) -> None:
-    """Runs the model once, in evaluation mode, with gradients and with all layers dense; then removes the hooks and leaves it
-    as it was. No random state moves.
+    """Runs the model once, in evaluation mode, with gradients and with all layers dense; then removes the hooks and leaves
+    the model as it was. No random state moves.
 
     Args:
         example: the model's input, a sequence of its positional inputs, or a mapping of its keyword inputs.

@@ -1,4 +1,4 @@
-"""What a policy saved of the arithmetic of training: per epoch, as shares of what dense training computes."""
+"""What arithmetic a policy saved in training: per epoch, as shares of what dense training computes."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,16 +20,17 @@ COUNTED = (*KINDS, "rows", "masked")
 
 @dataclass(frozen=True)
 class Saved:
-    """Shares from 0 to 1; of none counted, 0.
+    """Shares from 0 to 1 of what dense training computes; 0 where nothing was counted.
 
     Attributes:
-        fprop, dgrad, wgrad: of the FLOPs of that kind which dense training of the same samples computes in converted layers.
-        rows: of the rows of their weights, those without a gradient; the mean over samples.
-        samples: of an epoch's samples, those not trained on; under 0 where some came twice.
+        fprop, dgrad, wgrad: FLOPs of that kind left out, of those that dense training of the same samples computes in
+            converted layers.
+        rows: rows of their weights without a gradient, of all rows; the mean over samples.
+        samples: an epoch's samples that were not trained on; under 0 where some came twice.
         depth: layers that were frozen at the end.
-        total: of all FLOPs of a dense epoch, those that were not computed, those of the samples left out included.
-        masked: of all FLOPs of a dense epoch, those that were computed, by dense kernels, of weights that a mask keeps zero:
-            fprop's and dgrad's multiplications with them, and wgrad's of them. No part of ``total``.
+        total: FLOPs that were not computed, of all in a dense epoch; those of the samples left out are included.
+        masked: FLOPs that dense kernels spent on weights that a mask keeps zero, of all in a dense epoch: fprop and dgrad
+            multiply with these weights, and wgrad computes their gradient. No part of ``total``.
     """
 
     fprop: float
@@ -43,7 +44,7 @@ class Saved:
 
 
 class Savings:
-    """Counts what a policy's flags leave out, by the layers' costs.
+    """A count of the arithmetic that a policy leaves out, by the layers' costs.
 
     Call :meth:`count` for each batch, before ``policy.after_step`` decides about the next one, and :meth:`report` after each
     epoch. A layer that skips has no wgrad. Chosen rows leave out the other rows' part of wgrad, unless the layer computes it
@@ -55,7 +56,7 @@ class Savings:
 
     Args:
         policy: of a converted model; several: a ``Compose``. example: as for :func:`wuskern.policies.costs.costs`.
-        samples: that an epoch of dense training has, in this process. None: the share of samples is 0.
+        samples: how many an epoch of dense training has, in this process. None: the share of samples is 0.
 
     Raises:
         ValueError, TypeError: ``samples`` is no number from 1; what ``costs`` raises.
@@ -81,7 +82,7 @@ class Savings:
         self.left_out = dict.fromkeys(COUNTED, 0)
 
     def count(self, samples: int, *, cached_layers: int = 0) -> None:
-        """Counts a batch of so many samples under the flags that the policy wants now.
+        """Counts a batch of ``samples`` samples under what the policy wants now.
 
         Args:
             cached_layers: frozen layers, from the first, that did not run: a cache gave their outputs.
@@ -100,14 +101,14 @@ class Savings:
             raise ValueError(f"cached_layers: expected at most {self._depth}, those that are frozen, got {cached_layers}")
         self.depth = self._depth
         self.trained += samples
-        for kind, one in self._left_out.items():
-            self.left_out[kind] += samples * one
+        for kind, per_sample in self._left_out.items():
+            self.left_out[kind] += samples * per_sample
         for cost, wanted in zip(list(self.costs.values())[:cached_layers], wants, strict=False):
             self.left_out["fprop"] += samples * cost.fprop
             self.left_out["masked"] -= samples * _masked(cost.fprop, wanted)
 
     def report(self) -> Saved:
-        """Of everything since the last report; the next one starts anew."""
+        """The shares of everything since the last report; the next one starts anew."""
         dense = {kind: sum(getattr(cost, kind) for cost in self.costs.values()) for kind in (*KINDS, "rows")}
         shares = {kind: _share(self.left_out[kind], self.trained * dense[kind]) for kind in dense}
         everything = self.trained * sum(dense[kind] for kind in KINDS)
@@ -127,29 +128,29 @@ class Savings:
     # ---- one sample -------------------------------------------------------------------------------------------------
 
     def _of_one_sample(self, wants: list[Wants], samples: int) -> dict[str, int]:
-        """In a batch of so many."""
+        """What is left out of one sample, by kind, in a batch of ``samples``."""
         total = dict.fromkeys(COUNTED, 0)
         for (name, cost), wanted, reached in zip(self.costs.items(), wants, self._have_dgrad(wants), strict=True):
             trained, wgrad_rows, dgrad_rows = self._rows(name, wanted)
-            now, n = self._now(name, cost), max(1, cost.tokens * samples)
-            wgrad = now.wgrad * wgrad_rows // now.rows * _summed(wanted, n) // n
-            dgrad = now.dgrad * dgrad_rows * reached // now.rows
+            present, n = self._present_cost(name, cost), max(1, cost.tokens * samples)
+            wgrad = present.wgrad * wgrad_rows // present.rows * _summed(wanted, n) // n
+            dgrad = present.dgrad * dgrad_rows * reached // present.rows
             total["rows"] += cost.rows - trained
-            total["fprop"] += cost.fprop - now.fprop
+            total["fprop"] += cost.fprop - present.fprop
             total["wgrad"] += cost.wgrad - wgrad
             total["dgrad"] += cost.dgrad - dgrad
-            total["masked"] += _masked(now.fprop + dgrad + wgrad, wanted)
+            total["masked"] += _masked(present.fprop + dgrad + wgrad, wanted)
         return total
 
-    def _now(self, name: str, cost: Cost) -> Cost:
-        """Of the layer at its present size."""
+    def _present_cost(self, name: str, cost: Cost) -> Cost:
+        """The cost of the layer at its present size, which is less than ``cost`` once it was made smaller."""
         layer = self.policy.layers[name]
         size, dense = layer.weight.numel(), self._dense[name]
         flops = {kind: getattr(cost, kind) * size // dense for kind in KINDS}
         return replace(cost, **flops, rows=layer.units.out)
 
     def _rows(self, name: str, wanted: Wants) -> tuple[int, int, int]:
-        """The rows of a layer that get a gradient, and those that wgrad and dgrad are computed for."""
+        """How many rows of a layer get a gradient, and for how many wgrad and dgrad are computed."""
         layer = self.policy.layers[name]
         _, out, groups = layer.units
         if wanted.get("frozen", False):
@@ -165,19 +166,19 @@ class Savings:
         return k, k if gathers(layer.weight[0].numel(), k, out) else out, out
 
     def _have_dgrad(self, wants: list[Wants]) -> list[bool]:
-        """Whether something before each layer trains: its dgrad is computed for that alone."""
+        """Whether each layer has a dgrad: only where something before it trains."""
         flags = tuple((wanted.get("frozen", False), wanted.get("skip", False)) for wanted in wants)
         if flags not in self._reached:
             skipping = {self.policy.layers[name] for name, (_, skip) in zip(self.costs, flags, strict=True) if skip}
-            still = {weight for weight, owners in self._owners if skipping.issuperset(owners)}
-            still |= set(self.policy.frozen_parameters())
-            self._reached[flags] = [not cost.leaves <= still for cost in self.costs.values()]
+            constants = {weight for weight, owners in self._owners if skipping.issuperset(owners)}
+            constants |= set(self.policy.frozen_parameters())
+            self._reached[flags] = [not cost.leaves <= constants for cost in self.costs.values()]
         return self._reached[flags]
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole numbers: of the report to come."""
+        """The whole numbers of which the next report is made."""
         return {"trained": self.trained, "depth": self.depth, "left_out": dict(self.left_out)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,22 +193,22 @@ class Savings:
 
 
 def _masked(flops: int, wanted: Wants) -> int:
-    """Those of masked weights."""
+    """The part of ``flops`` that is spent on weights that a mask keeps zero."""
     return round(flops * (1 - wanted.get("density", 1.0)))
 
 
 def _summed(wanted: Wants, n: int) -> int:
-    """Of n tokens, those that wgrad sums over."""
+    """How many of n tokens wgrad sums over."""
     tokens = wanted.get("tokens")
     return n if tokens is None else tokens.count(n)
 
 
-def _share(part: int, of: int) -> float:
-    return part / of if of else 0.0
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def _dense_costs(policy: Policy) -> dict[str, Cost]:
-    """Those that a freezing method took before it froze anything; none without such a method."""
+    """The costs that a freezing method counted before it froze anything; empty without such a method."""
     if isinstance(policy, Freezing):
         return policy.prefix.costs
     return next(filter(None, map(_dense_costs, policy.policies)), {}) if isinstance(policy, Compose) else {}

@@ -1,4 +1,4 @@
-"""Score memory, after memorized sparse backpropagation (MSBP; arXiv 1905.10194).
+"""The method of a score memory, after memorized sparse backpropagation (MSBP; arXiv 1905.10194).
 
 The paper: what a top-k leaves out is kept, and added the next time, so that nothing is left out for ever. Its formula is in no
 source at hand. Ours, for unified top-k, and not MSBP itself: one value for each row, which adds up the scores of the steps in
@@ -20,8 +20,8 @@ from wuskern.policies.by_scores import ByScores
 
 @dataclass(eq=False, kw_only=True)
 class ScoreMemory(ByScores):
-    """Trains the rows with the largest ``score + eta * memory``, by the scores of the step before. Then a chosen row's memory
-    is zero, and another's is that sum.
+    """Trains the rows with the largest ``score + eta * memory``, by the scores of the step before. Then the memory of a chosen
+    row is zero, and that of another row is this sum.
 
     With ``eta=0`` it is top-k by the scores of the step before.
 

@@ -1,4 +1,4 @@
-"""Data sieving (SpFDE: Yuan et al., NeurIPS 2022, arXiv 2209.11204), by forgetting events (Toneva et al., arXiv 1812.05159).
+"""The method of data sieving (SpFDE: Yuan et al., arXiv 2209.11204), by forgetting events (Toneva et al., arXiv 1812.05159).
 
 The papers: the data are split at random into a part that is trained on and one that is left out. Every few epochs the samples
 that were forgotten least, which teach the least, go to the end of the queue of those left out, and as many come back from its
@@ -27,10 +27,10 @@ class SievingSampler(Sampler[int]):
     """The indices of a data set that are trained on in this epoch, shuffled; for ``DataLoader(sampler=...)``.
 
     Report each batch with :meth:`record`, and call :meth:`step` after each epoch. The sieve lives here and not in the data
-    set, so that workers which persist need not know of it.
+    set, so that persistent workers need not know of it.
 
-    Of several processes each has its own part of the epoch, all of one length: some samples come twice where it does not
-    divide. All give the same arguments and call ``step`` at the same time; what they recorded is then put together.
+    Each of several processes has its own part of the epoch, all of one length: some samples come twice where the number does
+    not divide. All give the same arguments and call ``step`` at the same time; what they recorded is then put together.
 
     Args:
         size: of the data set.
@@ -92,11 +92,11 @@ class SievingSampler(Sampler[int]):
 
     @property
     def _kept(self) -> int:
-        """Samples that are trained on, once some are left out."""
+        """How many samples are trained on once some are left out."""
         return max(1, int(self.keep * self.size))
 
     def __len__(self) -> int:
-        """Of this process's part."""
+        """The number of samples in this process's part of the epoch."""
         return -(-len(self.training) // self.world)
 
     def __iter__(self) -> Iterator[int]:
@@ -106,7 +106,7 @@ class SievingSampler(Sampler[int]):
         return iter(order[repeated[self.rank :: self.world]].tolist())
 
     def record(self, index: Tensor, correct: Tensor) -> None:
-        """What a batch's samples came to.
+        """Takes note of which samples of a batch the model got right.
 
         Args:
             index: ``[batch]``, integers, those that this sampler gave. correct: ``[batch]``, bool.
@@ -125,7 +125,7 @@ class SievingSampler(Sampler[int]):
         self._seen[index] = True
 
     def step(self) -> None:
-        """After an epoch: puts together what all processes recorded, and where it is time exchanges samples."""
+        """Ends an epoch: puts together what all processes recorded, and exchanges samples if it is time."""
         self.epoch += 1
         if self.world > 1:
             self._put_together()
@@ -143,23 +143,24 @@ class SievingSampler(Sampler[int]):
         self.waiting = torch.cat((waiting, leaving))
 
     def _without(self, count: int) -> tuple[Tensor, Tensor]:
-        """The least forgotten of those that are trained on, the least first, and the others, ascending."""
+        """The ``count`` least forgotten samples in training, the least first, and the others in training, ascending."""
         most = torch.iinfo(torch.int64).max
         events = torch.where(self.learned, self.forgotten, most)[self.training]
         order = self.training[events.sort(stable=True)[1]]
         return order[:count], order[count:].sort()[0]
 
     def _put_together(self) -> None:
-        """Counts only grow, and grew from the same ones. Of a sample that two processes saw, one that was right counts."""
-        both = torch.stack((self.forgotten, self.learned.long(), torch.where(self._seen, self.last, UNSEEN)))
-        dist.all_reduce(both, op=dist.ReduceOp.MAX)
-        self.forgotten, self.learned = both[0], both[1].bool()
-        self.last = torch.where(both[2] == UNSEEN, self.last, both[2])
+        """Adds what the other processes recorded. All started from the same counts, which only grow, so the largest is right; a
+        sample that two processes saw counts as right if one of them got it right."""
+        records = torch.stack((self.forgotten, self.learned.long(), torch.where(self._seen, self.last, UNSEEN)))
+        dist.all_reduce(records, op=dist.ReduceOp.MAX)
+        self.forgotten, self.learned = records[0], records[1].bool()
+        self.last = torch.where(records[2] == UNSEEN, self.last, records[2])
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of the epoch, and tensors: safe for ``torch.load(weights_only=True)``. Between epochs."""
+        """The number of the epoch, and tensors, safe for ``torch.load(weights_only=True)``. Take it between epochs."""
         tensors = {name: getattr(self, name).clone() for name in ("training", "waiting", "forgotten", "learned", "last")}
         return {"epoch": self.epoch} | tensors
 
@@ -173,9 +174,11 @@ class SievingSampler(Sampler[int]):
         kept = self._kept if not self.once or state["epoch"] >= self.interval else self.size
         states.counts("training", state["training"], [kept], self.size - 1)
         states.counts("waiting", state["waiting"], [0 if self.once else self.size - kept], self.size - 1)
-        both = torch.cat((state["training"].cpu(), state["waiting"].cpu()))
-        if (state["training"].diff() <= 0).any() or len(both.unique()) < len(both):
-            states.refuse("training and waiting with each sample once, training in ascending order", states.said(both.tolist()))
+        samples = torch.cat((state["training"].cpu(), state["waiting"].cpu()))
+        if (state["training"].diff() <= 0).any() or len(samples.unique()) < len(samples):
+            states.refuse(
+                "training and waiting with each sample once, training in ascending order", states.said(samples.tolist())
+            )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken. Raises ``ValueError`` for what is no such state, and for that of another size of

@@ -1,4 +1,4 @@
-"""SpFDE (Yuan et al., NeurIPS 2022, arXiv 2209.11204): a sparse network, on sieved data, whose front layers freeze.
+"""The method SpFDE (Yuan et al., NeurIPS 2022, arXiv 2209.11204): a sparse network, on sieved data, whose front layers freeze.
 
 The paper: at first a sparse structure and a split of the data are drawn at random. Then a sparse trainer (MEST) trains on a
 part of the data, which circular sieving renews. At last layers freeze from the front, one after the other: their masks and
@@ -19,12 +19,12 @@ from wuskern.policies.sparse import MEST
 
 @dataclass(eq=False, kw_only=True)
 class SpFDE(Compose):
-    """:class:`MEST`, :class:`ProgressiveFreezing` and :class:`SievingSampler` in one. Give ``sampler`` to the data loader, and
-    report each batch to its ``record``; ``after_epoch`` goes on with all three, and the state holds all three.
+    """The methods :class:`MEST`, :class:`ProgressiveFreezing` and :class:`SievingSampler` in one. Give ``sampler`` to the data
+    loader, and report each batch to its ``record``; ``after_epoch`` goes on with all three, and the state holds all three.
 
     Args:
         model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
-        epochs: of the run. samples: of the data set.
+        epochs: how many the run has. samples: how many the data set has.
         sparsity, variant, distribution, pattern, block, dense: as for :class:`MEST`. interval: its epochs between two changes.
         start, end, share, power, saving: as for :class:`ProgressiveFreezing`. None: a quarter of ``epochs``, three quarters.
         keep, rate: as for :class:`SievingSampler`. sieve_interval: its epochs between two exchanges.
@@ -115,12 +115,12 @@ class SpFDE(Compose):
         )
 
     def on_epoch_end(self) -> None:
-        """Counts an epoch, of the sampler too."""
+        """Counts an epoch, in the sampler too."""
         self.sampler.step()
         super().on_epoch_end()
 
     def state_dict(self) -> dict[str, Any]:
-        """Those of the parts. Between epochs, for the sampler."""
+        """The states of the three parts. Take it between epochs, for the sampler's sake."""
         return super().state_dict() | {"sampler": self.sampler.state_dict()}
 
     def check_state(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""ssProp (Zhong et al.; arXiv 2408.12561): top-k channels in convolutions, by a schedule.
+"""The method ssProp (Zhong et al.; arXiv 2408.12561): top-k channels in convolutions, by a schedule.
 
 The paper: of the gradient of a convolution's output the channels with the largest mean of |dY| over batch and space survive;
 weight and input gradient come from those, and in its code the bias gradient too. The "bar" schedule alternates epochs that
@@ -20,7 +20,7 @@ from wuskern.modules import SkippableConv2d
 from wuskern.policies.base import Policy, Wants
 
 SCHEDULES = ("bar", "constant", "linear", "cosine")
-UNITS = {"epoch": "after_epoch", "step": "after_step"}  # by what calls they are counted
+UNITS = {"epoch": "after_epoch", "step": "after_step"}  # each with the call that counts it
 
 
 @dataclass(eq=False, kw_only=True)
@@ -90,14 +90,14 @@ class SsProp(Policy):
 
     @property
     def current_ratio(self) -> float:
-        """Of the rows, now."""
+        """The share of the rows that is chosen now."""
         if self.schedule == "constant":
             return self.ratio
         if self.schedule == "bar":
             return self.ratio if self.t // self._length % 2 else 1.0
         x = min(1.0, self.t / (self._length - 1))
-        left = 1 - x if self.schedule == "linear" else (1 + math.cos(math.pi * x)) / 2
-        return self.ratio + (1 - self.ratio) * left
+        excess = 1 - x if self.schedule == "linear" else (1 + math.cos(math.pi * x)) / 2
+        return self.ratio + (1 - self.ratio) * excess
 
     def on_epoch_end(self) -> None:
         self._count("epoch")
@@ -124,7 +124,7 @@ class SsProp(Policy):
         return TopK(ratio=ratio, scope=self.scope, score=self.score, block=self.block, bias=self.bias)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many units have been."""
+        """The number of epochs or steps so far."""
         return {"policy": type(self).__name__, "t": self.t}
 
     def check_state(self, state: dict[str, Any]) -> None:

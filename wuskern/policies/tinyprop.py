@@ -1,4 +1,4 @@
-"""Adaptive ratio, after TinyProp (arXiv 2308.09201).
+"""An adaptive ratio of rows, after TinyProp (arXiv 2308.09201).
 
 The paper: a layer trains more of its rows the larger its gradient is, and less the further it is from the output. In unified
 form, with Y the sum of |dY| over batch, space and rows, Y_max its running maximum, and l counted from 1 to L:
@@ -67,7 +67,7 @@ class TinyProp(ByScores):
         self.apply()
 
     def _amount(self, name: str, size: float) -> TopK:
-        """Of a gradient of so much of the largest one."""
+        """The number of rows of a layer whose gradient is ``size`` times its largest so far."""
         level = round(size * (LEVELS - 1)) / (LEVELS - 1)
         ratio = (self.s_min + level * (self.s_max - self.s_min)) * self.zeta ** self.depth[name]
         return TopK(ratio=ratio, block=self.block)
@@ -81,7 +81,7 @@ class TinyProp(ByScores):
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         y, size = scores.sum().item(), 1.0
-        if math.isfinite(y):  # not that of a step that a GradScaler has left out
+        if math.isfinite(y):  # it is not where a GradScaler leaves the step out
             self.largest[name] = max(self.largest[name], y)
             size = y / self.largest[name] if self.largest[name] > 0 else 1.0
         return self._largest(name, scores, self._amount(name, size).count(*self.layers[name].units[1:]))

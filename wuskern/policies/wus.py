@@ -1,4 +1,4 @@
-"""Weight Update Skipping (Safayenikoo, Akturk; arXiv 2012.02792; IEEE JETCAS 2021).
+"""The method Weight Update Skipping (Safayenikoo, Akturk; arXiv 2012.02792; IEEE JETCAS 2021).
 
 The paper: accuracy improves unevenly; in windows in which it hardly varies, weights are not updated and their gradients
 not computed, while biases keep training. It does not say which accuracy, which statistic, threshold or window length.
@@ -137,7 +137,7 @@ class WUS(Policy):
         return {"skip": self.skipping}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, words and lists: safe for ``torch.load(weights_only=True)``."""
+        """The numbers, words and lists of the state, safe for ``torch.load(weights_only=True)``."""
         window = {"skipping": self.skipping, "left": self.left, "entry": self.entry}
         return {"policy": type(self).__name__, **window, "history": list(self.history)}
 

@@ -1,4 +1,4 @@
-"""WUS+LR (Safayenikoo, Akturk; arXiv 2012.02792): Weight Update Skipping with a learning-rate scheduler.
+"""The method WUS+LR (Safayenikoo, Akturk; arXiv 2012.02792): Weight Update Skipping with a learning-rate scheduler.
 
 The paper: WUS is combined with a learning-rate scheduler. No source at hand says which one, or when it is stepped. That it
 is stepped on entering a window, that by default it halves the rates, and that biases already train at the new rate inside
@@ -24,7 +24,7 @@ from wuskern.policies.wus import WUS
 
 @dataclass(eq=False, kw_only=True)
 class WUSLR(WUS):
-    """``WUS`` that steps a learning-rate scheduler each time it enters a skip window.
+    """A ``WUS`` that steps a learning-rate scheduler each time it enters a skip window.
 
     Biases train at the new rate from the window's first period on, weights from the period after its end. Another
     scheduler may act on the same optimizer, such as CosineAnnealingLR after each epoch, if both work from the current rate
@@ -71,7 +71,7 @@ class WUSLR(WUS):
         self.scheduler = self._steps_at_windows
 
     def on_evaluation(self, metric: float) -> bool:
-        """As ``WUS.on_evaluation``; where it enters a window, the rates have been changed when it returns."""
+        """Does what ``WUS.on_evaluation`` does, and changes the rates where a skip window begins."""
         was_skipping = self.skipping
         if super().on_evaluation(metric) and not was_skipping:
             self._reduce()
@@ -86,8 +86,8 @@ class WUSLR(WUS):
         self._reduced = before, self._rates()
 
     def _warn_if_undone(self) -> None:
-        """A rate that is back, nearer to the one before the window than to the reduced one, was computed anew by another
-        scheduler from its first value."""
+        """Warns of a rate that is nearer to the one before the window than to the reduced one: another scheduler computes it
+        anew from its first value."""
         rates = zip(self._rates(), *self._reduced, strict=False)
         if not self._warned and any(now**2 > old * new > 0 for now, old, new in rates if old > new):
             warnings.warn(
@@ -108,25 +108,25 @@ class WUSLR(WUS):
                 group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """That of ``WUS``, the scheduler's, and the rate of each group: numbers and lists, as far as the scheduler's is."""
+        """The state of ``WUS``, the scheduler's, and the rate of each group: numbers and lists, if the scheduler's is."""
         return super().state_dict() | {"rates": self._rates(), "scheduler": copy.deepcopy(self._steps_at_windows.state_dict())}
 
     def check_state(self, state: dict[str, Any]) -> None:
         super().check_state(state)
         self._check_rates("rates", state["rates"])
         scheduler, loaded = self._steps_at_windows, state["scheduler"]
-        own = scheduler.state_dict()
-        if not isinstance(loaded, Mapping) or not own.keys() <= loaded.keys():
-            states.refuse(f"a {type(scheduler).__name__} with {sorted(own)}", states.said(loaded))
+        present = scheduler.state_dict()
+        if not isinstance(loaded, Mapping) or not present.keys() <= loaded.keys():
+            states.refuse(f"a {type(scheduler).__name__} with {sorted(present)}", states.said(loaded))
         for name, value in loaded.items():
-            if name not in own and hasattr(type(scheduler), str(name)):
+            if name not in present and hasattr(type(scheduler), str(name)):
                 states.refuse(f"values of a {type(scheduler).__name__}", f"{name} in the place of its own")
             if name in ("base_lrs", "_last_lr"):
                 self._check_rates(name, value)
             elif name in ("last_epoch", "_step_count"):
                 states.count(name, value)
-            elif not _alike(own.get(name), value):
-                states.refuse(f"{name} of the scheduler like {states.said(own[name])}", states.said(value))
+            elif not _alike(present.get(name), value):
+                states.refuse(f"{name} of the scheduler like {states.said(present[name])}", states.said(value))
         if type(scheduler) is ExponentialLR and loaded["gamma"] != scheduler.gamma:
             states.refuse(f"a factor of {scheduler.gamma}", str(loaded["gamma"]))
 
@@ -146,16 +146,18 @@ class WUSLR(WUS):
         self._set_rates(state["rates"])
 
 
-def _alike(own: Any, value: Any) -> bool:
-    """Whether it can stand in the place of a scheduler's own value. Of one that is None not more can be said."""
-    if isinstance(own, int | float) and not isinstance(own, bool):
+def _alike(present: Any, value: Any) -> bool:
+    """Whether ``value`` can replace a scheduler's ``present`` value, by its type. In place of None anything can."""
+    if isinstance(present, int | float) and not isinstance(present, bool):
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-    if isinstance(own, list | tuple):
-        inner = [each for each in own if isinstance(each, Mapping)]  # schedulers that it steps itself
-        return isinstance(value, list | tuple) and (not inner or (len(value) == len(own) and all(map(_alike, own, value))))
-    if isinstance(own, Mapping):
-        return isinstance(value, Mapping) and all(name in value and _alike(mine, value[name]) for name, mine in own.items())
-    return own is None or type(value) is type(own)
+    if isinstance(present, list | tuple):
+        inner = [item for item in present if isinstance(item, Mapping)]  # states of schedulers that this one steps
+        return isinstance(value, list | tuple) and (
+            not inner or (len(value) == len(present) and all(map(_alike, present, value)))
+        )
+    if isinstance(present, Mapping):
+        return isinstance(value, Mapping) and all(name in value and _alike(item, value[name]) for name, item in present.items())
+    return present is None or type(value) is type(present)
 
 
 def _check_scheduler(scheduler: LRScheduler, optimizer: Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""``fit_``: a fresh model in the sizes of a checkpoint."""
+"""What gives a fresh model the sizes of a checkpoint: ``fit_``."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.simplify.surgery import replace, some
+from wuskern.simplify.surgery import replace, subset
 
 Model = TypeVar("Model", bound=nn.Module)
 Sizes = dict[str, int]
@@ -35,24 +35,24 @@ def fit_(model: Model, state_dict: Mapping[str, Any]) -> Model:
             todo.append((module, shapes, _sizes(name, module, shapes)))
     for module, shapes, sizes in todo:
         for tensor, shape in shapes.items():
-            mine = getattr(module, tensor)
-            replace(mine, some(mine.data, {dim: torch.arange(n) for dim, n in enumerate(shape)}))
+            full = getattr(module, tensor)
+            replace(full, subset(full.data, {dim: torch.arange(n) for dim, n in enumerate(shape)}))
         for attribute, size in sizes.items():
             setattr(module, attribute, size)
     return model
 
 
 def _other_shapes(name: str, module: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Of the module's own tensors that have another shape in the state."""
-    found = {}
-    for tensor, mine in (*module._parameters.items(), *module._buffers.items()):
-        its = state_dict.get(f"{name}.{tensor}" if name else tensor)
-        if mine is None or not isinstance(its, Tensor) or its.shape == mine.shape:
+    """The shapes in the state of those of the module's own tensors that have another one there."""
+    shapes = {}
+    for tensor, present in (*module._parameters.items(), *module._buffers.items()):
+        loaded = state_dict.get(f"{name}.{tensor}" if name else tensor)
+        if present is None or not isinstance(loaded, Tensor) or loaded.shape == present.shape:
             continue
-        if its.ndim != mine.ndim or any(a > b or a == 0 for a, b in zip(its.shape, mine.shape, strict=True)):
-            _refuse(name, tensor, f"up to {list(mine.shape)}", its.shape)
-        found[tensor] = tuple(its.shape)
-    return found
+        if loaded.ndim != present.ndim or any(a > b or a == 0 for a, b in zip(loaded.shape, present.shape, strict=True)):
+            _refuse(name, tensor, f"up to {list(present.shape)}", loaded.shape)
+        shapes[tensor] = tuple(loaded.shape)
+    return shapes
 
 
 def _refuse(name: str, tensor: str, expected: str, shape: tuple[int, ...]) -> None:
@@ -61,19 +61,19 @@ def _refuse(name: str, tensor: str, expected: str, shape: tuple[int, ...]) -> No
 
 
 def _sizes(name: str, module: nn.Module, shapes: dict[str, tuple[int, ...]]) -> Sizes:
-    """The module's attributes, once its tensors have these shapes."""
+    """The attributes of the module that hold sizes, with the values that fit tensors of these shapes."""
     tensor, shape = next(iter(shapes.items()))
-    for other, its in shapes.items():
-        if its[0] != shape[0]:
-            _refuse(name, other, f"[{shape[0]}], as {tensor} has", its)
+    for other_tensor, other_shape in shapes.items():
+        if other_shape[0] != shape[0]:
+            _refuse(name, other_tensor, f"[{shape[0]}], as {tensor} has", other_shape)
     if isinstance(module, nn.Linear | nn.Conv2d) and shapes.keys() <= {"weight", "bias"}:
         weight = shapes.get("weight", tuple(module.weight.shape))
         bias = None if module.bias is None else shapes.get("bias", tuple(module.bias.shape))
         if bias is not None and bias[0] != weight[0]:
             _refuse(name, "weight", f"[{bias[0]}, ...], as bias has", weight)
         return _sizes_of_layer(name, module, weight)
-    together = {"weight", "bias", "running_mean", "running_var"}
-    if isinstance(module, NORMS) and all(getattr(module, t) is None or t in shapes for t in together):
+    per_channel_tensors = {"weight", "bias", "running_mean", "running_var"}
+    if isinstance(module, NORMS) and all(getattr(module, t) is None or t in shapes for t in per_channel_tensors):
         return {"num_features": shape[0]}
     per_channel = isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels
     if per_channel and set(shapes) == {"weight", "bias"}:

@@ -1,7 +1,7 @@
 """The graph of a model, as ``torch.export`` gives it, and whose tensors its inputs are.
 
-One operator for each way to spell it (``nn.ReLU``, ``F.relu``, ``x.relu()``), and ``len(x)`` does not end it, as it does
-``torch.fx.symbolic_trace``.
+An exported graph has one operator for all spellings (``nn.ReLU``, ``F.relu``, ``x.relu()``), and ``len(x)`` does not end the
+export, as it ends ``torch.fx.symbolic_trace``.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch.fx import Node
 
 @dataclass(frozen=True)
 class Owner:
-    """A module's parameter or buffer."""
+    """A module and the name ``tensor`` of one of its parameters or buffers; ``name``: of the module in the model."""
 
     name: str
     module: nn.Module
@@ -27,7 +27,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in the order of execution; ``owners``: of each node that is a parameter or buffer, all modules that have it."""
+    """The nodes in the order of execution; ``owners``: all modules that have the parameter or buffer that a node is."""
 
     nodes: Sequence[Node]
     owners: dict[Node, list[Owner]]
@@ -44,16 +44,16 @@ def export(model: nn.Module, inputs: tuple[Any, ...]) -> Graph | str:
         return f"torch.export cannot follow the model: {type(error).__name__}: {first}"[:200]
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    everything = _owners(model)
+    owners = _owners(model)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     nodes = list(program.graph.nodes)
-    held = {node: everything[tensors[names[node.name]]] for node in nodes if names.get(node.name) in tensors}
-    return Graph(nodes, held)
+    of_nodes = {node: owners[tensors[names[node.name]]] for node in nodes if names.get(node.name) in tensors}
+    return Graph(nodes, of_nodes)
 
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation, and afterwards in the mode that it had."""
+    """A block in which every module is in evaluation mode; afterwards each has the mode that it had."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -64,16 +64,16 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _owners(model: nn.Module) -> dict[Tensor, list[Owner]]:
-    found: dict[Tensor, list[Owner]] = {}
+    owners: dict[Tensor, list[Owner]] = {}
     for name, module in model.named_modules():
         for tensor, value in (*module._parameters.items(), *module._buffers.items()):
             if value is not None:
-                found.setdefault(value, []).append(Owner(name, module, tensor))
-    return found
+                owners.setdefault(value, []).append(Owner(name, module, tensor))
+    return owners
 
 
 def operation(node: Node) -> str:
-    """``"relu"`` of ``aten.relu_.default``; of what is no operator of torch, its own name in brackets."""
+    """The operator's name, as ``"relu"`` for ``aten.relu_.default``; in brackets the name of what is no operator of torch."""
     if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
         return node.target._opname.removesuffix("_") if in_place(node) else node.target._opname
     return f"<{getattr(node.target, '__name__', node.target)}>"
@@ -85,13 +85,13 @@ def in_place(node: Node) -> bool:
 
 
 def shape(node: Node) -> tuple[int, ...]:
-    """Of a tensor; else ``()``."""
+    """The shape of the node's tensor; ``()`` where its value is none."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def where(node: Node) -> str:
-    """The operation and the module that runs it."""
+    """The operation and the module that runs it, in words."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name = stack[-1][0] if stack else ""
     return f"{operation(node)} in {name}" if name else operation(node)

@@ -1,4 +1,4 @@
-"""Layers with weights: where units begin, end, or go through one by one."""
+"""Layers with weights: where units begin, end, or pass one by one."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from wuskern.simplify.units import Cut, Fold, Ledger, Units, varying
 
 OF_ROWS = {nn.Linear: ("out_features", "in_features"), nn.Conv2d: ("out_channels", "in_channels")}
 BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
-PARAMETER_NAMES = {  # of the arguments that are tensors of the module
+PARAMETER_NAMES = {  # by the places of the arguments that are tensors of the module
     "linear": {1: "weight", 2: "bias"},
     "conv2d": {1: "weight", 2: "bias"},
     "batch_norm": {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"},
@@ -30,21 +30,21 @@ KINDS: dict[str, Any] = {
 
 
 def layer(node: Node, x: Units | None, graph: Graph, ledger: Ledger) -> Units | None:
-    """Of a node whose operation is in ``KINDS``; x: what comes in."""
-    found = _owner(node, graph)
-    if isinstance(found, str):
-        for owner in _owners(node, graph):
-            ledger.refused.setdefault(owner.name, found)
+    """The units of the output of a node whose operation is in ``KINDS``; x: those of its input. None: it has none."""
+    owner = _owner(node, graph)
+    if isinstance(owner, str):  # what is in the way
+        for candidate in _owners(node, graph):
+            ledger.refused.setdefault(candidate.name, owner)
         if x is not None:
-            ledger.pin(x, f"{where(node)}: {found}")
+            ledger.pin(x, f"{where(node)}: {owner}")
             if operation(node) in SCALES and argument(node, SCALES[operation(node)], "weight") is not None:
                 ledger.without_norm.update(x.ids.tolist())
         return None
     if operation(node) == "linear":
-        return _linear(node, x, found, ledger)
+        return _linear(node, x, owner, ledger)
     if operation(node) == "conv2d":
-        return _conv2d(node, x, found, ledger)
-    return None if x is None else _one_by_one(node, x, found, ledger)
+        return _conv2d(node, x, owner, ledger)
+    return None if x is None else _one_by_one(node, x, owner, ledger)
 
 
 def _owners(node: Node, graph: Graph) -> list[Owner]:
@@ -83,7 +83,7 @@ def _float64(tensor: Tensor) -> Tensor:
 
 
 def dead_rows(module: nn.Linear | nn.Conv2d) -> Tensor:
-    """``[rows]`` bool, on the CPU: all of the weight and the bias zero."""
+    """Which rows have a weight and a bias that are all zero: ``[rows]`` bool, on the CPU."""
     dead = (module.weight.detach() == 0).flatten(1).all(1)
     return (dead if module.bias is None else dead & (module.bias.detach() == 0)).cpu()
 
@@ -143,7 +143,7 @@ def _attributes(module: nn.Module) -> tuple[str, str]:
 
 
 def _columns(node: Node, x: Units, owner: Owner, ledger: Ledger, padded: bool) -> None:
-    """A constant column can go where the bias takes it up."""
+    """Takes note of the layer's columns: one with a constant input can go where the bias takes the constant up."""
     no_bias = owner.module.bias is None
     ledger.pin(x, f"{where(node)} reads it, and it is not constant there", ~x.known)
     if padded:
@@ -190,7 +190,7 @@ def _one_by_one(node: Node, x: Units, owner: Owner, ledger: Ledger) -> Units | N
 def _batch_norm(node: Node, x: Units, owner: Owner, ledger: Ledger) -> Units:
     norm = owner.module
     assert isinstance(norm, BATCH_NORMS)
-    result = torch.zeros_like(x.constant)  # by the statistics of a batch in which all are equal
+    result = torch.zeros_like(x.constant)  # normalised by a batch in which all values are equal
     if norm.running_mean is not None and norm.running_var is not None:
         result = (x.constant - _float64(norm.running_mean)) / (_float64(norm.running_var) + norm.eps).sqrt()
     tensors = ("weight", "bias", "running_mean", "running_var")
@@ -210,7 +210,7 @@ def _group_norm(node: Node, x: Units, owner: Owner, ledger: Ledger) -> Units | N
 def _scaled(
     x: Units, normal: Tensor, owner: Owner, tensors: tuple[str, ...], attributes: tuple[str, ...], ledger: Ledger
 ) -> Units:
-    """Units that are ``normal`` where they are constant, behind the module's weight and bias."""
+    """The units behind the weight and bias of a norm that gives ``normal`` where its input is constant."""
     weight, bias = owner.module.weight, owner.module.bias
     result = normal if weight is None else normal * _float64(weight)  # type: ignore[operator,arg-type]
     result = result if bias is None else result + _float64(bias)  # type: ignore[arg-type]

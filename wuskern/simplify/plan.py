@@ -1,4 +1,4 @@
-"""From a graph to what is to be done: which indices of which tensors stay, and which biases take up a constant."""
+"""What is to be done about a graph: which indices of which tensors stay, and which biases take up a constant."""
 
 from dataclasses import dataclass
 
@@ -18,13 +18,15 @@ NOT_RUN = "the model's forward, in evaluation, does not use its weight"
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    keep: of (module, tensor) the indices that stay, by dimension.
-    sizes: of (module, attribute) the new value.
-    folds: of a module ``[columns]``, float64: what the columns that go are constantly given; 0 elsewhere.
-    layers, kept: the report's.
-    not_run: layers that the graph does not have.
-    open: views whose sizes may be computed or not.
+    """What is to be done to make a model smaller.
+
+    Attributes:
+        keep: by (module, tensor) the indices that stay, by dimension.
+        sizes: by (module, attribute) the new value.
+        folds: by module ``[columns]``, float64: the constant input of each column that goes; 0 for the others.
+        layers, kept: the report's.
+        not_run: layers that the graph does not have.
+        open: views whose sizes may be computed or not.
     """
 
     keep: dict[tuple[str, str], dict[int, Tensor]]
@@ -37,7 +39,9 @@ class Plan:
 
 
 def plan(model: nn.Module, graph: Graph | str, own_sizes: bool = True) -> Plan:
-    """A text in the place of the graph is why there is none: then everything stays. ``own_sizes``: as for the ledger."""
+    """The plan for a model and its graph. If ``graph`` is text, it says why there is none, and everything stays.
+    ``own_sizes``: as for the ledger.
+    """
     ledger = Ledger() if isinstance(graph, str) else _Walk(graph, own_sizes).ledger
     gone = ledger.gone()
     modules = dict(model.named_modules())
@@ -45,7 +49,7 @@ def plan(model: nn.Module, graph: Graph | str, own_sizes: bool = True) -> Plan:
     sizes: dict[tuple[str, str], int] = {}
     kept: dict[str, Tensor] = {}
     for cut in ledger.cuts:
-        stay = (~_of(gone, cut.ids)).nonzero()[:, 0]
+        stay = (~_goes(gone, cut.ids)).nonzero()[:, 0]
         if len(stay) == len(cut.ids):
             continue
         if cut.dim == 0 and isinstance(modules[cut.module], nn.Linear | nn.Conv2d):
@@ -67,20 +71,20 @@ def plan(model: nn.Module, graph: Graph | str, own_sizes: bool = True) -> Plan:
 
 
 def norms(graph: Graph) -> dict[str, tuple[str, ...]]:
-    """Of each layer, the modules with a weight and a bias for each of its rows; none of a layer for which that is not known."""
+    """The modules with a weight and a bias for each row of a layer, by layer; a layer that is not followed is missing."""
     ledger = _Walk(graph, own_sizes=False).ledger
     scales = [cut for cut in ledger.cuts if not cut.rows and {"weight", "bias"} <= set(cut.tensors)]
     layers = [cut for cut in ledger.cuts if cut.rows and ledger.without_norm.isdisjoint(cut.ids.tolist())]
     return {cut.module: tuple(scale.module for scale in scales if torch.equal(scale.ids, cut.ids)) for cut in layers}
 
 
-def _of(gone: Tensor, ids: Tensor) -> Tensor:
-    """Of places without a unit: False."""
+def _goes(gone: Tensor, ids: Tensor) -> Tensor:
+    """Whether each unit of ``ids`` goes; False in places without a unit."""
     return torch.cat((gone, torch.zeros(1, dtype=torch.bool)))[ids]
 
 
 def _constants(x: Units, gone: Tensor) -> Tensor:
-    return torch.where(_of(gone, x.ids), x.constant, 0.0)
+    return torch.where(_goes(gone, x.ids), x.constant, 0.0)
 
 
 def _layer_rows(name: str, module: nn.Linear | nn.Conv2d, ledger: Ledger, gone: Tensor, not_run: str) -> LayerRows:
@@ -89,7 +93,7 @@ def _layer_rows(name: str, module: nn.Linear | nn.Conv2d, ledger: Ledger, gone: 
     if ids is None:
         count = int(dead.sum())
         return LayerRows(rows, rows, {ledger.refused.get(name, not_run): count} if count else {})
-    goes = _of(gone, ids)
+    goes = _goes(gone, ids)
     reasons: dict[str, int] = {}
     for unit in ids[dead & ~goes].tolist():
         reason = ledger.reasons.get(unit, "what it feeds into is no layer's output")
@@ -98,7 +102,7 @@ def _layer_rows(name: str, module: nn.Linear | nn.Conv2d, ledger: Ledger, gone: 
 
 
 class _Walk:
-    """Along the graph, with what is known of each tensor's units."""
+    """A walk along the graph, which fills a ledger by what is known of each tensor's units."""
 
     def __init__(self, graph: Graph, own_sizes: bool) -> None:
         self.graph = graph
@@ -112,7 +116,7 @@ class _Walk:
                 self._pin(node, "it is the model's output")
 
     def _pin(self, node: Node, reason: str) -> None:
-        """Everything that goes in."""
+        """Pins all units that go into the node."""
         for source in node.all_input_nodes:
             if source in self.values:
                 self.ledger.pin(self.values[source], reason)
@@ -132,13 +136,13 @@ class _Walk:
                 self.values[first] = value
 
     def _written(self, node: Node, first: Node, place: int) -> None:
-        """Other views of the same memory, if they are read later, hold something else now."""
+        """Pins the units of other views of the memory that the node writes to, if they are read later: they have changed."""
         self.values.pop(first, None)
         later = set(self.graph.nodes[place + 1 :])
         memory = self.memory[node]
-        for other in [n for n in self.values if self.memory.get(n, n) is memory and n is not first]:
-            if later & set(other.users):
-                self.ledger.pin(self.values[other], f"{where(node)} writes to memory that others read")
+        for view in [n for n in self.values if self.memory.get(n, n) is memory and n is not first]:
+            if later & set(view.users):
+                self.ledger.pin(self.values[view], f"{where(node)} writes to memory that others read")
 
     def _value(self, node: Node) -> Units | None:
         name, values = operation(node), self.values

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LayerRows:
-    """Rows of one layer. ``reasons``: why dead ones stayed, each with their number."""
+    """The numbers of rows of one layer. ``reasons``: why dead rows stayed, each with how many."""
 
     before: int
     after: int

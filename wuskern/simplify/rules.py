@@ -1,4 +1,4 @@
-"""What each operation between layers does to units: keep them in place, move them, or mix them."""
+"""What each operation between layers does to units: it keeps them in place, moves them, or mixes them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from wuskern.simplify.units import ONE_STAYS, Ledger, Units, joined, varying
 
 Rule = Callable[[Node, Units, Ledger], Units | None]
 
-# Of one tensor and numbers: what they make of a constant, they make of it everywhere.
+# Operations on one tensor and numbers: they make the same of a constant wherever it stands.
 ELEMENTWISE = {
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "log_sigmoid", "tanh",
     "softplus", "softsign", "softshrink", "hardshrink", "tanhshrink", "hardtanh", "hardswish", "hardsigmoid",
@@ -89,7 +89,7 @@ def reduction(node: Node, x: Units, ledger: Ledger) -> Units | None:
 
 
 def reshaped(node: Node, x: Units, ledger: Ledger) -> Units | None:
-    """By doing it to the places' numbers: along which dimension do they vary then?"""
+    """The units behind an operation on shapes. It is done to the numbers of the places: these show where the units lie."""
     if len(x.ids) < 2:
         ledger.pin(x, ONE_STAYS)
         return None
@@ -98,32 +98,31 @@ def reshaped(node: Node, x: Units, ledger: Ledger) -> Units | None:
     if operation(node) == "view":
         places = places.contiguous()
         if not isinstance(argument(node, 1, "size"), list | tuple):
-            ledger.pin(x, mixes(node))  # of a dtype
+            ledger.pin(x, mixes(node))  # a view as another dtype
             return None
     moved = node.target(places, *node.args[1:], **node.kwargs)  # type: ignore[operator]
-    found = [d for d in range(moved.ndim) if _varies_along(moved, d)]
-    if len(found) != 1 or not _follows(node, x.dim, found[0], before, ledger):
+    dims = [d for d in range(moved.ndim) if _varies_along(moved, d)]
+    if len(dims) != 1 or not _follows(node, x.dim, dims[0], before, ledger):
         ledger.pin(x, f"{where(node)} has sizes of its own")
         return None
-    index = moved.movedim(found[0], 0).flatten(1)[:, 0] if moved.ndim > 1 else moved
-    return Units(found[0], x.ids[index], x.constant[index])
+    index = moved.movedim(dims[0], 0).flatten(1)[:, 0] if moved.ndim > 1 else moved
+    return Units(dims[0], x.ids[index], x.constant[index])
 
 
 def _varies_along(places: Tensor, dim: int) -> bool:
-    """And along no other."""
+    """Whether the places vary along this dimension, and along no other."""
     rest = places.movedim(dim, 0).flatten(1) if places.ndim > 1 else places[:, None]
     return places.shape[dim] > 1 and rest.shape[1] > 0 and bool((rest == rest[:, :1]).all())
 
 
-def _follows(node: Node, dim: int, found: int, before: tuple[int, ...], ledger: Ledger) -> bool:
-    """Whether the operation, its arguments as they are, fits fewer units as well. A size may have been computed: see the
-    ledger."""
+def _follows(node: Node, dim: int, moved_dim: int, before: tuple[int, ...], ledger: Ledger) -> bool:
+    """Whether the operation, with the arguments that it has, also fits fewer units. A size may be computed: see the ledger."""
     name = operation(node)
     if name in ("view", "reshape"):
         sizes = argument(node, 1, "size", argument(node, 1, "shape"))
-        if sizes[found] != -1:
+        if sizes[moved_dim] != -1:
             ledger.open.append(where(node))
-        return sizes[found] == -1 or not ledger.own_sizes
+        return sizes[moved_dim] == -1 or not ledger.own_sizes
     if name in ("select", "slice", "unflatten"):
         return bool(argument(node, 1, "dim", 0) % len(before) != dim)
     if name == "squeeze":
@@ -150,10 +149,10 @@ def binary(node: Node, a: Units | None, b: Units | None, ledger: Ledger) -> Unit
     """A sum, difference, product or quotient of ``node.args[:2]``, at least one of them with units."""
     left, right = argument(node, 0, "self"), argument(node, 1, "other")
     if a is None or b is None:
-        x, other = (a, right) if a is not None else (b, left)
+        x, operand = (a, right) if a is not None else (b, left)
         assert x is not None
         behind = x.dim - len(shape(left if a is not None else right))  # from the last dimension, negative
-        sizes = shape(other) if isinstance(other, Node) else ()
+        sizes = shape(operand) if isinstance(operand, Node) else ()
         if len(sizes) >= -behind and sizes[behind] != 1:
             ledger.pin(x, f"{where(node)} combines it with what is no layer's output")
             return None

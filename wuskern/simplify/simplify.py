@@ -1,4 +1,4 @@
-"""``simplify`` and ``simplify_``."""
+"""The functions ``simplify``, ``simplify_`` and ``norms_of_rows``."""
 
 import copy
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
         example: the model's input, or a sequence of its positional inputs.
 
     Returns:
-        The copy, in the modes of the model, which needs no wuskern to be loaded; what was done.
+        The copy, in the modes of the model, which needs no wuskern to be loaded; a report of what was done.
 
     Raises:
         TypeError: ``model`` is no module. ValueError: DDP wraps it. Whatever the model raises for the example.
@@ -50,7 +50,7 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
 
 
 def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Optimizer | None = None) -> Report:
-    """:func:`simplify` in place, to go on training: modules and Parameters are the same objects, with smaller values.
+    """Does what :func:`simplify` does in place, to go on training: modules and Parameters stay the same objects, only smaller.
 
     Gradients, sparse ones too, and the optimizer's state of each parameter are cut alike; momentum and moments go on. A layer
     that loses rows and whose ``rows`` are a ``wk.Rows`` has None afterwards: the policy that chose them chooses anew, from
@@ -95,7 +95,7 @@ def _apply(
     expected: list[Tensor],
     optimizer: Optimizer | None,
 ) -> None:
-    """Makes the model smaller, and raises ``RuntimeError`` where it does not run then, or gives something else."""
+    """Makes the model smaller, and raises ``RuntimeError`` if it then does not run, or gives something else."""
     if optimizer is not None:
         check_optimizer(todo, model, optimizer)
     trains = bool(todo.kept and todo.not_run) and _trains(model, inputs)
@@ -108,11 +108,11 @@ def _apply(
 
 
 def norms_of_rows(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, tuple[str, ...]]:
-    """The BatchNorms, and GroupNorms of one row each, that scale and shift the rows of each Linear and Conv2d, by names.
+    """The norms that scale and shift the rows of each Linear and Conv2d, by name: BatchNorms, and GroupNorms of one row each.
 
-    For whoever makes rows dead: a BatchNorm behind a dead row gives its shift, which a convolution with zero padding behind it
-    cannot take up. Where weight and bias of the norm are zero too, the unit gives zero, and the row goes. A layer is missing
-    whose rows the graph of the model does not follow, or follows to a norm that is shared, or whose tensors are computed.
+    They matter to whoever makes rows dead: a BatchNorm behind a dead row gives its shift, which a convolution with zero padding
+    behind it cannot take up. Where weight and bias of the norm are zero too, the unit gives zero, and the row goes. A layer is
+    missing whose rows the graph of the model does not follow, or follows to a norm that is shared or has computed tensors.
 
     Args, Raises: as :func:`simplify`.
     """
@@ -138,8 +138,8 @@ def _check(model: nn.Module) -> None:
 def _check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in model.parameters()):
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in optimized for p in model.parameters()):
         raise ValueError(f"optimizer: expected one of the model's parameters, got {type(optimizer).__name__} of others")
 
 
@@ -148,28 +148,28 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """All tensors of it. No random state moves."""
+    """All tensors in the model's output. No random state moves."""
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices):
-        own = pytree.tree_map_only(Tensor, Tensor.clone, inputs)  # a model may write to its input
-        leaves = pytree.tree_leaves(model(*own))
+        copies = pytree.tree_map_only(Tensor, Tensor.clone, inputs)  # a model may write to its input
+        leaves = pytree.tree_leaves(model(*copies))
         return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _compare(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) -> None:
-    """What the code of a model does with sizes is not in its graph."""
+    """Raises ``RuntimeError`` if the outputs differ: what a model's code does with sizes is not in its graph."""
     advice = "the model's code computes with sizes of its layers: simplify the parts that do not, each by itself"
     try:
-        found = _outputs(model, inputs)
+        outputs = _outputs(model, inputs)
     except Exception as error:
         raise RuntimeError(f"the smaller model does not run: {advice} ({error})") from error
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(outputs, expected, strict=True):
         if a.shape != b.shape or not _close(a, b):
             raise RuntimeError(f"the smaller model does not give what the model gives: {advice}")
 
 
 def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Without doing it: nothing of the model changes."""
+    """Whether the model runs in training mode, found by an export: nothing of the model changes."""
     with evaluation(model):
         return isinstance(export(model.train(), inputs), Graph)
 

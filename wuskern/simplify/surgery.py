@@ -1,4 +1,4 @@
-"""Cuts the tensors of a model, their gradients and their optimizer's state, and can put everything back."""
+"""What cuts the tensors of a model, their gradients and their optimizer's state, and can put everything back."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ Keep = dict[int, Tensor]
 
 
 class Surgery:
-    """Everything that is done is remembered, for ``undo``."""
+    """An operation on a model that remembers all that it does, for ``undo``."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
@@ -60,11 +60,13 @@ class Surgery:
             state = optimizer.state[tensor]
             for name, value in list(state.items()):
                 if isinstance(value, Tensor) and value.shape == tensor.shape and value.ndim:
-                    self._set_item(state, name, some(value, keep))
+                    self._set_item(state, name, subset(value, keep))
         data, grad = tensor.data, tensor.grad
         self._undo.append(lambda: replace(tensor, data, grad))
-        left = some(data, keep)
-        replace(tensor, left, None if grad is None else _some_rows(grad, left, keep) if grad.is_sparse else some(grad, keep))
+        kept = subset(data, keep)
+        replace(
+            tensor, kept, None if grad is None else _sparse_subset(grad, kept, keep) if grad.is_sparse else subset(grad, keep)
+        )
 
     def _set_item(self, state: dict[str, Any], name: str, value: Any) -> None:
         before = state[name]
@@ -73,7 +75,7 @@ class Surgery:
 
 
 def check_optimizer(plan: Plan, model: nn.Module, optimizer: Optimizer) -> None:
-    """Raises ``ValueError`` where the optimizer keeps of a tensor that is cut what has another shape."""
+    """Raises ``ValueError`` if the optimizer's state of a tensor that is cut has another shape than the tensor."""
     modules = dict(model.named_modules())
     for name, tensor in plan.keep:
         parameter = getattr(modules[name], tensor)
@@ -90,29 +92,29 @@ def _write(tensor: Tensor, values: Tensor) -> None:
     tensor.data.copy_(values)
 
 
-def some(tensor: Tensor, keep: Keep) -> Tensor:
-    """A copy, of these indices of some dimensions, in the memory format that the tensor has."""
-    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+def subset(tensor: Tensor, keep: Keep) -> Tensor:
+    """A copy with the indices ``keep`` of some dimensions, in the memory format that the tensor has."""
+    is_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
     for dim, index in keep.items():
         tensor = tensor.index_select(dim, index.to(tensor.device))
-    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return tensor.contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
 
 
-def _some_rows(sparse: Tensor, left: Tensor, keep: Keep) -> Tensor:
-    """The same of a sparse gradient, in the shape of ``left``."""
+def _sparse_subset(sparse: Tensor, kept: Tensor, keep: Keep) -> Tensor:
+    """The :func:`subset` of a sparse gradient, in the shape of ``kept``; dense where it was sparse in several dimensions."""
     if sparse.sparse_dim() > 1:
-        return some(sparse.to_dense(), keep)
+        return subset(sparse.to_dense(), keep)
     grad = to_rows(sparse)
     values, rows = grad.values, grad.rows
     if 0 in keep:
         stay = torch.isin(rows, index := keep[0].to(rows.device))
         rows, values = torch.searchsorted(index, rows[stay]), values[stay]
-    return to_sparse(left, RowGrad(rows, some(values, {dim: index for dim, index in keep.items() if dim > 0})))
+    return to_sparse(kept, RowGrad(rows, subset(values, {dim: index for dim, index in keep.items() if dim > 0})))
 
 
 def replace(tensor: Tensor, data: Tensor, grad: Tensor | None = None) -> None:
-    """Other values in the same object. Autograd forgets the shape that it knew, of which an old graph may keep a record, when
-    the dtype changes in between, and only then."""
+    """Puts other values into the same object. An old graph may hold autograd's record of its shape, which autograd forgets only
+    when the dtype changes in between."""
     tensor.grad = None
     if isinstance(tensor, Parameter):
         between = torch.float32 if data.dtype != torch.float32 else torch.float16

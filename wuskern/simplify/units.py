@@ -1,4 +1,4 @@
-"""Output units and what is known of them: the values that flow along the graph, and the ledger of all units."""
+"""The output units and what is known of them: what flows along the graph, and the ledger of all units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,12 +37,12 @@ class Cut:
     dim: int
     ids: Tensor
     attributes: tuple[str, ...]
-    rows: bool = False  # of a Linear or Conv2d
+    rows: bool = False  # whether these are the rows of a Linear or Conv2d
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A layer whose bias takes up what constant inputs give. ``inputs``: of its columns."""
+    """A layer whose bias takes up what constant inputs give. ``inputs``: the units that its columns read."""
 
     module: str
     inputs: Units
@@ -50,7 +50,7 @@ class Fold:
 
 @dataclass
 class Ledger:
-    """Every unit with a number; which are tied together, may not go, or are dead.
+    """A record of all units, by number: which are tied together, may not go, or are dead.
 
     ``own_sizes``: whether numbers that a view has for a dimension of units are sizes of its own, and not computed from those of
     its input, which a graph does not tell apart. ``open``: views where that makes a difference.
@@ -61,7 +61,7 @@ class Ledger:
     count: int = 0
     dead: set[int] = field(default_factory=set)
     pinned: set[int] = field(default_factory=set)
-    reasons: dict[int, str] = field(default_factory=dict)  # the first that was found
+    reasons: dict[int, str] = field(default_factory=dict)  # the first reason found for each unit
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
@@ -77,30 +77,31 @@ class Ledger:
         self.dead.update(ids[dead].tolist())
 
     def blame(self, ids: Tensor, reason: str) -> None:
-        """Says why these are constant no more, should it be asked."""
+        """Notes why these units stay, should somebody ask; the first reason counts."""
         for unit in ids.tolist():
             self.reasons.setdefault(unit, reason)
 
     def pin(self, value: Units, reason: str, where: Tensor | None = None) -> None:
-        """Units that may not go; ``where``: of which places, ``[n]`` bool."""
+        """Marks units as such that may not go; ``where``: in which places, ``[n]`` bool."""
         ids = value.ids if where is None else value.ids[where]
         ids = ids[ids >= 0]
         self.blame(ids, reason)
         self.pinned.update(ids.tolist())
 
     def tie(self, a: Units, b: Units, reason: str) -> None:
-        """Units at the same places go together or not at all."""
+        """Ties units at the same places: they go together or not at all."""
         alone = (a.ids < 0) != (b.ids < 0)
         self.pin(a, reason, alone)
         self.pin(b, reason, alone)
-        both = (a.ids >= 0) & (b.ids >= 0) & (a.ids != b.ids)
-        if both.any():
-            self.ties.append((a.ids[both], b.ids[both]))
+        tied = (a.ids >= 0) & (b.ids >= 0) & (a.ids != b.ids)
+        if tied.any():
+            self.ties.append((a.ids[tied], b.ids[tied]))
 
     # ---- the decision -------------------------------------------------------------------------------------------------
 
     def gone(self) -> Tensor:
-        """``[count]`` bool: dead, nowhere needed, and so is all that is tied to them. One row of each layer stays."""
+        """The units that go, ``[count]`` bool: they, and all units tied to them, are dead or tied to dead ones, and none is
+        pinned. A row of each layer stays."""
         labels = self._labels()
         pinned = self._marks(self.pinned)
         gone = self._any(labels, self._marks(self.dead)) & ~self._any(labels, pinned)
@@ -120,7 +121,7 @@ class Ledger:
         return torch.zeros_like(marks).index_fill_(0, labels[marks], True)[labels]
 
     def _labels(self) -> Tensor:
-        """The lowest unit that each one is tied to, by whatever way."""
+        """The lowest unit that each unit is tied to, directly or through others."""
         labels = torch.arange(self.count)
         while True:
             before = labels.clone()
@@ -131,7 +132,7 @@ class Ledger:
                 return labels
 
     def _explain(self, labels: Tensor, pinned: Tensor) -> None:
-        """A unit that stays for what it is tied to has that one's reason."""
+        """Gives a dead unit that stays because it is tied to a pinned one that one's reason."""
         of_label: dict[int, str] = {}
         names = labels.tolist()
         for unit in pinned.nonzero()[:, 0].tolist():
@@ -146,7 +147,7 @@ def varying(length: int) -> Tensor:
 
 
 def joined(parts: Sequence[tuple[Units | None, int]], dim: int) -> Units:
-    """A concatenation; a part of that length without units has None."""
+    """The units of a concatenation of parts, each with its length; None for a part without units."""
     ids = [torch.full((n,), -1) if part is None else part.ids for part, n in parts]
     constants = [varying(n) if part is None else part.constant for part, n in parts]
     return Units(dim, torch.cat(ids), torch.cat(constants))

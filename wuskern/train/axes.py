@@ -13,7 +13,7 @@ from wuskern.train.files import replacing
 WIDTH = 12.0  # inches
 COLUMNS, LETTERS = 6, 48  # of the legend, and of a line in it, at most
 LEGEND = dict(fontsize=8.5, frameon=False, handlelength=3.5)
-LEAST = 0.001  # is added to an error, so that none at all has a logarithm too
+LEAST = 0.001  # added to an error, so that an error of 0 has a logarithm, too
 STEPS = [step / 10**power for power in range(7) for step in (10, 5, 2)]  # of ticks: the roundest first
 TICKS = 9  # at most
 NUMBER = 8.0  # points that a number is high
@@ -25,7 +25,7 @@ Line = tuple[Point, Point]
 
 
 def plain_style() -> contextlib.AbstractContextManager[None]:
-    """Inside, matplotlib draws as it comes, whatever its user has set."""
+    """A block in which matplotlib draws as it comes, whatever its user has set."""
     from matplotlib import style
 
     return style.context("default", after_reset=True)

@@ -17,21 +17,21 @@ CONTENT = {"experiment": str, "arguments": dict, "data": int, "finished": list, 
 
 
 def save(path: Path, **content: Any) -> None:
-    """Replaces the file in one step. ``content``: what CONTENT names, tensors and plain data only."""
+    """Replaces the file in one step. ``content``: the values that CONTENT names, of tensors and plain data only."""
     versions = {"format": FORMAT, "layout": LAYOUT, "torch": str(torch.__version__), "wuskern": package_version("wuskern")}
     with replacing(path) as handle:
         torch.save(versions | content, handle)
 
 
 def size(**content: Any) -> int:
-    """The bytes of a file with that content, nearly."""
+    """How many bytes a file with that content has, nearly."""
     counted = _Counted()
     torch.save(content, counted)
     return counted.bytes
 
 
 class _Counted(io.BytesIO):
-    """Takes everything and keeps nothing."""
+    """A file that counts the bytes written to it, and keeps none."""
 
     bytes = 0
 
@@ -41,7 +41,7 @@ class _Counted(io.BytesIO):
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What ``save`` was given, and as ``written`` when that was, in nanoseconds. Runs no code of the file.
+    """What ``save`` was given, and under ``written`` the file's time in nanoseconds. No code in the file is run.
 
     Raises:
         ValueError: no such file, a damaged one, one of another program or layout, or of another major version of torch.
@@ -66,9 +66,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(handle: BinaryIO) -> None:
-    """Checksums, which torch.load does not compare, and that nothing in it is packed: it could be packed without end."""
+    """Raises ``ValueError`` for a wrong checksum, which torch.load passes over, or compressed content, which may be endless."""
     with zipfile.ZipFile(handle) as archive:
-        if sum(each.file_size for each in archive.infolist()) > os.fstat(handle.fileno()).st_size:
+        if sum(entry.file_size for entry in archive.infolist()) > os.fstat(handle.fileno()).st_size:
             raise ValueError("damaged: it says that it holds more than it does")
         if damaged := archive.testzip():
             raise ValueError(f"damaged: {damaged}")
@@ -76,7 +76,7 @@ def _check_archive(handle: BinaryIO) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Torch's own words on a refused pickle advise to load it all the same."""
+    """The reason in words of ours: torch's own on a refused pickle advise to load it all the same."""
     if isinstance(error, pickle.UnpicklingError):
         return "it holds more than tensors and plain data: loading that could run code, and no checkpoint of wuskern has it"
     if isinstance(error, zipfile.BadZipFile):

@@ -1,4 +1,4 @@
-"""``wuskern train``: its arguments, and the experiment that they ask for."""
+"""The arguments of ``wuskern train``, and the experiment that they ask for."""
 
 import argparse
 import math
@@ -16,7 +16,7 @@ NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "recipe", "state
 
 
 class Parser(argparse.ArgumentParser):
-    """One that takes names in full, and raises ``ValueError``, with one line, for what is wrong."""
+    """A parser that takes names in full, and raises ``ValueError``, with one line, for what is wrong."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments, allow_abbrev=False)
@@ -91,7 +91,7 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
 
 
 def _path(text: str) -> Path:
-    if not text:  # of a shell's variable that is not set; it would be the current folder
+    if not text:  # from a shell variable that is not set; Path would take it for the current folder
         raise argparse.ArgumentTypeError("expected a path, got ''")
     return Path(text)
 
@@ -136,21 +136,21 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
         raise ValueError(f"--weight-decay: expected a number from 0, got {a.weight_decay}")
     processes.by_first(output_of(a).check)
 
-    own = {field.name: getattr(a, field.name) for field in fields(settings.Settings) if field.name != "device"}
-    made = settings.Settings(**own, device=device)
+    values = {field.name: getattr(a, field.name) for field in fields(settings.Settings) if field.name != "device"}
+    run_settings = settings.Settings(**values, device=device)
     samples = data.load(a.data, a.data_dir, context=a.context, limit=a.text_bytes)
     if a.image_size is not None:
         samples = samples.resized(a.image_size)
     if not a.host:
-        samples = samples.to(device, made.memory_format)
+        samples = samples.to(device, run_settings.memory_format)
     recorded = {name: plain(value) for name, value in vars(a).items() if name not in NOT_RECORDED}
     if world > 1:
         recorded["processes"] = world
-    return experiment.Experiment(made, chosen, a.seeds, samples, a.out, recorded, a.checkpoint, measure_memory=a.memory)
+    return experiment.Experiment(run_settings, chosen, a.seeds, samples, a.out, recorded, a.checkpoint, measure_memory=a.memory)
 
 
 def output_of(a: argparse.Namespace) -> "Output":
-    """Where the experiment of these arguments writes."""
+    """The files that the experiment of these arguments writes."""
     from wuskern.train.output import Output
 
     read = [Path(name) for name in (a.data, a.recipe) if name is not None and Path(name).suffix]
@@ -160,10 +160,10 @@ def output_of(a: argparse.Namespace) -> "Output":
 
 
 def command_line(recorded: dict[str, Any]) -> list[str]:
-    """The arguments that ``prepare`` recorded, but the number of processes, as a user writes them.
+    """The words with which a user gives the arguments that ``prepare`` recorded, without the number of processes.
 
     Raises:
-        ValueError: what it recorded of no experiment.
+        ValueError: ``prepare`` never recorded such arguments.
     """
     train = Parser(prog="wuskern train")
     add_arguments(train)

@@ -7,7 +7,7 @@ from wuskern.train.records import Epoch
 
 
 def epochs_in_the_time_of(method: list[Epoch], dense: list[Epoch]) -> int:
-    """How many epochs of dense training take as long as the method took; from 1 to as many as dense has."""
+    """How many epochs of dense training take as long as the method took: from 1 to as many as dense has."""
     return max(1, min(len(dense), round(method[-1].total_seconds / seconds_per_epoch(dense))))
 
 

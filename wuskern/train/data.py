@@ -1,4 +1,4 @@
-"""Data for small experiments: scikit-learn's handwritten digits, CIFAR, images from an ``.npz`` file, or text."""
+"""The data of small experiments: scikit-learn's handwritten digits, CIFAR, images from an ``.npz`` file, or text."""
 
 import zlib
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ COLOURS = (1, 3, 4)  # how many channels images usually have
 
 @dataclass(frozen=True)
 class Data:
-    """Images: x float32 ``[N, C, H, W]``, y int64 ``[N]``. Text: x and y int64 ``[N, T]``. y is in ``[0, classes)``."""
+    """Samples and labels. Images: x float32 ``[N, C, H, W]``, y int64 ``[N]``. Text: x, y int64 ``[N, T]``. y < ``classes``."""
 
     name: str
     x_train: Tensor
@@ -32,7 +32,7 @@ class Data:
     classes: int
 
     def resized(self, size: int) -> "Data":
-        """Every image bilinearly interpolated to ``size`` x ``size``. Raises ``ValueError`` for text."""
+        """The data with every image bilinearly interpolated to ``size`` x ``size``. Raises ``ValueError`` for text."""
         if self.x_train.ndim != 4:
             raise ValueError(f"--image-size: expected with images only, got {size} with the text {self.name}")
 
@@ -42,7 +42,7 @@ class Data:
         return replace(self, x_train=resize(self.x_train), x_test=resize(self.x_test))
 
     def to(self, device: str, memory_format: torch.memory_format) -> "Data":
-        """On the device; ``memory_format`` is that of images."""
+        """The data on the device; images are in ``memory_format``."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device).contiguous(memory_format=memory_format) if x.ndim == 4 else x.to(device)
@@ -56,7 +56,7 @@ class Data:
         )
 
     def checksum(self) -> int:
-        """Of all inputs and labels: the same data give the same number."""
+        """A number made of all inputs and labels: the same data give the same one."""
         number = 0
         for x in (self.x_train, self.y_train, self.x_test, self.y_test):
             number = zlib.crc32(x.cpu().contiguous().numpy().data, number)
@@ -64,8 +64,8 @@ class Data:
 
 
 def load(source: str, folder: str | None = None, *, context: int = 64, limit: int = 2**18) -> Data:
-    """``"digits"``, ``"cifar10"`` or ``"cifar100"`` in ``folder``, the path of an ``.npz`` file with x_train, y_train, x_test,
-    y_test; ``"text"``, the Python standard library's source, or the path of a ``.txt`` file, UTF-8.
+    """The data of a ``source``: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` in ``folder``; the path of an ``.npz`` file with
+    x_train, y_train, x_test, y_test; ``"text"``, the Python standard library's source; or the path of a ``.txt`` file, UTF-8.
 
     An ``.npz`` file's x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255), or a table
     ``[N, features]``, which is taken as images of one row; its y: whole numbers from 0.
@@ -122,7 +122,7 @@ def _npz(source: str, path: Path) -> Data:
 
 
 def _digits() -> Data:
-    """1,797 images of 8 x 8, split once and for all into 1,437 and 360, as many of each digit in both."""
+    """The digits: 1,797 images of 8 x 8, split once and for all into 1,437 and 360 with equal shares of each digit."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -136,7 +136,7 @@ def _digits() -> Data:
 
 
 def _cifar(name: str, folder: Path) -> Data:
-    """60,000 images of 3 x 32 x 32 as torchvision reads them; each channel normalised by the training images' mean and std."""
+    """The 60,000 images of 3 x 32 x 32, read by torchvision; channels are normalised by the training images' mean and std."""
     try:
         from torchvision import datasets  # type: ignore[import-not-found,import-untyped]
     except Exception as error:  # built for another torch, it raises more than ImportError

@@ -1,6 +1,6 @@
-"""Several methods over several seeds: the runs of a seed take turns epoch by epoch, so that all meet the same machine.
+"""An experiment of several methods and seeds: the runs of a seed take turns epoch by epoch, so that all meet the same machine.
 
-Then each method's control: dense training over as many epochs as take the method's time, its schedule rescaled to them.
+Then comes each method's control: dense training over as many epochs as take the method's time, its schedule rescaled to them.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ WARM_UP_STEPS = 12
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that take turns, epoch by epoch. ``control_of``: the methods that it is the control of, if it is one."""
+    """Runs that take turns, epoch by epoch. ``control_of``: the methods whose control it is; empty where it is none."""
 
     seed: int
     methods: tuple[Method, ...]
@@ -39,10 +39,10 @@ class Group:
 
 @dataclass
 class Experiment:
-    """``warm_up``, then ``run``, which trains everything and keeps ``out/results.json`` valid after every round of epochs.
+    """An experiment: ``warm_up``, then ``run``, which trains all; ``out/results.json`` is valid after each round of epochs.
 
     ``checkpoint``: a file that ``resume`` can continue from, replaced after every round as well. ``identity`` tells an
-    experiment from all others, of the same arguments too. Of several processes the first one writes and speaks.
+    experiment from all others, even from those with the same arguments. Of several processes the first one writes and speaks.
     """
 
     settings: Settings
@@ -53,12 +53,12 @@ class Experiment:
     arguments: dict[str, Any]
     checkpoint: Path | None = None
     say: Callable[[str], None] = tqdm.write
-    finished: list[Record] = field(default_factory=list)  # of groups that are done
-    runs: list[Run] = field(default_factory=list)  # of the group that is not
+    finished: list[Record] = field(default_factory=list)  # the records of the groups that are done
+    runs: list[Run] = field(default_factory=list)  # the runs of the group that is not
     measure_memory: bool = False
     peaks: dict[str, int] = field(default_factory=dict)  # bytes of a step at the start, by method
     identity: str = field(default_factory=lambda: secrets.token_hex(16))
-    state_bytes: int = 0  # of a checkpoint with all methods' runs; after ``warm_up``, where one is asked for
+    state_bytes: int = 0  # what a checkpoint of all methods' runs takes; known after ``warm_up``
 
     def __post_init__(self) -> None:
         self.first = processes.rank() == 0
@@ -77,7 +77,7 @@ class Experiment:
 
     @property
     def epochs_at_most(self) -> int:
-        """Of all runs, those of controls with them."""
+        """The largest number of epochs that all runs together can take, those of controls included."""
         controls = len(self.methods) - 1 if self.methods[0].label == DENSE else 0
         return self.seeds * (len(self.methods) + controls) * self.settings.epochs
 
@@ -102,9 +102,9 @@ class Experiment:
         return complete
 
     def warm_up(self) -> None:
-        """Two thrown-away short epochs of all methods at once, in both modes, with nothing written: no run then pays for
-        the libraries' first calls, or for memory that the process did not have yet. Wrong arguments show here. With
-        ``measure_memory`` each then takes a step that its peak memory is read from."""
+        """Trains all methods for two short epochs, in both modes, and throws them away: no run then pays for the libraries'
+        first calls, or for memory that the process did not have yet. Wrong arguments show here; nothing is written. With
+        ``measure_memory`` each method then takes a step whose peak memory is measured."""
         runs = [Run(method, self.settings, self.data, seed=0) for method in self.methods]
         _try(runs)
         if self.checkpoint is not None:
@@ -116,7 +116,7 @@ class Experiment:
     # ---- what is left to train --------------------------------------------------------------------------------------
 
     def _groups(self) -> Iterator[Group]:
-        """Those that are not finished, in their order. Which controls a seed needs shows when its policies are done."""
+        """The groups that are not finished, in their order. Which controls a seed needs shows when its policies are done."""
         for seed in range(self.seeds):
             if not self._has(self.methods[0].label, seed, self.settings.epochs):
                 yield Group(seed, self.methods, self.settings.epochs)
@@ -136,7 +136,7 @@ class Experiment:
         return next(record.epochs for record in self.finished if record.key == key)
 
     def _controls(self, seed: int) -> dict[int, tuple[str, ...]]:
-        """Number of epochs -> methods that take their time."""
+        """The controls of a seed: for each number of epochs the methods that take the time of so many dense ones."""
         controls: dict[int, tuple[str, ...]] = {}
         if self.methods[0].label == DENSE:
             for method in self.methods[1:]:
@@ -175,7 +175,7 @@ class Experiment:
     # ---- checkpoints ------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
-        """Does nothing without a ``checkpoint``."""
+        """Writes the checkpoint, if there is to be one."""
         if self.checkpoint is None:
             return
         runs = [run.state_dict() for run in self.runs]
@@ -203,13 +203,13 @@ class Experiment:
             replace(self, finished=[], runs=[])._rehearse(copy.deepcopy(state))
         except ValueError:
             raise
-        except Exception as error:  # what is made up can raise anything
+        except Exception as error:  # a made-up state can raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"expected a state that training can continue from, got another ({reason})") from error
         self._take(state)
 
     def _rehearse(self, state: dict[str, Any]) -> None:
-        """A few steps and a report."""
+        """Takes a few steps from the state and makes a report, to see that both work."""
         self._take(state)
         _try(self.runs)
         rows = summary.summarise(self.records, self.data.y_test.numel())
@@ -232,14 +232,14 @@ class Experiment:
             raise ValueError("expected runs that have taken turns, got some with more epochs than others")
 
     def _check_finished(self) -> None:
-        """All methods of a seed, or none, and controls."""
-        epochs, found = self.settings.epochs, {record.key for record in self.finished}
-        begun = {seed for _, seed, _ in found}
+        """Refuses finished runs that are not all methods of a seed, or none, and controls."""
+        epochs, keys = self.settings.epochs, {record.key for record in self.finished}
+        begun = {seed for _, seed, _ in keys}
         wanted = {(method.label, seed, epochs) for method in self.methods for seed in begun}
-        controls = {key for key in found - wanted if key[0] == DENSE and key[2] < epochs}
+        controls = {key for key in keys - wanted if key[0] == DENSE and key[2] < epochs}
         complete = all(record.complete for record in self.finished)
-        if found != wanted | controls or not begun <= set(range(self.seeds)) or not complete:
-            raise ValueError(f"expected whole runs of {len(self.methods)} methods by seed, got {sorted(found)}")
+        if keys != wanted | controls or not begun <= set(range(self.seeds)) or not complete:
+            raise ValueError(f"expected whole runs of {len(self.methods)} methods by seed, got {sorted(keys)}")
 
     # ---- reports ----------------------------------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class Experiment:
                 title = f"{self.settings.model} on {self.data.name}"
                 draw(self.out / PICTURE, title, self.records)
                 draw_front(self.out / FRONT, title, rows)
-        finally:  # is said, whether it can be written or not
+        finally:  # shown even if the files cannot be written
             self.say("\n" + summary.table(rows))
             self.say(summary.legend(rows))
             if verdict := summary.verdict(rows, test_labels):
@@ -276,7 +276,7 @@ class Experiment:
 
 
 def _try(runs: list[Run]) -> None:
-    """Two short epochs of all, in both modes. What cannot train shows here. The runs are for nothing else afterwards."""
+    """Trains all runs for two short epochs, in both modes: what cannot train shows. The runs are of no use afterwards."""
     with contextlib.ExitStack() as closing:
         for run in runs:
             closing.callback(run.close)

@@ -18,17 +18,17 @@ from typing import Any, BinaryIO
 
 FORMAT = "lock of wuskern train"
 OWN = secrets.token_hex(8)  # in the names of all temporary files of this process, and in its locks
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the errors of file systems without locks
 
 _held: set[int] = set()  # descriptors of this process's locks
 
 
 class NotWritten(OSError):
-    """A file could not be written. What had its name before is whole."""
+    """An error on writing a file. What had its name before is whole."""
 
 
 class _Raw(io.FileIO):
-    """Remembers why it could not be written: who writes through it may raise something else."""
+    """A file that remembers why it could not be written: who writes through it may raise something else."""
 
     failure: OSError | None = None
 
@@ -42,11 +42,11 @@ class _Raw(io.FileIO):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` in one step at the end: a reader, or a crash, sees the old or the new.
+    """A file to write that replaces ``path`` in one step at the end: a reader, or a crash, sees the old file or the new one.
 
-    It is written beside ``path`` under a name that no file has, so that two processes cannot mix theirs. A ``path`` that is a
-    link is replaced, and what it leads to stays. An error or Ctrl-C inside leaves ``path`` alone. What a killed process had
-    begun is removed by the next one that has its lock.
+    It is written beside ``path`` under a name that no file has, so that two processes cannot mix theirs. If ``path`` is a
+    link, the link is replaced, and what it leads to stays. An error or Ctrl-C inside leaves ``path`` alone. What a killed
+    process had begun is removed by the next one that has its lock.
 
     Raises:
         NotWritten: the disk is full, the folder is not there, and the like.
@@ -76,7 +76,7 @@ def _not_written(path: Path, error: OSError) -> NotWritten:
 
 
 def opened(path: Path) -> BinaryIO:
-    """A regular file, to read from. Anything else raises ``OSError``: a pipe could be waited for without end."""
+    """A regular file, open for reading. Anything else raises ``OSError``: a pipe could be waited for without end."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -85,7 +85,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def check_room(folder: Path, largest: int, together: int) -> None:
-    """Tries whether ``folder`` takes files of so many bytes, and leaves nothing in it.
+    """Tries whether ``folder`` takes a file of ``largest`` bytes, and ``together`` bytes in all; leaves nothing in it.
 
     Raises:
         OSError: files cannot be written there, or none of that size. ValueError: the disk has less than ``together`` free.
@@ -106,14 +106,14 @@ def lock_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Inside, no other process can claim ``path``.
+    """A block in which no other process can claim ``path``.
 
-    A file beside it, ``lock_of(path)``, names this process. The lock itself is the kernel's: it ends with the process, in
-    whatever way, and the next one removes what that one had begun to write. On a file system without locks there is none.
+    A file beside it, ``lock_of(path)``, names this process. The lock itself is the kernel's: it ends with the process, however
+    that ends, and the next process removes what this one had begun to write. A file system without locks gives none.
 
     Raises:
-        ValueError: another process has it, which is named; the lock's name is that of somebody's file. OSError: no lock can be
-            written there.
+        ValueError: another process has claimed it, which is named; or a file of somebody else has the lock's name.
+        OSError: no lock can be written there.
     """
     lock = lock_of(path)
     handle, locks = _locked(lock, path)
@@ -162,7 +162,7 @@ def _is_still(lock: Path, handle: int) -> bool:
 
 
 def _holder(handle: int, lock: Path) -> dict[str, Any] | None:
-    """What the lock says of the process that wrote it; None: nothing yet. Raises ``ValueError`` for somebody else's file."""
+    """What the lock says about the process that wrote it; None if nothing yet. Raises ``ValueError`` for any other file."""
     regular = stat.S_ISREG(os.fstat(handle).st_mode)
     try:
         content = json.loads(text) if regular and (text := os.pread(handle, 2**12, 0)) else None
@@ -187,10 +187,10 @@ def _name_this_process(handle: int) -> None:
 
 
 def _remove_leftovers(folder: Path, dead: dict[str, Any]) -> None:
-    """What a process that is no more was writing: its own mark is in the names."""
+    """Removes the files that a process was writing when it died: its own mark is in their names."""
     if re.fullmatch(r"[0-9a-f]{16}", str(dead.get("own"))):
-        for left in folder.glob(f".*.{dead['own']}-*.tmp"):
-            left.unlink(missing_ok=True)
+        for leftover in folder.glob(f".*.{dead['own']}-*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def _let_go(handle: int) -> None:
@@ -199,7 +199,7 @@ def _let_go(handle: int) -> None:
 
 
 def _let_go_in_child() -> None:
-    """A worker that outlives its parent would keep the parent's locks."""
+    """Closes the parent's locks in a forked worker, which would keep them if it outlives the parent."""
     while _held:
         os.close(_held.pop())
 

@@ -14,7 +14,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # which samples (on the CPU, as given), t
 
 
 class Batches:
-    """Batches by the numbers of their samples; the same bits whether the data are on the device or in host memory.
+    """A source of batches by the numbers of their samples; the same bits from data on the device and in host memory.
 
     With ``host`` each batch is fetched while the one before is in use, through pinned memory and on a stream of its own where
     the device is CUDA. Workers stay from epoch to epoch: ``close`` ends them, as does the end of a ``with`` block. No random
@@ -50,8 +50,7 @@ class Batches:
         self._fetching: Any = None  # the loader's iterator: it holds the workers
 
     def epoch(self, batches: Sequence[Tensor]) -> Generator[Batch, None, None]:
-        """``(index, x, y)`` for each index, int64 ``[B]`` on the CPU, in their order. One epoch at a time; it may be left
-        early."""
+        """Yields ``(index, x, y)`` for each index in ``batches``, int64 ``[B]`` on the CPU. One epoch at a time."""
         if not self.host:
             for index in batches:
                 yield index, self._formatted(self.x[index]), self.y[index]
@@ -93,7 +92,7 @@ class Batches:
         return self._fetching
 
     def _copy(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Both on the device, once the event that comes with them, if any, has happened."""
+        """The x and y on the device, valid once the event that comes with them, if any, has happened."""
         with torch.cuda.stream(self.stream) if self.stream is not None else contextlib.nullcontext():
             x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
             return self._formatted(x), y, self.stream.record_event() if self.stream is not None else None
@@ -103,7 +102,7 @@ class Batches:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
             for tensor in (x, y):
-                tensor.record_stream(current)  # its memory is the other stream's
+                tensor.record_stream(current)  # so that its memory, of the other stream, is not used again too early
         return index, x, y
 
     def _formatted(self, x: Tensor) -> Tensor:
@@ -111,7 +110,7 @@ class Batches:
 
 
 class _Order(Sampler[Any]):
-    """The indices of the coming epoch; the loader asks for them at its beginning, in the training process."""
+    """A sampler of the coming epoch's indices; the loader asks for them when it begins, in the training process."""
 
     def __init__(self) -> None:
         self.batches: Sequence[Tensor] = ()
@@ -121,6 +120,8 @@ class _Order(Sampler[Any]):
 
 
 class _Samples(Dataset[tuple[Tensor, Tensor]]):
+    """A data set whose items are whole batches."""
+
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
 

@@ -30,20 +30,20 @@ from wuskern.train.settings import AMP, SCHEDULES, Settings, check_states
 
 
 class Run:
-    """Trains one model under one method, epoch by epoch.
+    """A training of one model under one method, epoch by epoch.
 
     Runs of one seed start from the same weights and see the same batches, as long as no sampler leaves samples out. Each has a
     random state of its own (torch's, on the CPU and the CUDA device), so that its numbers do not depend on what else runs in
     between. The metric that WUS watches is the accuracy on the training batches: it costs nothing and leaks nothing from the
     test set.
 
-    Of several processes, each computes a part of every batch, as long as everybody's; all have the record of the first.
+    Each of several processes computes an equal part of every batch; all have the record of the first.
 
     Args:
         leader: for ``frozen``, a run of the same seed with WUS in it, whose windows it repeats.
     """
 
-    limit: int | None = None  # steps of an epoch, of a run that is thrown away
+    limit: int | None = None  # at most so many steps in an epoch of a run that is thrown away
 
     def __init__(self, method: Method, settings: Settings, data: Data, seed: int, leader: "Run | None" = None) -> None:
         self.method, self.settings, self.data = method, settings, data
@@ -53,7 +53,7 @@ class Run:
         with self.random.seeded(seed):
             channels, *size = data.x_train.shape[1:]
             model = build(settings.model, channels, size, data.classes, settings.width)
-            if processes.rank() > 0:  # dropout of its own
+            if processes.rank() > 0:  # so that dropout differs between processes
                 torch.manual_seed(seed + 1_000_003 * processes.rank())
         self.model = model.to(self.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
         if method.parts:
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def mode(self) -> str:
-        """Of the next epoch, as in ``Epoch``."""
+        """The mode of the next epoch, as in ``Epoch``."""
         if self.policy is None:
             return "full"
         wanted = [self.policy.wants(name) for name in self.policy.layers]
@@ -117,13 +117,13 @@ class Run:
         return self.data.x_train[:2].to(self.device)
 
     def _savings(self) -> Savings | None:
-        """What PyTorch's own freezing saves is not known."""
+        """What counts savings; None without a policy, and for PyTorch's own freezing, whose savings are not known."""
         if self.policy is None or self.method.has("frozen"):
             return None
         return Savings(self.policy, self._example(), samples=len(self.data.x_train) // processes.world())
 
     def _saved(self, samples: int) -> dict[str, float] | None:
-        """``samples``: those trained on, of all processes."""
+        """The shares that an epoch saved; None where nobody counts. ``samples``: how many all processes trained on."""
         if self.savings is not None:
             return asdict(self.savings.report())
         if self.sampler is None:
@@ -132,7 +132,7 @@ class Run:
         return asdict(Saved(0.0, 0.0, 0.0, 0.0, samples=left_out, depth=0, total=left_out))
 
     def _distributed(self) -> tuple[nn.Module, Prepared | None]:
-        """What is called in training: the model, or DDP around it, and what carries DDP's choice of rows."""
+        """The module to call in training, the model or DDP around it, and what carries DDP's choice of rows."""
         if processes.world() == 1:
             return self.model, None
         unused = self._freezing is not None  # what is frozen gets no gradient
@@ -151,7 +151,7 @@ class Run:
     # ---- an epoch ---------------------------------------------------------------------------------------------------
 
     def epoch(self) -> Epoch:
-        """Trains one epoch, evaluates, lets the method decide about the next one."""
+        """Trains one epoch, evaluates, lets the method decide about the next one, and returns the record."""
         mode = self.mode
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.trained.train()
@@ -191,7 +191,7 @@ class Run:
         return order.shuffled(len(self.data.x_train), self.order, s.batch, s.accumulate)[: self.limit]
 
     def _train(self) -> tuple[float, float, int, int, dict[str, float]]:
-        """Loss and accuracy over the epoch's samples, steps, samples, seconds by phase."""
+        """Trains one epoch; the loss and accuracy over its samples, the numbers of steps and samples, and seconds by phase."""
         steps = self._steps()
         loss_sum = torch.zeros((), device=self.device)
         correct = torch.zeros((), device=self.device, dtype=torch.long)
@@ -208,7 +208,7 @@ class Run:
         return loss_mean, processes.total(correct).item() / labels, len(steps), samples, seconds
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor, Tensor]], micro: tuple[Tensor, ...], phases: Phases) -> Any:
-        """One optimizer step; the sums of the samples' losses and of the right answers."""
+        """Takes one optimizer step; returns the sums of the samples' losses and of the right answers."""
         if self.policy is not None:
             self.policy.before_step()
         self.optimizer.zero_grad()
@@ -248,7 +248,7 @@ class Run:
 
     @contextlib.contextmanager
     def _synchronised(self, last: bool) -> Iterator[None]:
-        """Of several processes, gradients are exchanged with the last micro-batch of a step."""
+        """A block in which several processes exchange gradients only if it is the last micro-batch of a step."""
         if last or not isinstance(self.trained, DistributedDataParallel):
             yield
         else:
@@ -256,7 +256,7 @@ class Run:
                 yield
 
     def peak_bytes(self) -> int:
-        """Of one training step, above what there was before it. It trains: for a run that is thrown away."""
+        """The peak memory of one training step, above what there was before it. It trains: only for a run to throw away."""
         micro = self._steps()[0]
         self.trained.train()
         with contextlib.closing(self.batches.epoch(list(micro))) as batches:
@@ -269,8 +269,8 @@ class Run:
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on but settings and data; safe for ``torch.load(weights_only=True)``. All processes
-        call it at the same time."""
+        """All that the next epoch depends on, but for settings and data; safe for ``torch.load(weights_only=True)``. All
+        processes call this at the same time."""
         return {
             "record": self.record.state_dict(),
             "model": self.model.state_dict(),
@@ -295,9 +295,9 @@ class Run:
         check_states(self.optimizer, self.schedule, state, len(record.epochs))
         for name in ("optimizer", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])
-        for own, name in ((self.policy, "policy"), (self.built.separate_sampler, "sampler"), (self.prepared, "rows")):
-            if own is not None:
-                own.load_state_dict(state[name])
+        for part, name in ((self.policy, "policy"), (self.built.separate_sampler, "sampler"), (self.prepared, "rows")):
+            if part is not None:
+                part.load_state_dict(state[name])
         self.order.set_state(state["order"])
         length = len(self.random.states)
         self.random.states = list(state["random"])[processes.rank() * length :][:length]

@@ -1,4 +1,4 @@
-"""Peak memory of one call: the most that PyTorch's allocator had handed out at once, above what was there before.
+"""The peak memory of one call: the most that PyTorch's allocator had handed out at once, above what was there before.
 
 On a CPU that is read from a profile of one untimed call; scratch memory that oneDNN takes for itself is not in it.
 """
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
-    """``function`` runs once. Its result counts, since it is alive when the call ends."""
+    """The peak memory of one call of ``function``, in bytes; its result counts, since it is alive when the call ends."""
     return _on_gpu(function) if device == "cuda" else _on_cpu(function)
 
 

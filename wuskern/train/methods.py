@@ -1,4 +1,4 @@
-"""What ``--policy`` says: methods with commas between them, each of parts joined by plus signs, as in
+"""What ``--policy`` says: methods with commas between them, each of one or several parts with plus signs between them, as in
 ``dense,wus,meprop:ratio=.1:scope=both+sieve:keep=.8``."""
 
 import contextlib
@@ -24,7 +24,7 @@ Value = bool | Number | str | list[str] | tuple[Number, ...] | None
 
 @dataclass(frozen=True)
 class Part:
-    """One policy, or sampler, and what the user said of it."""
+    """One policy, or sampler, with the arguments that the user gave it."""
 
     name: str
     arguments: Mapping[str, Value]
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Method:
-    """``label``: as the user wrote it, and what results call it. Without parts: dense training."""
+    """A method of one or several parts; without parts: dense training. ``label``: what the user wrote, and results show."""
 
     label: str
     parts: tuple[Part, ...] = ()
@@ -42,7 +42,7 @@ class Method:
 
     @property
     def skips(self) -> bool:
-        """Whether it may skip steps' weight gradients."""
+        """Whether the method may skip the weight gradients of whole steps."""
         return any(issubclass(PARTS[part.name], WUS) for part in self.parts)
 
 
@@ -51,8 +51,8 @@ class Given:
     """What a run gives to the parts of its method, by the names of their arguments.
 
     Args:
-        model: with converted layers. example: a batch of its inputs. samples: of the training data.
-        leader: of ``frozen``, the policy whose windows it repeats.
+        model: with converted layers. example: a batch of its inputs. samples: how many the training data have.
+        leader: the policy whose windows ``frozen`` repeats.
     """
 
     model: nn.Module
@@ -65,7 +65,7 @@ class Given:
     leader: WUS | None = None
 
     def to(self, kind: Any) -> dict[str, Any]:
-        """The arguments that a part of this kind takes of the run."""
+        """The arguments that a part of this kind takes from the run."""
         known = {name: getattr(self, name) for name in GIVEN} | {"size": self.samples}
         return {argument.name: known[argument.name] for argument in fields(kind) if argument.name in known}
 
@@ -75,8 +75,11 @@ GIVEN = {field.name for field in fields(Given)}
 
 @dataclass(frozen=True)
 class Built:
-    """A method on one model. ``parts``: the policies by themselves, in their order. ``separate_sampler``: the sampler, if no
-    policy steps and saves it."""
+    """A method on one model.
+
+    Attributes:
+        parts: the policies one by one, in their order. separate_sampler: the sampler, if no policy steps and saves it.
+    """
 
     policy: Policy | None = None
     sampler: SievingSampler | None = None
@@ -89,10 +92,10 @@ class Built:
 
 
 def parse(text: str) -> tuple[Method, ...]:
-    """The methods, each once, in the order given.
+    """The methods that the text names, each once, in its order.
 
     Raises:
-        ValueError: a name or an argument that there is not, or one that is no ``key=value``.
+        ValueError: an unknown name or argument, or one that is no ``key=value``.
     """
     labels = ["".join(label.split()) for label in text.split(",")]
     return tuple(Method(label, _parts(label)) for label in dict.fromkeys(labels))
@@ -116,16 +119,16 @@ def _part(text: str) -> Part:
     name, *arguments = text.split(":")
     if name not in PARTS:
         raise ValueError(f"--policy: expected one of {', '.join((DENSE, *PARTS))}, got {name!r}")
-    given: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for argument in arguments:
         key, value = _argument(name, argument)
-        if key in given:
+        if key in values:
             raise ValueError(f"--policy: expected {key}= once, got {text!r}")
-        given[key] = value
+        values[key] = value
     for key, default in defaults(name).items():
-        if default is REQUIRED and key not in given and key != "epochs":
+        if default is REQUIRED and key not in values and key != "epochs":
             raise ValueError(f"--policy: expected {name}:{key}=, which has no default, got {text!r}")
-    return Part(name, given)
+    return Part(name, values)
 
 
 def _argument(name: str, text: str) -> tuple[str, Value]:
@@ -139,7 +142,7 @@ def _argument(name: str, text: str) -> tuple[str, Value]:
 
 
 def _value(text: str, several: bool = False) -> Value:
-    """Numbers with slashes between them are a tuple, and so is one alone where it has to be ``several``."""
+    """The value of an argument. Numbers with slashes between them are a tuple; with ``several``, one number is a tuple, too."""
     parts = [_plain(part) for part in text.split("/")]
     if (several or len(parts) > 1) and all(isinstance(part, Number) and not isinstance(part, bool) for part in parts):
         return tuple(parts)  # type: ignore[arg-type]
@@ -157,16 +160,16 @@ def _plain(text: str) -> bool | Number | str | None:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The arguments that a user can give to a part, and their defaults; REQUIRED of one without."""
-    own = [f for f in fields(PARTS[name]) if f.name not in {*GIVEN, "size"} and not f.metadata.get("from_python")]
-    return {f.name: f.default for f in own}
+    """The arguments that a user can give to a part, and their defaults; REQUIRED for an argument without one."""
+    arguments = [f for f in fields(PARTS[name]) if f.name not in {*GIVEN, "size"} and not f.metadata.get("from_python")]
+    return {f.name: f.default for f in arguments}
 
 
 def build(method: Method, given: Given, epochs: int) -> Built:
     """The method's policies on a converted model, and its sampler.
 
     Args:
-        epochs: of the run, for a part that asks and was not told.
+        epochs: how many the run has, for a part that asks and that the user did not tell.
 
     Raises:
         ValueError, TypeError: what a policy raises for its arguments, or ``Compose`` for two of them; two that sieve data.
@@ -175,7 +178,8 @@ def build(method: Method, given: Given, epochs: int) -> Built:
     samplers: list[SievingSampler] = []
     samples, world = given.samples, given.world
     for part in method.parts:
-        kind, arguments = PARTS[part.name], dict(part.arguments)
+        kind = PARTS[part.name]
+        arguments: dict[str, Any] = dict(part.arguments)
         if defaults(part.name).get("epochs") is REQUIRED or arguments.get("saving") is not None:
             arguments.setdefault("epochs", epochs)
         made = kind(**given.to(kind), **arguments)
@@ -183,9 +187,9 @@ def build(method: Method, given: Given, epochs: int) -> Built:
     of_policies = [policy.sampler for policy in policies if isinstance(policy, SpFDE)]
     if len(samplers + of_policies) > 1:
         raise ValueError("--policy: expected one part that sieves data, got sieve and spfde, which does it by itself")
-    for each in samplers + of_policies:
-        if int(each.keep * samples) < LEAST * world:
-            raise ValueError(f"keep: expected to leave at least {LEAST * world} of {samples} samples, got {each.keep!r}")
+    for sieve in samplers + of_policies:
+        if int(sieve.keep * samples) < LEAST * world:
+            raise ValueError(f"keep: expected to leave at least {LEAST * world} of {samples} samples, got {sieve.keep!r}")
     sampler, separate = next(iter(samplers + of_policies), None), next(iter(samplers), None)
     if not policies:
         return Built(None, sampler, (), separate)

@@ -14,13 +14,13 @@ Steps = list[tuple[Tensor, ...]]  # by step, the indices of each micro-batch
 
 
 def shuffled(samples: int, generator: torch.Generator, batch: int, accumulate: int) -> Steps:
-    """All samples, in batches that the processes share; a last one that is too small is left out."""
+    """The steps of an epoch over all samples, in batches that the processes share; without a last batch that is too small."""
     batches = _without_small_rest(torch.randperm(samples, generator=generator).split(batch), LEAST * processes.world())
     return _in_parts(list(map(processes.share, batches)), accumulate)
 
 
 def of_sampler(sampler: SievingSampler, batch: int, accumulate: int) -> Steps:
-    """What the sampler gives this process."""
+    """The steps of an epoch over the samples that the sampler gives this process."""
     batches = torch.tensor(list(sampler)).split(batch // processes.world())
     return _in_parts(_without_small_rest(batches, LEAST), accumulate)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from wuskern.train import files, results
 
 RESULTS, PICTURE, FRONT = "results.json", "accuracy.png", "front.png"
-# More than it takes: an epoch of a run in results.json, and in a checkpoint; both pictures.
+# Upper bounds: of an epoch of a run in results.json, of one in a checkpoint, and of both pictures.
 RESULT_BYTES, RECORD_BYTES, PICTURE_BYTES = 2**10, 2**9, 2**21
 
 
@@ -21,9 +21,9 @@ class Output:
     Attributes:
         out: the folder of results and pictures. checkpoint: a file, or None.
         overwrite: whether what is there may be replaced.
-        continued: the checkpoint that the experiment goes on from, if any, and written: when that was, as it was read.
-        experiment: which one that is, whose own results may be replaced.
-        read: what the experiment reads, and must not write over.
+        continued: the checkpoint that the experiment goes on from, if any. written: its time when it was read.
+        experiment: the identity of the experiment, whose own results may be replaced.
+        read: files that the experiment reads, and must not write over.
     """
 
     out: Path
@@ -45,15 +45,15 @@ class Output:
     def _check_out(self) -> None:
         if os.path.lexists(self.out) and not self.out.is_dir():
             raise ValueError(f"expected a directory, got {self.out}, which is something else")
-        own = self.experiment is not None and results.experiment_of(self.out / RESULTS) == self.experiment
+        is_ours = self.experiment is not None and results.experiment_of(self.out / RESULTS) == self.experiment
         for name in (RESULTS, PICTURE, FRONT):
             _check_file(self.out / name)
             for taken in (*self.read, *filter(None, [self.continued])):
                 if _same(self.out / name, taken):
                     raise ValueError(f"expected a directory whose {name} is nothing that is read, got {self.out}")
-            if os.path.lexists(self.out / name) and not self.overwrite and not own:
-                other = " of another experiment" if self.continued else ""
-                raise ValueError(f"expected a directory without {name}{other} (or --overwrite), got {self.out}")
+            if os.path.lexists(self.out / name) and not self.overwrite and not is_ours:
+                whose = " of another experiment" if self.continued else ""
+                raise ValueError(f"expected a directory without {name}{whose} (or --overwrite), got {self.out}")
 
     def _check_checkpoint(self, path: Path) -> None:
         written = [self.out / name for name in (RESULTS, PICTURE, FRONT)]
@@ -69,36 +69,36 @@ class Output:
 
     @contextlib.contextmanager
     def claimed(self, epochs: int, state_bytes: int) -> Iterator[None]:
-        """Inside, no other process can claim these files, and there is room for them. An ``out`` that is made for it and stays
-        empty is removed again.
+        """A block in which no other process can claim these files, and there is room for them. An ``out`` that is made for it
+        and stays empty is removed again.
 
         Args:
-            epochs: of all runs together. state_bytes: of all runs' states in a checkpoint.
+            epochs: of all runs together. state_bytes: what all runs' states take in a checkpoint.
 
         Raises:
             ValueError: as ``check``; another process writes one of these files; the disk cannot take them.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             with _named("--out"):
-                held.enter_context(_made(self.out))
-                held.enter_context(files.claimed(self.out / RESULTS))
+                stack.enter_context(_made(self.out))
+                stack.enter_context(files.claimed(self.out / RESULTS))
             if self.checkpoint is not None:
                 with _named("--checkpoint"):
-                    held.enter_context(files.claimed(self.checkpoint))
+                    stack.enter_context(files.claimed(self.checkpoint))
             self.check()  # a process that has ended since may have left something
             self._check_room(epochs * RESULT_BYTES, epochs * RECORD_BYTES + state_bytes)
             yield
 
     def _check_room(self, results: int, checkpoint: int) -> None:
-        """A file is whole before the one that it replaces is gone."""
+        """Checks the room, for twice a file that is replaced: the new one is whole before the old one goes."""
         together = 2 * results + PICTURE_BYTES
         if self.checkpoint is not None:
             with _named("--checkpoint"):
                 size, old = checkpoint, self.checkpoint.stat().st_size if self.checkpoint.exists() else 0
-                both = max(size, 2 * size - old)
-                files.check_room(self.checkpoint.parent, size, both)
+                old_and_new = max(size, 2 * size - old)
+                files.check_room(self.checkpoint.parent, size, old_and_new)
                 if self.checkpoint.parent.stat().st_dev == self.out.stat().st_dev:
-                    together += both
+                    together += old_and_new
         with _named("--out"):
             files.check_room(self.out, max(results, PICTURE_BYTES // 2), together)
 
@@ -113,27 +113,27 @@ def _named(argument: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """The folder, and the parents that it lacks; at the end those among them that are empty are removed."""
-    lacking = [each for each in (folder, *folder.parents) if not each.exists()]
+    """A block with the folder, for which it and its parents are made; those that are empty at the end are removed."""
+    lacking = [missing for missing in (folder, *folder.parents) if not missing.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         with contextlib.suppress(OSError):
-            for each in lacking:
-                each.rmdir()
+            for made in lacking:
+                made.rmdir()
 
 
 def _check_file(path: Path) -> None:
-    """A link is replaced itself, whatever it leads to."""
+    """Raises ``ValueError`` for what cannot be replaced; a link can, whatever it leads to."""
     with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             raise ValueError(f"expected a file that can be replaced, got {path}, which is none")
 
 
-def _same(one: Path, other: Path) -> bool:
-    """Whether both are names of one file, or of one place for a file."""
-    if one.exists() and other.exists() and os.path.samefile(one, other):
+def _same(a: Path, b: Path) -> bool:
+    """Whether two paths name one file, or one place for a file."""
+    if a.exists() and b.exists() and os.path.samefile(a, b):
         return True
-    return one.name == other.name and os.path.realpath(one.parent) == os.path.realpath(other.parent)
+    return a.name == b.name and os.path.realpath(a.parent) == os.path.realpath(b.parent)

@@ -16,16 +16,16 @@ from wuskern.convert import convert
 from wuskern.policies.base import CLAIMS
 from wuskern.train.methods import PARTS, Built, Given, build, parse
 
-SIMPLIFYING = "mesimp:simplify=true"  # what a part does only when it is told to
+SIMPLIFYING = "mesimp:simplify=true"  # which claims more than mesimp by itself
 NAMES = (*PARTS, SIMPLIFYING)
 EPOCHS, SAMPLES, CLASSES = 3, 12, 4
 IMAGES = (3, 6, 6)
-SHORT = {"frozen": "freezing", "twice": "itself"}  # reasons that a cell of the table calls otherwise
+SHORT = {"frozen": "freezing", "twice": "itself"}  # reasons that have another name in the table
 
 
 @dataclass(frozen=True)
 class Pair:
-    """``refusal``: why it is refused, None if it is not."""
+    """Two parts of a method. ``refusal``: why they cannot be combined; None if they can."""
 
     first: str
     second: str
@@ -33,40 +33,40 @@ class Pair:
 
     @property
     def method(self) -> str:
-        """As for ``--policy``."""
+        """The method of both, as ``--policy`` takes it."""
         return f"{trial(self.first)}+{trial(self.second)}"
 
     @property
     def reason(self) -> str | None:
-        """Of ``CLAIMS``, the one that both have; of what ``wuskern.train.methods`` refuses, its word for it."""
+        """The one of ``CLAIMS`` that both have, or a word of what ``wuskern.train.methods`` says; None without a refusal."""
         if self.refusal is None:
             return None
         claim = next((kind for kind, text in CLAIMS.items() if text in self.refusal), None)
-        found = re.search("alone|twice|data", self.refusal)
-        return claim or (found[0] if found else self.refusal)
+        match = re.search("alone|twice|data", self.refusal)
+        return claim or (match[0] if match else self.refusal)
 
 
 def trial(name: str) -> str:
-    """The part of that name with arguments that make it act within three epochs."""
+    """The part ``name`` with arguments that make it act within three epochs."""
     arguments = PARTS[name.split(":")[0]].trial
     return f"{name}:{arguments}" if arguments else name
 
 
 def network() -> nn.Module:
-    """Converted; two convolutions, a batch norm, and three linear layers."""
+    """A small converted model: two convolutions, a batch norm, and three linear layers."""
     parts = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()
     return convert(nn.Sequential(*parts, nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, CLASSES)))
 
 
 def built(pair: Pair, model: nn.Module, optimizer: Optimizer) -> Built:
-    """On a :func:`network`. Raises ``ValueError`` where it is refused."""
+    """The pair's method on ``model``, a :func:`network`. Raises ``ValueError`` where the two cannot be combined."""
     example = torch.zeros(2, *IMAGES)
     return build(parse(pair.method)[0], Given(model, optimizer, example, SAMPLES, seed=0), EPOCHS)
 
 
 @functools.cache
 def pairs() -> tuple[Pair, ...]:
-    """Every two of ``NAMES``, in their order."""
+    """All pairs of ``NAMES``, in their order, each tried."""
     return tuple(_tried(Pair(*names)) for names in itertools.combinations(NAMES, 2))
 
 
@@ -83,8 +83,8 @@ def _tried(pair: Pair) -> Pair:
 
 
 def table() -> str:
-    """Markdown: methods that go with the same ones share a row, and a column of its number. A cell is "+" where the two can
-    be combined, or says what only one of them can decide."""
+    """The table in Markdown. Methods that can be combined with the same others share a row, and a column of its number. A cell
+    is "+" where two can be combined, or says what only one of them can decide."""
     reasons = {frozenset((p.first, p.second)): p.reason for p in pairs()}
     groups = _groups(reasons)
     lines = [
@@ -92,14 +92,14 @@ def table() -> str:
         f"| --- |{' --- |' * len(groups)}",
     ]
     for number, group in enumerate(groups, 1):
-        cells = (_cell(reasons, group, other) for other in groups)
+        cells = (_cell(reasons, group, column) for column in groups)
         lines.append(f"| {number}: {', '.join(f'`{name}`' for name in group)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(reasons: dict[frozenset[str], str | None], group: list[str], other: list[str]) -> str:
-    found = {reasons[frozenset((a, b))] for a in group for b in other if a != b}
-    return "/".join(sorted("+" if reason is None else SHORT.get(reason, reason) for reason in found))
+def _cell(reasons: dict[frozenset[str], str | None], row: list[str], column: list[str]) -> str:
+    cell = {reasons[frozenset((a, b))] for a in row for b in column if a != b}
+    return "/".join(sorted("+" if reason is None else SHORT.get(reason, reason) for reason in cell))
 
 
 def _groups(reasons: dict[frozenset[str], str | None]) -> list[list[str]]:

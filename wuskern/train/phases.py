@@ -9,7 +9,7 @@ PHASES = ("data", "fprop", "backward", "optimizer")
 
 
 class Phases:
-    """Seconds by phase: what lies between two marks counts for the phase that the second one names.
+    """A clock of phases: the time between two marks counts for the phase that the second one names.
 
     On a GPU marks are events, which nobody waits for until the end.
     """
@@ -29,7 +29,7 @@ class Phases:
         self.marks.append((phase, self._now()))
 
     def end(self) -> dict[str, float]:
-        """The seconds of each phase."""
+        """The seconds spent in each phase."""
         if self.cuda is not None:
             torch.cuda.synchronize(self.cuda)
         seconds = dict.fromkeys(PHASES, 0.0)

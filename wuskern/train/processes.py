@@ -1,4 +1,4 @@
-"""Several processes of one training, as torchrun starts them: each has its share of every batch, the first one writes.
+"""The processes of one training, as torchrun starts them: each has its share of every batch, the first one writes.
 
 In a single process all of this does nothing.
 """
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 class GroupBroken(Exception):
-    """Another process ended, or did not answer in time."""
+    """An error because another process ended, or did not answer in time."""
 
 
 def planned() -> int:
     """How many processes torchrun started; 1 without it.
 
     Raises:
-        ValueError: of several processes, an environment that is not torchrun's.
+        ValueError: several processes in an environment that is not torchrun's.
     """
     size = _of_environment("WORLD_SIZE", 1)
     if size > 1:
@@ -55,7 +55,7 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def group(device: str, timeout: float) -> Iterator[None]:
-    """The processes that torchrun started, joined: by NCCL on CUDA devices, by gloo elsewhere.
+    """A block in which the processes that torchrun started are joined: by NCCL on CUDA devices, by gloo elsewhere.
 
     Args:
         device: as for torch. timeout: seconds that one process waits for another.
@@ -73,7 +73,7 @@ def group(device: str, timeout: float) -> Iterator[None]:
             yield
         finally:
             dist.destroy_process_group()
-    except RuntimeError as error:  # torch.distributed's own errors are such, and gloo's have no class
+    except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors, and gloo's have no class of their own
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise GroupBroken(
@@ -83,7 +83,7 @@ def group(device: str, timeout: float) -> Iterator[None]:
 
 
 def usable_device(name: str) -> str:
-    """``name``; "auto" is cuda where there is one. Of several processes, each takes a GPU of its own.
+    """The device ``name``; "auto" is cuda where there is one. Each of several processes takes a GPU of its own.
 
     Raises ``ValueError`` if this PyTorch cannot use it, or as ``planned``.
     """
@@ -104,7 +104,7 @@ def usable_device(name: str) -> str:
 
 
 def share(batch: Tensor) -> Tensor:
-    """This process's part of a batch, as long as everybody's: what is left over is dropped."""
+    """This process's part of a batch; all parts are of one length, and what remains is dropped."""
     length = len(batch) // world()
     return batch[rank() * length : (rank() + 1) * length]
 
@@ -117,7 +117,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def by_first(action: Callable[[], object]) -> None:
-    """The first process does it. Where it cannot, all raise ``ValueError`` with its reason."""
+    """Has the first process call ``action``. Where that fails, all processes raise ``ValueError`` with its reason."""
     reason = None
     if rank() == 0:
         try:
@@ -129,18 +129,18 @@ def by_first(action: Callable[[], object]) -> None:
 
 
 def of_first(value: T) -> T:
-    """The first process's value, in all."""
+    """The first process's value, in all processes."""
     if world() == 1:
         return value
-    held = [value]
-    dist.broadcast_object_list(held)
-    return held[0]
+    sent = [value]
+    dist.broadcast_object_list(sent)
+    return sent[0]
 
 
 def of_all(values: list[T]) -> list[T]:
     """The lists of all processes, one after another."""
     if world() == 1:
         return values
-    held: list[list[T]] = [[] for _ in range(world())]
-    dist.all_gather_object(held, values)
-    return [value for each in held for value in each]
+    lists: list[list[T]] = [[] for _ in range(world())]
+    dist.all_gather_object(lists, values)
+    return [value for of_process in lists for value in of_process]

@@ -1,4 +1,4 @@
-"""torch's random state of one run, apart from that of the process and of other runs."""
+"""The random state of one run in torch, apart from that of the process and of other runs."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class RandomState:
-    """That of the CPU, and of the CUDA device if it is one.
+    """The random state of the CPU, and of ``device`` if it is a CUDA device.
 
     Attributes:
-        states: a tensor each.
+        states: a tensor for each of the two.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class RandomState:
 
     @contextlib.contextmanager
     def seeded(self, seed: int) -> Iterator[None]:
-        """Within, torch draws from that seed; the run goes on from where it ends."""
+        """A block in which torch draws from that seed; the run goes on from where it ends."""
         with torch.random.fork_rng(self.cuda):
             torch.manual_seed(seed)
             yield
@@ -31,7 +31,7 @@ class RandomState:
 
     @contextlib.contextmanager
     def own(self) -> Iterator[None]:
-        """Within, torch draws on from the run's state."""
+        """A block in which torch draws on from the run's state."""
         with torch.random.fork_rng(self.cuda):
             torch.set_rng_state(self.states[0])
             for device, state in zip(self.cuda, self.states[1:], strict=True):

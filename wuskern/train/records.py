@@ -13,11 +13,12 @@ MODES = ("full", "skip", "frozen", "rows", "tokens")
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: accuracies in [0, 1]; losses per label; seconds of training, without evaluation, in all and by phase; learning
-    rate (of the first group); what was saved, by kind, of what dense training computes, or None where that is not counted."""
+    """The record of one epoch: accuracies in [0, 1]; losses per label; seconds of training without evaluation, of this epoch,
+    of all so far, and by phase; the learning rate of the first group; the shares of dense training's computations that were
+    saved, by kind, or None where they are not counted."""
 
     number: int
-    mode: str  # of MODES; "frozen": some layers are; "rows", "tokens": weight gradients of, from some
+    mode: str  # one of MODES; "frozen": some layers are; "rows", "tokens": weight gradients of some rows, from some tokens
     loss: float
     train_accuracy: float
     test_accuracy: float
@@ -30,13 +31,13 @@ class Epoch:
     saved: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, which has no NaN: the loss of a run that diverged is None."""
+        """The record for JSON, which has no NaN: the loss of a run that diverged is None."""
         losses = {"loss": self.loss, "test_loss": self.test_loss}
         return asdict(self) | {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Epoch":
-        """Raises ``ValueError`` for what ``asdict`` gave of no epoch."""
+        """The epoch that ``asdict`` made ``state`` of. Raises ``ValueError`` for a state that is none of an epoch."""
         _check("an epoch", state, cls, _of_epoch)
         return cls(**state)
 
@@ -59,12 +60,12 @@ class Record:
         return len(self.epochs) == self.planned
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists."""
+        """The record in plain numbers, strings and lists."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Record":
-        """Raises ``ValueError`` for what ``state_dict`` gave of no run."""
+        """The record that ``state_dict`` made ``state`` of. Raises ``ValueError`` for a state that is none of a run."""
         _check("a run", state, cls, _of_run)
         epochs = [Epoch.from_state(epoch) for epoch in state["epochs"]]
         if [epoch.number for epoch in epochs] != list(range(1, len(epochs) + 1)) or len(epochs) > state["planned"]:
@@ -105,7 +106,7 @@ def _of_epoch(name: str, value: Any) -> bool:
 
 
 def _of_saved(name: str, value: Any) -> bool:
-    """Shares are under 0 where samples came twice."""
+    """Whether ``value`` can be that of a field of ``Saved``. Shares are under 0 where samples came twice."""
     return _whole(value, least=0) if name == "depth" else _finite(value) and -1 <= value <= 1
 
 

@@ -1,4 +1,4 @@
-"""The file that holds everything a set of runs gave."""
+"""The file with all results of an experiment."""
 
 import json
 import platform
@@ -18,7 +18,7 @@ from wuskern.train.summary import control, policy_records, summarise, verdict
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """What a reader needs to place the seconds; nothing that names a machine."""
+    """What a reader needs to know to judge the seconds; nothing that names a machine."""
     return {
         "wuskern": package_version("wuskern"),
         "torch": torch.__version__,
@@ -42,8 +42,8 @@ def save(
 ) -> None:
     """Replaces the file in one step.
 
-    ``experiment``: which one it is, whatever its arguments. ``peaks``: bytes of a step, by method. ``complete``: nothing of the
-    plan is missing.
+    ``experiment``: its identity, whatever its arguments. ``peaks``: the peak memory of a step in bytes, by method.
+    ``complete``: whether nothing of the plan is missing.
     """
     rows = summarise(records, test_labels)
     content = {
@@ -61,14 +61,14 @@ def save(
 
 
 def experiment_of(path: Path) -> str | None:
-    """Which experiment wrote the file; None where that cannot be said, or there is no such file."""
+    """The identity of the experiment that wrote the file; None if the file does not say, or is not there."""
     try:
         with opened(path) as handle:
             content = json.load(handle)
     except (OSError, ValueError, RecursionError):
         return None
-    found = content.get("experiment") if isinstance(content, dict) else None
-    return found if isinstance(found, str) else None
+    identity = content.get("experiment") if isinstance(content, dict) else None
+    return identity if isinstance(identity, str) else None
 
 
 def _run(record: Record) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def _run(record: Record) -> dict[str, Any]:
 
 
 def _controls(records: list[Record]) -> list[dict[str, Any]]:
-    """For each method's run, the dense run in its time: the same one where two methods took the same number of epochs."""
+    """The dense run in the time of each method's run: the same one where two methods took the same number of epochs."""
     methods = [record for record in policy_records(records) if record.policy != DENSE]
-    found = [(method, control(records, method.policy, method.seed)) for method in methods]
-    return [{"control_of": m.policy, "planned": record.planned, **_run(record)} for m, record in found if record is not None]
+    paired = [(method, control(records, method.policy, method.seed)) for method in methods]
+    return [{"control_of": m.policy, "planned": record.planned, **_run(record)} for m, record in paired if record is not None]
 
 
 def replace(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Everything that decides a run but its method and its seed."""
+"""What decides a run, but for its method and its seed."""
 
 import math
 from collections.abc import Callable
@@ -22,10 +22,10 @@ AMP: dict[str, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16, "fp16
 
 @dataclass(frozen=True)
 class Settings:
-    """As the arguments of ``wuskern train``.
+    """The arguments of ``wuskern train`` that a run depends on.
 
-    ``accumulate``: micro-batches of an optimizer step. ``cache``: MiB at most for the outputs of frozen layers. ``host``: the
-    data stay in the host's memory, pinned where there is a GPU, and ``workers`` processes fetch them ahead.
+    ``accumulate``: micro-batches of an optimizer step. ``cache``: MiB at most for the outputs of frozen layers. ``host``:
+    whether the data stay in the host's memory, pinned where there is a GPU, and ``workers`` processes fetch them ahead.
     """
 
     model: str
@@ -51,21 +51,21 @@ class Settings:
 
     def optimizer_of(self, model: Module) -> torch.optim.Optimizer:
         kinds = {"sgd": torch.optim.SGD, "row-sgd": optim.SGD, "adamw": torch.optim.AdamW, "row-adamw": optim.AdamW}
-        own = {} if self.optimizer.endswith("adamw") else {"momentum": self.momentum}
-        return kinds[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay, **own)  # type: ignore
+        momentum = {} if self.optimizer.endswith("adamw") else {"momentum": self.momentum}
+        return kinds[self.optimizer](model.parameters(), lr=self.lr, weight_decay=self.weight_decay, **momentum)  # type: ignore
 
 
 def check_states(optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: dict[str, Any], epochs: int) -> None:
-    """Raises ``ValueError`` for the states of an optimizer or a schedule with other arguments, but for the rate, which training
-    changes, or of another number of epochs."""
+    """Raises ``ValueError`` for states of an optimizer or a schedule with other arguments, or after another number of epochs.
+    The learning rate may differ: training changes it."""
     wanted = {name: value for name, value in schedule.state_dict().items() if not name.startswith("_")} | {"last_epoch": epochs}
     for name, value in wanted.items():
         if state["schedule"].get(name, value) != value:
             raise ValueError(f"state: expected a schedule with {name} {value}, got {state['schedule'][name]}")
-    own, groups = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
-    if len(own) != len(groups):
-        raise ValueError(f"state: expected an optimizer of {len(own)} groups, got {len(groups)}")
-    for ours, theirs in zip(own, groups, strict=True):
+    groups, loaded = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+    if len(groups) != len(loaded):
+        raise ValueError(f"state: expected an optimizer of {len(groups)} groups, got {len(loaded)}")
+    for ours, theirs in zip(groups, loaded, strict=True):
         for name in (ours.keys() & theirs.keys()) - {"lr"}:
             if ours[name] != theirs[name]:
                 raise ValueError(f"state: expected an optimizer with {name} {ours[name]}, got {theirs[name]}")

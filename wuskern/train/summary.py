@@ -17,8 +17,8 @@ BySeed = dict[int, list[Epoch]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against another training: paired differences of test accuracy in points, and their 95 % interval, which one
-    seed does not have."""
+    """A method compared with another training: the mean paired difference of test accuracy in points, and its 95 % interval,
+    which one seed does not have."""
 
     points: float
     low: float | None
@@ -34,12 +34,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """One policy, or a method's control, over its seeds. None where it does not apply.
+    """One policy, or a method's control, over its seeds. Values that do not apply are None.
 
-    ``s``: share of steps skipped; ``f``: saving of a skipped step; their product is the reduction to expect. ``flops``: share
-    of dense's FLOPs over the whole training; ``masked``: those among them that dense kernels spent on weights that a mask keeps
-    zero. ``faster``: what was measured against dense over the same epochs.
-    ``against_dense``: at the end of those. ``loss``: the method is not shown to beat its control.
+    ``s``: the share of steps skipped; ``f``: the share of time that a skipped step saves; their product is the reduction to
+    expect. ``flops``: the share of dense's FLOPs over the whole training; ``masked``: the share that dense kernels spent on
+    weights that a mask keeps zero. ``faster``: the share of time saved, measured against dense over the same epochs;
+    ``against_dense``: the accuracy after those. ``loss``: whether the method is not shown to beat its control.
     """
 
     policy: str
@@ -65,8 +65,8 @@ def control_name(method: str) -> str:
 
 
 def comparable(records: list[Record]) -> dict[str, BySeed]:
-    """Policy -> seed -> epochs, without controls. After an interruption: the epochs that all policies of a seed have, of the
-    seeds with most."""
+    """The epochs by policy and seed, without controls. After an interruption: the epochs that all policies of a seed have, for
+    the seeds with most."""
     records = policy_records(records)
     common: dict[int, int] = {}
     for record in records:
@@ -80,13 +80,13 @@ def comparable(records: list[Record]) -> dict[str, BySeed]:
 
 
 def policy_records(records: list[Record]) -> list[Record]:
-    """Those that are no controls: controls are planned shorter."""
+    """The records that are no controls: controls are planned shorter."""
     planned = max((record.planned for record in records), default=0)
     return [record for record in records if record.planned == planned]
 
 
 def control(records: list[Record], method: str, seed: int) -> Record | None:
-    """Dense over as many epochs as take the time of the method's run, which may be the dense run itself. None: not run."""
+    """The dense run over as many epochs as take the time of the method's run; None: not run. It may be the whole dense run."""
     runs = {record.policy: record for record in policy_records(records) if record.seed == seed and record.complete}
     if method not in runs or DENSE not in runs:
         return None
@@ -103,8 +103,8 @@ def summarise(records: list[Record], test_labels: int) -> list[Row]:
         if policy == DENSE:
             rows.append(Row(policy, **_ends(by_seed)))
             continue
-        found = {seed: control(records, policy, seed) for seed in by_seed}
-        controls = {seed: record.epochs for seed, record in found.items() if record is not None and record.complete}
+        runs = {seed: control(records, policy, seed) for seed in by_seed}
+        controls = {seed: record.epochs for seed, record in runs.items() if record is not None and record.complete}
         rows.append(_method_row(policy, by_seed, dense, controls, 100 / test_labels))
         if controls:
             seconds = statistics.fmean(len(epochs) * seconds_per_epoch(dense[seed]) for seed, epochs in controls.items())
@@ -113,9 +113,11 @@ def summarise(records: list[Record], test_labels: int) -> list[Row]:
 
 
 def _ends(by_seed: BySeed) -> dict[str, Any]:
-    every = [epoch for epochs in by_seed.values() for epoch in epochs]
+    all_epochs = [epoch for epochs in by_seed.values() for epoch in epochs]
     test_loss = statistics.fmean(epochs[-1].test_loss for epochs in by_seed.values())
-    phases = {phase: sum(epoch.phase_seconds[phase] for epoch in every) / len(by_seed) for phase in every[0].phase_seconds}
+    phases = {
+        phase: sum(epoch.phase_seconds[phase] for epoch in all_epochs) / len(by_seed) for phase in all_epochs[0].phase_seconds
+    }
     return {
         "accuracies": tuple(epochs[-1].test_accuracy for epochs in by_seed.values()),
         "test_loss": test_loss if math.isfinite(test_loss) else None,
@@ -127,38 +129,38 @@ def _ends(by_seed: BySeed) -> dict[str, Any]:
 
 
 def _method_row(policy: str, by_seed: BySeed, dense: BySeed, controls: BySeed, step: float) -> Row:
-    """``step``: points of one test label."""
-    every = [epoch for epochs in by_seed.values() for epoch in epochs]
+    """The row of one policy. ``step``: the points of accuracy that one test label makes."""
+    all_epochs = [epoch for epochs in by_seed.values() for epoch in epochs]
     ratios = [epochs[-1].total_seconds / dense[seed][-1].total_seconds for seed, epochs in by_seed.items() if seed in dense]
     faster = 1 - statistics.fmean(ratios) if ratios else None
     against = compare(by_seed, controls, step) if controls else None
     return Row(
         policy,
         **_ends(by_seed),
-        s=skipped(every) if parse(policy)[0].skips else None,
-        f=saving(every),
-        flops=computed(every),
+        s=skipped(all_epochs) if parse(policy)[0].skips else None,
+        f=saving(all_epochs),
+        flops=computed(all_epochs),
         faster=faster,
         against_dense=compare(by_seed, dense, step) if dense else None,
         against_control=against,
         loss=against.word != "better" if against else None,
-        masked=statistics.fmean((epoch.saved or {}).get("masked", 0.0) for epoch in every),
+        masked=statistics.fmean((epoch.saved or {}).get("masked", 0.0) for epoch in all_epochs),
     )
 
 
 def skipped(epochs: list[Epoch]) -> float:
-    """Share of steps."""
+    """The share of steps that were skipped."""
     return sum(e.steps for e in epochs if e.mode == "skip") / sum(e.steps for e in epochs)
 
 
 def computed(epochs: list[Epoch]) -> float | None:
-    """Share of dense's FLOPs in as many epochs, or None where that is not counted."""
+    """The share of dense's FLOPs in as many epochs, or None where that is not counted."""
     saved = [epoch.saved["total"] for epoch in epochs if epoch.saved is not None]
     return 1 - statistics.fmean(saved) if saved else None
 
 
 def saving(epochs: list[Epoch]) -> float | None:
-    """1 - (median seconds of a skipped step / of a full step), or None where one kind is missing."""
+    """The share of time that a skipped step saves of a full one, by medians; None where there is none of one kind."""
     per_step = {mode: [e.seconds / e.steps for e in epochs if e.mode == mode] for mode in ("full", "skip")}
     if not per_step["full"] or not per_step["skip"]:
         return None
@@ -166,7 +168,7 @@ def saving(epochs: list[Epoch]) -> float | None:
 
 
 def compare(method: BySeed, others: BySeed, step: float) -> Comparison:
-    """At the end of training, over the seeds that both have. ``step``: points of one test label."""
+    """The comparison at the end of training, over the seeds that both have. ``step``: the points that one test label makes."""
     ends = [(method[seed][-1].test_accuracy, others[seed][-1].test_accuracy) for seed in method if seed in others]
     differences = [round(100 * (a - b), 9) for a, b in ends]  # a difference of one label is one, not a bit more
     mean, half = interval(differences, step)
@@ -176,7 +178,7 @@ def compare(method: BySeed, others: BySeed, step: float) -> Comparison:
 
 
 def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
-    """Mean of paired differences and the half-width of its 95 % interval (Student's t; infinite for a single pair).
+    """The mean of paired differences and the half-width of its 95 % interval (Student's t; infinite for a single pair).
 
     ``step``: the smallest difference that can be seen, one test label. The half-width is never less, since a few seeds can
     agree to the image by chance.
@@ -188,8 +190,8 @@ def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
 
 
 def t95(freedom: int) -> float:
-    """The quantile for so many degrees of freedom: beyond the table by the expansion in their inverse (Abramowitz, Stegun
-    26.7.5), whose error is under 1e-4 there."""
+    """The quantile of ``T95`` for ``freedom`` degrees of freedom: beyond the table by the expansion in their inverse
+    (Abramowitz, Stegun 26.7.5), whose error is under 1e-4 there."""
     if freedom <= len(T95):
         return T95[freedom - 1]
     z = statistics.NormalDist().inv_cdf(0.975)
@@ -201,12 +203,12 @@ def t95(freedom: int) -> float:
 
 def verdict(rows: list[Row], test_labels: int) -> str:
     """A line per method: what it computed and saved, and whether it is better than dense training in the same time."""
-    found = [(row.policy, _sentences(row, test_labels)) for row in rows if row.policy != DENSE and row.control_of is None]
-    return "\n".join(f"{policy} {' It '.join(sentences)}" for policy, sentences in found if sentences)
+    said = [(row.policy, _sentences(row, test_labels)) for row in rows if row.policy != DENSE and row.control_of is None]
+    return "\n".join(f"{policy} {' It '.join(sentences)}" for policy, sentences in said if sentences)
 
 
 def _sentences(row: Row, test_labels: int) -> list[str]:
-    """Each without its subject."""
+    """The sentences of a row's verdict, each without its subject."""
     if row.faster is not None and row.flops == 1 and not row.masked:
         return ["found nothing to leave out: it trained as dense does."]
     zeros = f", {row.masked:.0%} with weights that are kept zero" if row.masked else ""

@@ -1,4 +1,4 @@
-"""Text for small experiments: its bytes are the tokens, and each one's label is the byte after it."""
+"""The text of small experiments: its bytes are the tokens, and each one's label is the byte after it."""
 
 import codecs
 import sysconfig
@@ -11,7 +11,7 @@ from torch import Tensor
 from wuskern.train.files import opened
 
 TOKENS = 256
-TEST_SHARE = 10  # one of so many bytes, the last ones
+TEST_SHARE = 10  # the last of so many equal parts of the text is for testing
 
 
 def standard_library(limit: int) -> bytes:
@@ -29,7 +29,7 @@ def standard_library(limit: int) -> bytes:
 def file(path: Path, limit: int) -> bytes:
     """The first ``limit`` bytes of a UTF-8 file.
 
-    Raises ``ValueError``: it cannot be read, or those bytes are no UTF-8.
+    Raises ``ValueError`` where it cannot be read, or those bytes are no UTF-8.
     """
     try:
         text = _first(limit, [path])
@@ -40,7 +40,7 @@ def file(path: Path, limit: int) -> bytes:
 
 
 def windows(text: bytes, context: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """``(x, y)`` for training, and for testing from the last tenth of the text: int64 ``[N, context]`` each.
+    """The pairs ``(x, y)`` for training, and for testing from the last tenth of the text: int64 ``[N, context]`` each.
 
     Windows follow one another without overlap; ``y[n, t]`` is the byte behind ``x[n, t]``, of the same part. What is left over
     is dropped. Raises ``ValueError`` where a part has not one window.

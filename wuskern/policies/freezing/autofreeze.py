@@ -1,4 +1,4 @@
-"""AutoFreeze (Liu et al., arXiv 2102.01386): layers freeze whose gradients change least.
+"""The method AutoFreeze (Liu et al., arXiv 2102.01386): layers freeze whose gradients change least.
 
 The paper: over intervals of training the gradients of each layer add up; eta = | |g_before| - |g| | / |g_before| says how much
 a layer still changes from one interval to the next; all layers before the first one whose eta is not under the median freeze,
@@ -25,17 +25,16 @@ from wuskern.sparse_grad import to_rows
 
 @dataclass(eq=False, kw_only=True)
 class AutoFreeze(Freezing):
-    """Freezes by gradients, which it reads ahead of each optimizer step, once ``attach`` has been called. Call ``after_step``
-    after each optimizer step.
+    """Freezes by gradients. ``attach`` the policy, which reads them ahead of each step, and call ``after_step`` after it.
 
-    Of several processes each adds what it has, and all freeze alike. Dense and compact gradients are read; with loss scaling,
+    Several processes add up what they have, and all freeze alike. Dense and compact gradients are read; with loss scaling,
     unscaled ones, and steps that the scaler leaves out are not seen by ``attach``. An interval waits for a GPU once.
 
     Args:
         model, example: as for :class:`Freezing`. interval: optimizer steps between two decisions, >= 1; 100 is ours.
 
     Attributes:
-        frozen: layers that are to be frozen. norms: by layer, the mean L1 norm of the last interval, of those that had one.
+        frozen: how many layers are to be frozen. norms: by layer, the mean L1 norm in the last interval, if it had a gradient.
 
     Raises:
         ValueError, TypeError: an argument out of its range.
@@ -61,7 +60,7 @@ class AutoFreeze(Freezing):
         self.apply()
 
     def _clear(self) -> None:
-        """``sums``: [2, L], of norms, and how many there were."""
+        """Sets ``sums``, ``[2, L]``, to zero: for each layer the sum of its norms, and how many were added."""
         device = next(iter(self.layers.values())).weight.device
         self.sums = torch.zeros(2, self.count, dtype=torch.float64, device=device)
 
@@ -69,7 +68,7 @@ class AutoFreeze(Freezing):
         return self.frozen
 
     def attach_matters(self) -> bool:
-        """True: it reads the gradients ahead of the optimizer's steps."""
+        """Whether to attach matters: always, because the gradients are read ahead of the optimizer's steps."""
         return True
 
     @torch.no_grad()
@@ -107,7 +106,7 @@ class AutoFreeze(Freezing):
         self.frozen = self.depth + (still.index(False) if False in still else 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers and a tensor: safe for ``torch.load(weights_only=True)``. Of several processes each has its own."""
+        """Numbers and tensors, safe for ``torch.load(weights_only=True)``; each process has a state of its own."""
         sums = {name: sums.clone() for name, sums in zip(self.prefix.order, self.sums.cpu().unbind(1), strict=True)}
         return super().state_dict() | {"frozen": self.frozen, "steps": self.steps, "norms": dict(self.norms), "sums": sums}
 
@@ -118,7 +117,7 @@ class AutoFreeze(Freezing):
         states.names("sums", state["sums"], self.prefix.order)
         for name, sums in state["sums"].items():
             states.sums(f"sums of {name!r}", sums, [2], torch.float64)
-        states.names("norms", state["norms"], self.prefix.order, some=True)
+        states.names("norms", state["norms"], self.prefix.order, subset=True)
         for name, norm in state["norms"].items():
             states.positive(f"norm of {name!r}", norm, infinite=True)
 
@@ -132,7 +131,7 @@ class AutoFreeze(Freezing):
 
 
 def _norm(weight: Tensor) -> Tensor | None:
-    """L1 of the gradient, in double precision."""
+    """The L1 norm of the weight's gradient, in double precision; None without a gradient."""
     grad = weight.grad
     if grad is None:
         return None

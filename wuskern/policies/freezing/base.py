@@ -24,7 +24,7 @@ class Freezing(Policy):
             a mapping of its keyword inputs.
 
     Attributes:
-        epoch: epochs trained. count: converted layers, those that ran.
+        epoch: epochs trained. count: how many converted layers ran in a forward of the example.
     """
 
     decides: ClassVar[Collection[str]] = ("frozen", "shape")
@@ -40,16 +40,16 @@ class Freezing(Policy):
 
     @abstractmethod
     def wanted(self, epoch: int) -> int:
-        """How many layers are to be frozen after so many epochs; what is too much for the model is cut off."""
+        """How many layers are to be frozen after ``epoch`` epochs; more than the model allows are cut off."""
 
     @staticmethod
     def floor(value: float) -> int:
-        """Of a number of layers; one that is whole but for rounding stays."""
+        """The number of layers rounded down; a number that is whole but for a rounding error stays."""
         return int(value + 1e-9)
 
     @property
     def depth(self) -> int:
-        """Converted layers that are frozen now."""
+        """How many converted layers are frozen now."""
         return self.prefix.depth
 
     @property
@@ -78,11 +78,11 @@ class Freezing(Policy):
         return self.prefix.parameters
 
     def state_dict(self) -> dict[str, Any]:
-        """A name and a number: safe for ``torch.load(weights_only=True)``."""
+        """A name and a number, safe for ``torch.load(weights_only=True)``."""
         return {"policy": type(self).__name__, "epoch": self.epoch}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raises ``ValueError`` also where another policy has frozen a part of the model."""
+        """Raises ``ValueError`` as every policy does, and also where another policy has frozen a part of the model."""
         states.of_policy(self, state)
         states.count("epoch", state["epoch"])
         self.prefix.check()

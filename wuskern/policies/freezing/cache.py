@@ -1,4 +1,4 @@
-"""Outputs of a frozen prefix, kept for each sample."""
+"""A cache of the outputs of a frozen prefix, one for each sample."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from wuskern.policies.recorded_run import arguments
 
 
 class ActivationCache:
-    """``cache(index)`` is the model's output for ``samples[index]``; in training the frozen part runs once for each sample.
+    """A model whose frozen part runs once for each sample in training: ``cache(index)`` is its output for ``samples[index]``.
 
     What is kept is the output of the leading children of an ``nn.Sequential`` that are frozen altogether; the other children
     run as always. It is computed for aligned chunks of samples, whatever the batches are, so that it depends on weights and
@@ -34,7 +34,7 @@ class ActivationCache:
         freezing: the policy that freezes the model.
         samples: ``[N, ...]``, or what gives a batch for a LongTensor of indices and has a length. A batch that is no tensor is
             a sequence of the model's positional inputs or a mapping of its keyword inputs; nothing is kept of it.
-        limit: bytes that the values may take; both the old and the new ones are there while the prefix grows.
+        limit: bytes that the kept values may take; old and new ones are both there while the prefix grows.
         chunk: samples that are computed together.
 
     Raises:
@@ -53,7 +53,7 @@ class ActivationCache:
         self._start(0)
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Of samples ``index``, ``[batch]``, int64. The model's output."""
+        """The model's output for the samples ``index``, ``[batch]``, int64."""
         if not (self.model.training and self._prepare()):
             return self._whole(index)
         missing = [chunk for chunk in (index.cpu() // self.chunk).unique().tolist() if not self._filled[chunk]]
@@ -71,7 +71,7 @@ class ActivationCache:
 
     @property
     def reason(self) -> str | None:
-        """Why nothing is kept now, or None."""
+        """Why nothing is kept now; None where something is."""
         if type(self.model).forward is not nn.Sequential.forward:
             return f"the model is no nn.Sequential, but a {type(self.model).__name__}"
         if self.freezing.depth == 0:
@@ -83,12 +83,12 @@ class ActivationCache:
 
     @property
     def layers(self) -> int:
-        """Converted layers that do not run, their outputs being kept."""
+        """How many converted layers do not run because their outputs are kept."""
         return 0 if self._values is None else self._layers
 
     @property
     def nbytes(self) -> int:
-        """That the values take now."""
+        """How many bytes the kept values take now."""
         return 0 if self._values is None else self._values.nbytes
 
     # ---- which values -----------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class ActivationCache:
         self._filled = [False] * -(-len(self.samples) // self.chunk)
 
     def _prepare(self) -> bool:
-        """Whether there are values, or can be, of all children that are frozen now."""
+        """Whether the outputs of all children that are frozen now are kept, or can be."""
         if type(self.model).forward is not nn.Sequential.forward:
             return False
         cut = self._frozen_children() if self.freezing.depth else 0
@@ -114,7 +114,7 @@ class ActivationCache:
         return cut > 0 and self._refused is None
 
     def _children(self) -> list[nn.Module]:
-        """In the order in which they run, each as often as it does."""
+        """The children of a Sequential in the order in which they run, each as often as it runs; none of other models."""
         return list(self.model) if isinstance(self.model, nn.Sequential) else []
 
     def _frozen_children(self) -> int:
@@ -127,7 +127,7 @@ class ActivationCache:
         return count
 
     def _autocast(self) -> torch.dtype | None:
-        """What it casts to."""
+        """The dtype to which autocast casts now; None without autocast."""
         device = next(self.model.parameters()).device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
@@ -136,8 +136,8 @@ class ActivationCache:
         self._start(cut)
         if values is None:
             return
-        for chunk, there in enumerate(filled):
-            if there and self._refused is None:
+        for chunk, was_filled in enumerate(filled):
+            if was_filled and self._refused is None:
                 self._fill(chunk, values[self._indices(chunk).to(values.device)], before)
 
     # ---- computing them ---------------------------------------------------------------------------------------------
@@ -146,8 +146,7 @@ class ActivationCache:
         return torch.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.samples)))
 
     def _fill(self, chunk: int, x: Any, first: int) -> None:
-        """With the output for x, which goes into the child of that number. As in a training step, but for the graph, which
-        constants have none of."""
+        """Computes a chunk from ``x``, the input of child ``first``, as a training step does; constants leave no graph."""
         if not isinstance(x, Tensor) or x.requires_grad:
             self._refused = "the samples need a gradient" if isinstance(x, Tensor) else "the samples are no single tensors"
             return
@@ -161,7 +160,7 @@ class ActivationCache:
         self._filled[chunk] = True
 
     def _make_room(self, x: Any) -> bool:
-        """For values like these of all samples."""
+        """Whether there is memory for values like ``x`` of all samples; if so, takes it."""
         if not isinstance(x, Tensor):
             self._refused = f"the frozen part gives a {type(x).__name__}, and no tensor"
             return False
@@ -169,8 +168,8 @@ class ActivationCache:
         if size > self.limit:
             self._refused = f"limit: {size} bytes of activations are more than {self.limit}"
             return False
-        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
+        is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
         self._values = torch.empty((len(self.samples), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
         return True
 

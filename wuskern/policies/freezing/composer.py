@@ -1,4 +1,4 @@
-"""Layer freezing of MosaicML's composer (its ``LayerFreezing`` algorithm).
+"""The layer freezing of MosaicML's composer (its ``LayerFreezing`` algorithm).
 
 Composer: ``int(level * (t - start) / (1 - start) * (L - 1))`` layers after a share t of the training, after each epoch; L
 counts every module with parameters of its own, norm layers too. They get ``requires_grad=False`` and leave the optimizer, so
@@ -15,10 +15,10 @@ from wuskern.policies.freezing.base import Freezing
 
 @dataclass(eq=False, kw_only=True)
 class ComposerFreezing(Freezing):
-    """``int(level * max(0, t - start) / (1 - start) * (L - 1))`` layers, where ``t = min(1, epoch / epochs)``.
+    """Freezes ``int(level * max(0, t - start) / (1 - start) * (L - 1))`` layers, where ``t = min(1, epoch / epochs)``.
 
     Args:
-        model, example: as for :class:`Freezing`. epochs: that the run has. start: the share of them before the first layer
+        model, example: as for :class:`Freezing`. epochs: how many the run has. start: the share of them before the first layer
             freezes, from 0 and under 1. level: the share of the layers that is frozen at the end, over 0 and up to 1.
 
     Raises:

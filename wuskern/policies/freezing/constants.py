@@ -1,4 +1,4 @@
-"""Frozen parameters are constants for what runs: detached, under their own names, for as long as a forward is inside."""
+"""How frozen parameters become constants: detached, under their own names, as long as a forward runs that needs it."""
 
 import threading
 from collections.abc import Collection
@@ -12,15 +12,15 @@ _LOCK = threading.RLock()
 
 
 class Inside:
-    """A call that is inside of holders, until it is ``over``."""
+    """A call for which holders make their parameters constants, until it is ``over``."""
 
     over = False
 
 
 class Holder:
-    """A module's frozen parameters. While some call is inside, the module reads each as a constant: ``module.weight`` is then
-    the detached weight. What lists parameters, as ``parameters()`` and ``state_dict()`` do, sees none of it, and another thread
-    may see it: what is frozen is a constant there too. Calls of any threads are inside at once, and leave in any order.
+    """The frozen parameters of a module. While some call is inside, the module reads each as a constant: ``module.weight`` is
+    then the detached weight. ``parameters()`` and ``state_dict()`` list the parameters themselves. Another thread may see the
+    constants, too: what is frozen is a constant there as well. Calls of several threads may be inside at once.
     """
 
     def __init__(self, module: nn.Module, names: Collection[str]) -> None:
@@ -28,12 +28,12 @@ class Holder:
         self._calls: list[Inside] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, which no call is inside of."""
+        """The state for a copy, which no call is inside of."""
         return vars(self) | {"_calls": []}
 
     def parameters(self) -> list[tuple[str, Parameter]]:
-        own = self.module._parameters
-        return [(name, parameter) for name in self.names if (parameter := own.get(name)) is not None]
+        table = self.module._parameters
+        return [(name, parameter) for name in self.names if (parameter := table.get(name)) is not None]
 
     def enter(self, call: Inside) -> None:
         attributes = self.module.__dict__
@@ -42,7 +42,7 @@ class Holder:
         self._calls.append(call)
 
     def leave(self) -> None:
-        """Of all calls that are over, also those that an interrupt has kept from leaving."""
+        """Lets go of all calls that are over, also of those that an interrupt kept from leaving."""
         self._calls = [call for call in self._calls if not call.over]
         if not self._calls:
             self.clear()
@@ -60,14 +60,13 @@ def enter(holders: Collection[Holder], call: Inside) -> None:
 
 
 def leave(holders: Collection[Holder]) -> None:
-    """For a call that is over; it need not have entered all of them, or any."""
+    """Has each holder let go of the calls that are over; a call need not have entered all of them, or any."""
     with _LOCK:
         for holder in holders:
             holder.leave()
 
 
 def wanted() -> bool:
-    """Whether constants make a difference: gradients are on, and no tracer or exporter is at work, which shall see the stock
-    model."""
+    """Whether to make constants: gradients are on, and no tracer or exporter is at work, which has to see the stock model."""
     tracing = torch.jit.is_tracing() or torch.fx._symbolic_trace.is_fx_symbolic_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return torch.is_grad_enabled() and not tracing and not torch.compiler._is_exporting_flag

@@ -1,4 +1,4 @@
-"""What stands on a module of a frozen model in place of its ``forward``: each decides for its own call, in its own thread."""
+"""What replaces the ``forward`` of modules of a frozen model; each call decides for itself, in its own thread."""
 
 import copy
 import inspect
@@ -21,8 +21,12 @@ from wuskern.policies.freezing.constants import Holder, Inside, enter, leave, wa
 
 @dataclass(eq=False)
 class Call(Inside):
-    """Of a frozen model: whether no layer that trains has begun in it, whether gradients were on as it began, and whether the
-    frozen parameters are constants in it."""
+    """One call of a frozen model.
+
+    Attributes:
+        before: whether no layer that trains has begun in it. gradients: whether they were on when it began.
+        constants: whether the frozen parameters are constants in it.
+    """
 
     before: bool
     gradients: bool
@@ -36,15 +40,16 @@ class Calls(threading.local):
         self.stack: list[Call] = []
 
     def __reduce__(self) -> Any:
-        """A copy is of another model, which nobody has called."""
+        """What a copy is made of: nothing, because it belongs to another model, which nobody has called."""
         return Calls, ()
 
 
 class Boundary:
-    """A pre-hook of the layers that train: behind them a call is not before the first one any more.
+    """A pre-hook of the layers that train: from there on a call is no longer ``before`` the first one.
 
     Args:
-        shared: whether a parameter is used on both sides, so that this matters to a compiled model.
+        shared: whether a parameter is used in front of the first layer that trains and behind it: only then does a compiled
+            model need the hook.
     """
 
     def __init__(self, calls: Calls, shared: bool) -> None:
@@ -65,7 +70,7 @@ class Boundary:
 
 
 def _checkpointed_without_gradients() -> bool:
-    """Whether this runs in a segment of reentrant checkpointing into which nothing comes that needs a gradient."""
+    """Whether this runs in a segment of reentrant checkpointing none of whose inputs needs a gradient."""
     frame = sys._getframe()
     while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
         frame = frame.f_back  # type: ignore[assignment]
@@ -73,13 +78,13 @@ def _checkpointed_without_gradients() -> bool:
 
 
 class Forward:
-    """Stands for ``module.forward``: the frozen parameters in and below the module are constants in it. Nothing global changes,
-    so that an interrupt leaves nothing behind. A copy of the module has a copy of it.
+    """A replacement of ``module.forward`` in which the frozen parameters in and below the module are constants. Nothing global
+    changes, so an interrupt leaves nothing behind. A copy of the module gets a copy of it.
 
     Args:
-        calls: of the model. holders: what is frozen, in and below the module.
-        shared: parameters of the module itself that go on training, by their uses behind the prefix.
-        always: it runs in the prefix alone, so that they are constants whenever it runs.
+        calls: those of the model that run now. holders: of what is frozen in and below the module.
+        shared: names of the module's own parameters that go on training, because something behind the prefix uses them, too.
+        always: whether the module runs in the prefix alone, so that ``shared`` are constants whenever it runs.
     """
 
     def __init__(
@@ -93,16 +98,16 @@ class Forward:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """Some trainers choose a model's inputs by it."""
+        """The signature of the replaced forward, by which some trainers choose a model's inputs."""
         return inspect.signature(self.replaced or type(self.module).forward.__get__(self.module))
 
     @property
     def __code__(self) -> CodeType:
-        """``torch.export`` asks for it, to say where something is."""
+        """The code of the replaced forward, which ``torch.export`` reads to say where something is."""
         return (self.replaced or type(self.module).forward).__code__  # type: ignore[no-any-return]
 
     def remove(self) -> None:
-        """Where something else has been put around it since, it stays inside of that, and does nothing."""
+        """Puts the module's own forward back. Something wrapped around this one may keep it; it then does nothing."""
         self.active = False
         for holder in self.holders:
             holder.clear()
@@ -123,7 +128,7 @@ class Forward:
         return self.run(self.module, *args, **kwargs)
 
     def entered(self, *args: Any, **kwargs: Any) -> Any:
-        """Where no call of the model has made constants of everything, or of what this module shares."""
+        """The output with the constants made here: no call of the model has made them, or not those that this module shares."""
         if not wanted():
             return self.run(self.module, *args, **kwargs)
         if self.shared and self.before():
@@ -137,10 +142,10 @@ class Forward:
             leave(self.holders)
 
     def prepare(self) -> None:
-        """Ahead of each call."""
+        """Prepares the module for a call; a subclass overrides this."""
 
     def refuse_replicas(self) -> NoReturn:
-        """A replica would call this module's forward in place of its own."""
+        """Raises ``RuntimeError``: a replica of DataParallel would call this module's forward in place of its own."""
         raise RuntimeError("model: expected DistributedDataParallel around a model with frozen layers, got DataParallel")
 
     def run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -152,30 +157,30 @@ class Forward:
         return self.always or (len(self.calls.stack) > 0 and self.calls.stack[-1].before)
 
     def constant(self) -> nn.Module:
-        """The module with all its parameters as constants, for this call alone: another thread may train by them now."""
+        """A copy of the module with all its parameters as constants, for this call alone: another thread may train them now."""
         module = copy.copy(self.module)
         module.__dict__["_parameters"] = {name: p if p is None else p.detach() for name, p in module._parameters.items()}
         return module
 
     def compiled(self, *args: Any, **kwargs: Any) -> Any:
-        """The same in words that a compiler follows: while it looks, no other thread does."""
+        """The output, by code that a compiler can trace; no other thread runs the module while it is being traced."""
         if not wanted():
             return self.run(self.module, *args, **kwargs)
         holders = [*self.holders, Holder(self.module, self.shared)] if self.shared and self.before() else self.holders
-        found: list[tuple[dict[str, Any], str, Parameter]] = []
+        to_detach: list[tuple[dict[str, Any], str, Parameter]] = []
         for holder in holders:
-            found += [(holder.module._parameters, name, p) for name, p in holder.parameters() if p.requires_grad]
-        for table, name, parameter in found:
+            to_detach += [(holder.module._parameters, name, p) for name, p in holder.parameters() if p.requires_grad]
+        for table, name, parameter in to_detach:
             table[name] = parameter.detach()
         try:
             return self.run(self.module, *args, **kwargs)
         finally:
-            for table, name, parameter in found:
+            for table, name, parameter in to_detach:
                 table[name] = parameter
 
 
 def _stock(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The stock class that a converted layer is derived from, or None: frozen goes over all that the layer skips or chooses."""
+    """The stock class of a converted layer, whose forward a frozen layer runs whatever its plan is; None for other modules."""
     owner = next(c for c in cls.__mro__ if "forward" in vars(c))
     if owner.__module__ != SkippableLinear.__module__:
         return None
@@ -183,10 +188,10 @@ def _stock(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 class PrefixForward(Forward):
-    """Of a module that runs in the prefix alone: in evaluation mode, whatever ``train()`` says.
+    """The forward of a module that runs in the prefix alone: in evaluation mode, whatever ``train()`` says.
 
     Attributes:
-        switched: whether it was in training mode and this has changed that.
+        switched: whether the module was in training mode until this changed it.
     """
 
     switched = False
@@ -198,10 +203,10 @@ class PrefixForward(Forward):
 
 
 class RootForward(Forward):
-    """Of the model itself: a call begins before the first layer that trains.
+    """The forward of the model itself: a call begins before the first layer that trains.
 
     Args:
-        tells: whether a parameter is used on both sides, so that a compiled model has to know where it is.
+        tells: whether a compiled model has to know if a call is ``before`` that layer: a parameter is used on both sides of it.
     """
 
     def __init__(self, module: nn.Module, calls: Calls, holders: Collection[Holder], tells: bool) -> None:
@@ -223,7 +228,7 @@ class RootForward(Forward):
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """A call in which something else runs than the model's forward."""
+        """A block that counts as a call of the model, in which something else runs than its forward."""
         call = Call(True, torch.is_grad_enabled(), wanted())
         try:
             self.begin(call)
@@ -238,7 +243,7 @@ class RootForward(Forward):
             enter(self.holders, call)
 
     def end(self) -> None:
-        """Of all calls that are over, also those that an interrupt has kept from ending."""
+        """Ends all calls that are over, also those that an interrupt kept from ending."""
         self.calls.stack = [call for call in self.calls.stack if not call.over]
         leave(self.holders)
 

@@ -1,4 +1,4 @@
-"""Norm layers of a frozen prefix: their statistics are fixed, until somebody has them estimated anew."""
+"""The norm layers of a frozen prefix: their statistics are fixed until somebody has them estimated anew."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from wuskern.policies.freezing.forwards import Calls, PrefixForward
 
 
 class NormForward(PrefixForward):
-    """Stands for the forward of a norm layer with running statistics. These stay as they are, but for who resets them to
-    estimate them anew, as ``torch.optim.swa_utils.update_bn`` does: by ``reset_running_stats()``, by other tensors, on a CPU in
-    place, or who sets ``momentum = None``. The layer then has the mode that its user gives it, until it is evaluated, or a
-    training step follows forwards without gradients or with ``momentum = None``. Not seen as a reset: writes through ``.data``,
-    those in place on a GPU, which would have to be waited for, and in a compiled model other tensors and writes in place.
+    """The forward of a norm layer with running statistics, which it leaves as they are, unless somebody resets them to estimate
+    them anew, as ``torch.optim.swa_utils.update_bn`` does: by ``reset_running_stats()``, by other tensors, in place on a CPU,
+    or by ``momentum = None``. The layer then has the mode that its user gives it, until it is evaluated, or a training step
+    follows forwards without gradients or with ``momentum = None``. Not seen as a reset: writes through ``.data``, those in
+    place on a GPU, which would have to be waited for, and in a compiled model other tensors and writes in place.
     """
 
     def __init__(self, module: _NormBase, calls: Calls, **arguments: Any) -> None:
         super().__init__(module, calls, **arguments)
-        self.averages = module.momentum is None  # as a matter of course
+        self.averages = module.momentum is None  # from the start, so that it says nothing of a reset
         self.anew = self.estimated = False
         self._seen, self._fresh = self._versions(), self._is_fresh()
         module.__dict__["reset_running_stats"] = self.reset
@@ -62,10 +62,10 @@ class NormForward(PrefixForward):
         return self.module.running_mean, self.module.running_var  # type: ignore[return-value]
 
     def _versions(self) -> list[tuple[int, int]]:
-        """Change with other tensors, and with every write on a CPU. (DDP writes before each forward.)"""
+        """Numbers that change with other tensors, and with every write on a CPU. (DDP writes before each forward.)"""
         return [(id(t), t._version if t.is_cpu and not t.is_inference() else 0) for t in self._statistics()]
 
     def _is_fresh(self) -> bool:
-        """Whether the statistics are those of a layer that has seen nothing."""
+        """Whether the statistics are those of a layer that has seen no input."""
         mean, var = self._statistics()
         return not mean.any() and bool((var == 1).all())

@@ -1,4 +1,4 @@
-"""PipeTransformer's freezing (He et al., ICML 2021, arXiv 2102.03161).
+"""The freezing of PipeTransformer (He et al., ICML 2021, arXiv 2102.03161).
 
 The paper: after t freezing steps ``(1 - a)^t [L a / (1 - a) + sum over e = 2..t of L a / (1 - a)^e]`` layers are frozen, each
 time a share a of those that still train; layers then move between GPUs. Ours is the formula alone: gradients take no part, and
@@ -13,7 +13,7 @@ from wuskern.policies.freezing.base import Freezing
 
 @dataclass(eq=False, kw_only=True)
 class PipeTransformerFreezing(Freezing):
-    """The paper's sum, which is ``L * (1 - (1 - alpha) ** t)``, rounded down, for ``t = epoch // interval``.
+    """Freezes ``floor(L * (1 - (1 - alpha) ** t))`` layers, which is the paper's sum, for ``t = epoch // interval``.
 
     Args:
         model, example: as for :class:`Freezing`. alpha: between 0 and 1; 1/3 is the paper's. interval: epochs between two

@@ -22,13 +22,13 @@ from wuskern.policies.recorded_run import Example
 class Prefix:
     """The first ``depth`` converted layers of a model, in the order of execution, and all else that runs before the next one.
 
-    While the depth is over 0, the prefix's parameters are constants: for its modules, and for whoever reads them between those,
-    as a parent module does that holds some itself. ``requires_grad`` is never touched. So nothing before the first layer that
-    trains has a backward or keeps anything for one, and that layer computes no input gradient, as long as no input needs one.
+    While the depth is over 0, the prefix's parameters are constants: for its modules, and for a parent module that reads some
+    of its own between those. ``requires_grad`` is never touched. So nothing before the first layer that trains has a backward
+    or keeps anything for one, and that layer computes no input gradient, as long as no input needs one.
     An input that needs one gets it: a generator in front of the model trains, and so does what an example never showed, such as
     a head that runs in training only. A frozen layer is dense, whatever it was told to skip. Modules of the prefix (BatchNorm,
     Dropout) run in evaluation mode, which each of their forwards sets again; :class:`NormForward` says when a norm layer does
-    not. A module that runs on behind the prefix too does not, either.
+    not. Nor does a module that runs behind the prefix as well.
 
     Each call decides for itself: threads, calls of the model inside of a call, copies and interrupted calls do not disturb one
     another. Parts of the model that are called alone are frozen, too; a parameter that another method than a ``forward`` reads
@@ -46,8 +46,8 @@ class Prefix:
             times, in evaluation mode; the model is left as it was, and no random state moves.
 
     Attributes:
-        order: names of the layers, by their first run. costs: of each, by name. depth: layers frozen now.
-        modules, parameters: those that are frozen now, the layers' included; these parameters get no gradient.
+        order: names of the layers, by their first run. costs: of each, by name. depth: how many layers are frozen now.
+        modules, parameters: what is frozen now, that of the layers included; these parameters get no gradient.
 
     Raises:
         ValueError: no converted layer runs, one runs where gradients are off, another prefix of the model is frozen, or it is
@@ -62,7 +62,7 @@ class Prefix:
         self._layers = [skippable_layers(model)[name] for name in self.order]
         self._trace = trace(model, example)
         self._places = [
-            (module, name, self._trace.used[parameter])  # where it stands: it may be replaced by another
+            (module, name, self._trace.used[parameter])  # its place, since another parameter may replace it
             for module in model.modules()
             for name, parameter in module._parameters.items()
             if parameter in self._trace.used
@@ -78,7 +78,7 @@ class Prefix:
         return tuple(dict.fromkeys(parameter for holder in self._holders for _, parameter in holder.parameters()))
 
     def reachable(self, depth: int) -> int:
-        """The largest depth up to this one at which something trains and all that is frozen can be."""
+        """The largest depth up to ``depth`` at which something trains and all of the prefix can be frozen."""
         return next((d for d in range(min(depth, len(self.order) - 1), 0, -1) if self._can_be_frozen(d)), 0)
 
     def _can_be_frozen(self, depth: int) -> bool:
@@ -90,8 +90,8 @@ class Prefix:
         return self._trace.began[self._layers[depth]]
 
     def saved(self, depth: int) -> int:
-        """FLOPs of one sample's backward that freezing so many layers leaves out: both gradients of the frozen ones, and input
-        gradients of those that are fed by the prefix alone."""
+        """FLOPs of one sample's backward that freezing ``depth`` layers leaves out: both gradients of the frozen layers, and
+        input gradients of the layers that get their input from the prefix alone."""
         if depth == 0:
             return 0
         begin, saved = self._begin_of_rest(depth), 0
@@ -115,7 +115,9 @@ class Prefix:
         if depth:
             begin = self._begin_of_rest(depth)
             self.modules = tuple(module for module, end in self._trace.ended.items() if end < begin)
-            self._holders = [Holder(*its) for its in self._names(lambda use: use.last < begin).items()]
+            self._holders = [
+                Holder(*module_and_names) for module_and_names in self._names(lambda use: use.last < begin).items()
+            ]
             self._freeze(self._names(lambda use: use.first < begin <= use.last))
 
     def check(self) -> None:
@@ -123,30 +125,30 @@ class Prefix:
         _check(self.model, self._forwards)
 
     def _names(self, chosen: Callable[[Use], bool]) -> dict[nn.Module, list[str]]:
-        """Of the parameters whose use is of that kind, by the modules that hold them."""
-        found: dict[nn.Module, list[str]] = {}
+        """The names of the parameters whose use is ``chosen``, by the modules that hold them."""
+        names: dict[nn.Module, list[str]] = {}
         for module, name, use in self._places:
             if chosen(use):
-                found.setdefault(module, []).append(name)
-        return found
+                names.setdefault(module, []).append(name)
+        return names
 
     def _freeze(self, shared: dict[nn.Module, list[str]]) -> None:
-        """``shared``: names of the parameters that are used on both sides of the prefix's end."""
+        """Replaces forwards. ``shared``: names, by module, of the parameters that are used in the prefix and behind it."""
         calls, prefix = Calls(), set(self.modules)
         self._forwards = [RootForward(self.model, calls, self._holders, tells=bool(shared))]
         for module in self._trace.ended:
             inside = set(module.modules())
-            its = [holder for holder in self._holders if holder.module in inside]
+            holders = [holder for holder in self._holders if holder.module in inside]
             tied = shared.get(module, []) if len(inside) == 1 else []
-            if module is not self.model and (its or tied or module in prefix):
-                self._forwards.append(_forward(module, module in prefix, calls=calls, holders=its, shared=tied))
+            if module is not self.model and (holders or tied or module in prefix):
+                self._forwards.append(_forward(module, module in prefix, calls=calls, holders=holders, shared=tied))
         boundary, frozen = Boundary(calls, bool(shared)), set(self._layers[: self.depth])
         for layer in skippable_layers(self.model).values():
             if layer not in frozen:
                 self._handles.append(layer.register_forward_pre_hook(boundary))
 
     def _thaw(self) -> None:
-        """Modules that had been switched to evaluation mode have the model's again."""
+        """Puts the stock forwards back; modules that were switched to evaluation mode get the model's mode again."""
         for handle in self._handles:
             handle.remove()
         for forward in self._forwards:
@@ -156,7 +158,7 @@ class Prefix:
         self._handles, self._forwards = [], []
 
     def running(self) -> AbstractContextManager[None]:
-        """For whoever runs parts of the model alone: what a call of the model does around them."""
+        """A block for who runs parts of the model alone: they run as in a call of the model."""
         root = self._forwards[0] if self._forwards else None
         return root.inside() if isinstance(root, RootForward) else nullcontext()
 
@@ -169,9 +171,9 @@ def _forward(module: nn.Module, in_prefix: bool, **arguments: Any) -> Forward:
     return PrefixForward(module, always=True, **arguments)
 
 
-def _check(model: nn.Module, own: Collection[Forward] = ()) -> None:
+def _check(model: nn.Module, expected: Collection[Forward] = ()) -> None:
     if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model: expected the one inside, got {type(model).__name__} around it")
     forwards = [module.__dict__.get("forward") for module in model.modules()]
-    if any(isinstance(forward, Forward) and forward.active and forward not in own for forward in forwards):
+    if any(isinstance(forward, Forward) and forward.active and forward not in expected for forward in forwards):
         raise ValueError("model: expected one without frozen layers, got one that another policy freezes")

@@ -1,10 +1,10 @@
-"""Layer freezing (SpFDE: Yuan et al., NeurIPS 2022, arXiv 2209.11204): progressive, single-shot, periodic, delayed.
+"""The layer freezing of SpFDE (Yuan et al., NeurIPS 2022, arXiv 2209.11204): progressive, single-shot, periodic, delayed.
 
 The paper: layers are frozen from the front, more of them as training goes on, and the backward of the frozen prefix
 disappears; it compares this with freezing at once (single-shot), for a while (single-shot and resume), in turns (periodic),
 and in turns that begin later (delayed). The epochs, intervals, shares and formulas are in no source at hand: those here are
 ours, and so are the defaults, that a prefix counts converted layers, and that its BatchNorm and Dropout run in evaluation mode.
-Of ``epoch`` epochs trained, L is the number of converted layers.
+``epoch`` is the number of epochs trained, L the number of converted layers.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SOURCE = "Yuan et al.: SpFDE. arXiv 2209.11204; NeurIPS 2022"
 
 @dataclass(eq=False, kw_only=True)
 class SingleShotFreezing(Freezing):
-    """``floor(L * share)`` layers from epoch ``at`` on; with ``until``, only as long as ``epoch < until`` ("and resume").
+    """Freezes ``floor(L * share)`` layers from epoch ``at`` on; with ``until``, only while ``epoch < until`` ("and resume").
 
     Args:
         model, example: as for :class:`Freezing`. at: epochs, >= 0. share: of the layers, over 0 and up to 1.
@@ -54,7 +54,7 @@ class SingleShotFreezing(Freezing):
 
 @dataclass(eq=False, kw_only=True)
 class PeriodicFreezing(Freezing):
-    """From epoch ``start`` on in turns: ``freeze`` epochs with ``floor(L * share)`` layers frozen, ``train`` epochs with none.
+    """Freezes in turns from epoch ``start`` on: ``floor(L * share)`` layers for ``freeze`` epochs, none for ``train`` epochs.
 
     Args:
         model, example: as for :class:`Freezing`. start: epochs, >= 0. freeze, train: epochs, >= 1.
@@ -84,7 +84,7 @@ class PeriodicFreezing(Freezing):
         self.apply()
 
     def _check_more(self) -> None:
-        """Checks what a subclass adds."""
+        """Checks the arguments that a subclass adds."""
 
     def wanted(self, epoch: int) -> int:
         turn, within = divmod(epoch - self.start, self.freeze + self.train)
@@ -96,7 +96,7 @@ class PeriodicFreezing(Freezing):
 
 @dataclass(eq=False, kw_only=True)
 class DelayedFreezing(PeriodicFreezing):
-    """:class:`PeriodicFreezing` in which deeper layers join later: turn k, from 1, freezes
+    """A :class:`PeriodicFreezing` in which deeper layers join later: turn k, from 1, freezes
     ``floor(L * share * min(1, k / turns))`` layers.
 
     Args:
@@ -124,7 +124,7 @@ class DelayedFreezing(PeriodicFreezing):
 
 @dataclass(eq=False, kw_only=True)
 class ProgressiveFreezing(Freezing):
-    """``floor(L * share * clip((epoch - start) / (end - start), 0, 1) ** power)`` layers.
+    """Freezes ``floor(L * share * clip((epoch - start) / (end - start), 0, 1) ** power)`` layers.
 
     Instead of ``share``, ``saving`` is the share of the FLOPs of all convolutions and matrix products of ``epochs`` epochs of
     dense training, forward and backward, that freezing is to leave out: the smallest ``share`` that reaches it is taken. A
@@ -133,7 +133,7 @@ class ProgressiveFreezing(Freezing):
     Args:
         model, example: as for :class:`Freezing`. start, end: epochs, ``0 <= start < end``. power: gamma, over 0.
         share: rho, of the layers, over 0 and up to 1; 0.5 if nothing is given.
-        saving: over 0 and under 1. epochs: that the run has; with ``saving``.
+        saving: over 0 and under 1. epochs: how many the run has; with ``saving``.
 
     Raises:
         ValueError, TypeError: an argument out of its range, or a saving that no share reaches.
@@ -183,7 +183,7 @@ class ProgressiveFreezing(Freezing):
         return min(1.0, max(0.0, (epoch - self.start) / (self.end - self.start))) ** self.power
 
     def _solve(self, saving: float, epochs: int) -> float:
-        """The saving grows with the share, in steps, at those shares at which an epoch freezes one more layer."""
+        """The smallest share that reaches ``saving``, which grows at those shares at which an epoch freezes one more layer."""
         grown = {self._progress(epoch) for epoch in range(epochs)} - {0.0}
         shares = sorted({min(1.0, k / (self.count * p)) for p in grown for k in range(1, self.floor(self.count * p) + 1)})
         most = self.saved_share(shares[-1], epochs) if shares else 0.0

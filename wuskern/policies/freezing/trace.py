@@ -1,4 +1,4 @@
-"""When modules run and parameters are used in a forward, on one clock."""
+"""When modules run and parameters are used in a forward, measured on one clock: the count of autograd's nodes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,17 +18,19 @@ NEVER = float("inf")
 
 @dataclass(frozen=True)
 class Use:
+    """When a parameter is first and last used in a forward."""
+
     first: float
     last: float
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Times are numbers of autograd's nodes, which count up.
+    """The times of a forward, as numbers of autograd's nodes, which count up.
 
     Attributes:
-        began: first begin of each module that ran. ended: last end. used: of each parameter that has a gradient.
-        fed: of each converted layer, when the latest of its inputs was computed; -1 where none has a gradient.
+        began: when each module first began. ended: when it last ended. used: when each parameter with a gradient was read.
+        fed: when the latest input of each converted layer was computed; -1 where none has a gradient.
         elsewhere: parameters that are read in other ways than as attributes of their modules, from a list or in C++, say.
     """
 
@@ -46,28 +48,28 @@ def trace(model: nn.Module, example: Example) -> Trace:
         ValueError: a converted layer that runs where gradients are off. TypeError: an example of another kind.
     """
     arguments(example)
-    found, names = Trace(), {layer: name for name, layer in skippable_layers(model).items()}
+    times, names = Trace(), {layer: name for name, layer in skippable_layers(model).items()}
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module in names:
             if not torch.is_grad_enabled():
                 raise ValueError(f"model: expected layers to run with gradients, got {names[module]!r} that runs without")
-            found.fed[module] = max([found.fed.get(module, -1), *map(_made, tensors((args, kwargs)))])
-        found.began.setdefault(module, _now())
+            times.fed[module] = max([times.fed.get(module, -1), *map(_made, tensors((args, kwargs)))])
+        times.began.setdefault(module, _now())
 
     def end(module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
-        found.ended[module] = _now()
+        times.ended[module] = _now()
 
     # A module begins ahead of its hooks, some of which compute its weight.
     hooks = [module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True) for module in model.modules()]
     hooks += [module.register_forward_hook(end) for module in model.modules()]
-    found.used.update(_uses(_recorded_graph(model, example, hooks)))
-    found.elsewhere.update(_read_elsewhere(model, example))
-    return found
+    times.used.update(_uses(_recorded_graph(model, example, hooks)))
+    times.elsewhere.update(_read_elsewhere(model, example))
+    return times
 
 
 def _recorded_graph(model: nn.Module, example: Example, hooks: Iterable[Any] = ()) -> list[Any]:
-    """The nodes that made the outputs of all modules."""
+    """The nodes of autograd that made the outputs of all modules."""
     graph: list[Any] = []
 
     def collect(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -78,7 +80,7 @@ def _recorded_graph(model: nn.Module, example: Example, hooks: Iterable[Any] = (
 
 
 def _read_elsewhere(model: nn.Module, example: Example) -> Iterable[Parameter]:
-    """Those that still get a gradient where each module's own are constants."""
+    """The parameters that still get a gradient when every module reads its own as constants."""
     holders = [Holder(module, tuple(module._parameters)) for module in model.modules()]
     call = Inside()
     try:
@@ -101,7 +103,7 @@ def _made(x: Tensor) -> float:
 
 
 def _uses(graph: Iterable[Any]) -> dict[Parameter, Use]:
-    """Of the parameters that the nodes lead back to."""
+    """When the parameters are used to which the nodes lead back."""
     times: dict[Parameter, list[float]] = {}
     todo, seen = list(graph), set()
     while todo:

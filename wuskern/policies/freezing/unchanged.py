@@ -1,4 +1,4 @@
-"""Whether modules compute what they computed: by their values, to the bit, and by what else their outputs depend on."""
+"""Whether modules still compute what they computed: by their values, to the bit, and all else that outputs depend on."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,15 +14,15 @@ from wuskern.policies.recorded_run import tensors
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 TABLES = ("_parameters", "_buffers", "_modules")
-# Of each module, what is looked at in another way, what the outputs of a frozen one do not depend on, and what freezing sets.
+# Attributes that are looked at in another way, that the outputs of a frozen module do not depend on, or that freezing sets.
 LEFT_OUT = {*HOOKS, *TABLES, *PLAN_ATTRIBUTES, "forward", "training", "reset_running_stats", "_replicate_for_data_parallel"}
 
 
 class Unchanged:
-    """What the outputs of modules depend on, as it was when this was made: the values of parameters, buffers and other tensors
-    among their attributes, which are kept; attributes that are numbers, words, functions, and tuples, lists and dicts of such;
-    forward hooks, also the global ones; the modules themselves, and their forwards. Not seen: what hooks and functions go by
-    themselves, and objects of other kinds among the attributes.
+    """What the outputs of modules depended on when this was made: copies of their parameters, buffers and other tensors among
+    their attributes; attributes that are numbers, words, functions, and tuples, lists and dicts of such; forward hooks, also
+    the global ones; the modules themselves, and their forwards. Not seen: what hooks and functions depend on in turn, and
+    attributes of other kinds.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -30,7 +30,7 @@ class Unchanged:
         self._values = [value.detach().clone() for value in values]
 
     def __call__(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether these are the same modules, and all of that is as it was. Reads all values, and waits for a GPU once."""
+        """Whether ``modules`` are the same ones, and all is as it was. This reads all values, and waits for a GPU once."""
         settings, values = _look(modules)
         return settings == self._settings and _equal(values, self._values)
 
@@ -42,15 +42,15 @@ def _look(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Tensor]]:
         forward = module.__dict__.get("forward")
         forward = forward.replaced if isinstance(forward, Forward) else forward
         settings.append((module, type(module), forward, *(tuple(getattr(module, hooks)) for hooks in HOOKS)))
-        own = {name: value for name, value in vars(module).items() if name not in LEFT_OUT}
-        settings += [(name, *_plain(value)) for name, value in own.items()]
-        values += tensors([module._parameters, module._buffers, own])
+        attributes = {name: value for name, value in vars(module).items() if name not in LEFT_OUT}
+        settings += [(name, *_plain(value)) for name, value in attributes.items()]
+        values += tensors([module._parameters, module._buffers, attributes])
     settings += [(value.shape, value.dtype, value.device) for value in values]
     return settings, values
 
 
 def _plain(value: Any) -> Iterator[Any]:
-    """What can be compared of an attribute."""
+    """The parts of an attribute that can be compared with ``==``, each with its type."""
     if isinstance(value, dict):
         value = [part for item in value.items() for part in item]
     if isinstance(value, list | tuple):

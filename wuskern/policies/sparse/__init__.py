@@ -1,4 +1,4 @@
-"""Sparse training: masks that hold through the optimizer and change with time, and what PyTorch's kernels make of them."""
+"""The sparse methods: masks that hold through the optimizer and change with time, and what PyTorch's kernels make of them."""
 
 from wuskern.policies.sparse.base import SparseTraining
 from wuskern.policies.sparse.mest import MEST

@@ -1,4 +1,4 @@
-"""Sparse training: weights that are zero, from the start and through each optimizer step, and masks that change."""
+"""What the sparse methods share: weights that are zero, from the start and through each step, by masks that change."""
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -23,8 +23,8 @@ DEFAULT_SPARSITY = 0.9
 
 @dataclass(eq=False, kw_only=True)
 class SparseTraining(Policy):
-    """Keeps a share of the weights of each layer zero; a subclass says which ones come and go. A start at random: each layer
-    gets exactly as many weights as its sparsity says, and the others are set to zero.
+    """Keeps a share of the weights of each layer zero; a subclass says which ones come and go. At the start each layer keeps
+    exactly as many weights as its sparsity says, at random, and the others are set to zero.
 
     Call ``before_step`` and ``after_step`` around each optimizer step and ``after_epoch`` after each epoch. ``attach``
     makes the zeros hold inside the optimizer: their gradients are set to zero before its step, and what it remembers of a
@@ -32,11 +32,11 @@ class SparseTraining(Policy):
     that skips or is frozen, by whichever policy, keeps its mask and its values; it takes its turn as soon as it trains.
 
     The kernels are PyTorch's dense ones: masks save no time in training. What they would leave out is ``Saved.masked``. For
-    inference: :func:`wuskern.policies.sparse.pack`. Of several processes, all give the same seed, and choose alike.
+    inference: :func:`wuskern.policies.sparse.pack`. Several processes give the same seed, and choose alike.
 
     Args:
         model: a model with converted layers, whose weights are plain parameters of their own.
-        epochs: of the run.
+        epochs: how many the run has.
         sparsity: the share of zeros of all masked weights, from 0 and under 1; from Python also a mapping from the names of
             layers to theirs. None: 0.9, or what ``n:m`` makes it.
         distribution: "uniform", or "erk": layers with large dimensions are sparser (arXiv 1911.11134).
@@ -49,7 +49,7 @@ class SparseTraining(Policy):
 
     Attributes:
         masks: by layer, bool, True where a weight trains. sparsities: by layer. sparsity: of all masked layers together.
-        layout: what comes and goes as one unit, by the pattern.
+        layout: the pattern, which says what comes and goes as one unit.
 
     Raises:
         ValueError, TypeError: an argument out of its range, no layer left, a pattern that does not fit one, or a weight that
@@ -85,7 +85,7 @@ class SparseTraining(Policy):
         self.due: set[str] = set()  # layers whose masks are to change
         self.masks: dict[str, Tensor] = {}
         self._densities: dict[str, float] = {}
-        self._before: dict[str, Tensor] = {}  # until the first step: weights without the zeros of the start at random
+        self._before: dict[str, Tensor] = {}  # until the first step: weights as they were before the random start
         self._remembers = False  # whether an optimizer may remember something of zeros
 
     def _begin(self) -> None:
@@ -97,9 +97,9 @@ class SparseTraining(Policy):
         self.apply()
 
     def _layer(self, name: str) -> SkippableLayer:
-        """Whose weight can have a mask."""
+        """The layer ``name``, if its weight can have a mask; else raises ``ValueError``."""
         layer = self.layers[name]
-        weight = layer._parameters.get("weight")  # not computed anew
+        weight = layer._parameters.get("weight")  # not the attribute, which a parametrization computes
         where = name or "the model itself"
         owners = sum(weight is p for module in self.model.modules() for p in module._parameters.values())
         if owners != 1 or type(weight) is not Parameter:
@@ -126,28 +126,28 @@ class SparseTraining(Policy):
         return self.sparsities[name]
 
     def _sparsities(self, name: str) -> Collection[float] | None:
-        """Those that a layer may have at some time; None: any."""
+        """The sparsities that a layer may have at some time; None: any."""
         return None
 
     @abstractmethod
     def _evolve(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """The units that train from now on and those of them that keep their values, ``[groups, units]``; None: not yet."""
+        """The units to train and those of them that keep their values, both ``[groups, units]``, bool; None: not yet."""
 
     def _in_groups(self, name: str, sparsity: float) -> Tensor:
-        """How many units of each group train."""
+        """How many units of each group train at a sparsity: ``[groups]``, int64."""
         weight, n = self.weights[name], self.layout.n
         count = self.layout.count(weight)
         groups = count // self.layout.m if n else 1
         return torch.full((groups,), n or remaining(count, sparsity), device=weight.device)
 
     def _random(self, name: str) -> Tensor:
-        """``[groups, units]``, from 0 to 1."""
+        """A random number from 0 to 1 for each unit, ``[groups, units]``."""
         weight = self.weights[name]
         drawn = torch.rand(self.layout.count(weight), generator=self.generator)
         return drawn.to(weight.device).reshape(-1, self.layout.m or len(drawn))
 
     def _without_smallest(self, name: str, count: int) -> Tensor:
-        """``[groups, units]``: the ``count`` units of the layer that train and have the largest sums of magnitudes."""
+        """The ``count`` units in training with the largest sums of magnitudes, as a mask ``[groups, units]``."""
         units = self.layout.units(self.masks[name])
         scores = self.layout.scores(self.weights[name]).masked_fill(~units, -1.0)
         return largest(scores.reshape(1, -1), torch.tensor([count], device=units.device)).view_as(units)
@@ -162,7 +162,7 @@ class SparseTraining(Policy):
         return {"density": self.density(name)} if self.on and name in self.masks else {}
 
     def density(self, name: str) -> float:
-        """The share of a layer's weights that train."""
+        """The share of a layer's weights that its mask lets train."""
         if name not in self._densities:
             self._densities[name] = self.masks[name].float().mean(dtype=torch.float64).item()
         return self._densities[name]
@@ -204,18 +204,18 @@ class SparseTraining(Policy):
         self._clear_weights()
 
     def release(self) -> None:
-        """The masks do nothing any more; weights stay as they are, zeros among them."""
+        """Turns the masks off; weights stay as they are, zeros among them."""
         self.on = False
 
     @torch.no_grad()
     def _clear_weights(self) -> None:
-        """But for those that are frozen, which do not move, and of which a cache watches every write."""
+        """Sets weights to zero where the masks say so, but not in frozen layers, where a cache watches for every write."""
         for name, mask in self.masks.items() if self.on else ():
             if not self.whole.wants(name).get("frozen"):
                 self.weights[name].mul_(mask)
 
     def _change(self) -> None:
-        """The masks of those layers that are due and train."""
+        """Changes the masks of the layers that are due and train."""
         for name in sorted(self.due) if self.on else ():
             if not self.trains(name):
                 continue
@@ -244,7 +244,7 @@ class SparseTraining(Policy):
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, names and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps."""
+        """Numbers, names and tensors, safe for ``torch.load(weights_only=True)``. Take it between optimizer steps."""
         return {
             "policy": type(self).__name__,
             "epoch": self.epoch,
@@ -268,14 +268,14 @@ class SparseTraining(Policy):
         states.generator(state["generator"])
 
     def _check_mask(self, name: str, mask: Tensor) -> None:
-        """Of whole units, as many as this policy trains."""
+        """Refuses a mask that is not one of whole units, or of as many as this policy trains."""
         units, sparsities = self.layout.units(mask), self._sparsities(name)
         if not torch.equal(self.layout.mask(units, mask), mask):
             states.refuse(f"a mask of {name!r} in blocks of {self.layout.block}", "one that has parts of them")
         wanted = [self._in_groups(name, sparsity).tolist() for sparsity in sparsities or ()]
         if sparsities is not None and units.sum(1).tolist() not in wanted:
-            some = " or ".join(map(str, sorted({sum(counts) for counts in wanted})))
-            states.refuse(f"a mask of {name!r} that trains {some} units, as many of each group", f"{int(units.sum())}")
+            amounts = " or ".join(map(str, sorted({sum(counts) for counts in wanted})))
+            states.refuse(f"a mask of {name!r} that trains {amounts} units, as many of each group", f"{int(units.sum())}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, and sets weights to zero. Raises ``ValueError`` for what is no such state, and
@@ -291,7 +291,7 @@ class SparseTraining(Policy):
 
     @torch.no_grad()
     def _undo_start(self) -> None:
-        """Puts back what the start at random has set to zero, of weights that are as it left them: those of a model that was
+        """Puts back what the random start set to zero, in weights that nobody has changed since: those of a model that was
         loaded before the policy was made."""
         for name, before in self._before.items():
             weight = self.weights[name]

@@ -1,4 +1,4 @@
-"""How sparse each layer is, for a sparsity of all together."""
+"""How sparse each layer is, for a given sparsity of all layers together."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ DISTRIBUTIONS = ("uniform", "erk")
 
 
 def check_sparsity(name: str, value: object) -> None:
-    """From 0 and under 1."""
+    """Refuses what is no number from 0 and under 1."""
     number(name, value)
     if not 0 <= value < 1:  # type: ignore[operator]
         raise ValueError(f"{name}: expected a number from 0 and under 1, got {value!r}")
 
 
 def sparsities(weights: Mapping[str, Tensor], sparsity: float | Mapping[str, float], distribution: str) -> dict[str, float]:
-    """The share of zeros of each weight. A mapping gives that of each by name, and ``distribution`` says nothing then.
+    """The share of zeros in each weight, by name. Where ``sparsity`` is a mapping it says so itself, without ``distribution``.
 
     Raises:
         ValueError, TypeError: a share out of its range, or names that are not those of the weights.
@@ -34,13 +34,13 @@ def sparsities(weights: Mapping[str, Tensor], sparsity: float | Mapping[str, flo
 
 
 def _erk(weights: Mapping[str, Tensor], sparsity: float) -> dict[str, float]:
-    """Erdos-Renyi-kernel (Evci et al., arXiv 1911.11134): a weight's density goes with the sum of its dimensions over their
-    product. One that would be over 1 is dense, and the others share the rest."""
+    """The sparsities of the Erdos-Renyi-kernel (Evci et al., arXiv 1911.11134): a weight's density is proportional to the sum
+    of its dimensions over their product. Where that would be over 1 the weight is dense, and the others share the rest."""
     raw = {name: sum(weight.shape) / weight.numel() for name, weight in weights.items()}
     dense: set[str] = set()
     while len(dense) < len(weights):
-        left = (1 - sparsity) * sum(w.numel() for w in weights.values()) - sum(weights[name].numel() for name in dense)
-        scale = left / sum(raw[name] * weights[name].numel() for name in weights if name not in dense)
+        to_share = (1 - sparsity) * sum(w.numel() for w in weights.values()) - sum(weights[name].numel() for name in dense)
+        scale = to_share / sum(raw[name] * weights[name].numel() for name in weights if name not in dense)
         most = max(raw[name] for name in weights if name not in dense)
         if scale * most <= 1:
             return {name: 0.0 if name in dense else 1 - scale * raw[name] for name in weights}

@@ -1,4 +1,4 @@
-"""MEST (Yuan et al., NeurIPS 2021, arXiv 2110.14032; code boone891214/MEST): prunes by magnitude and grows at random.
+"""The method MEST (Yuan et al., NeurIPS 2021, arXiv 2110.14032; code boone891214/MEST): prunes by size, grows at random.
 
 The code: every five epochs each layer loses its smallest weights, down to a lower bound (a larger sparsity), and then as many
 of the zeros as bring it to the upper bound train, from zero. EM, elastic mutation: lower bounds .92/.91/.90, upper .90. EM&S,
@@ -24,15 +24,15 @@ from wuskern.policies.sparse.distribution import check_sparsity
 from wuskern.policies.sparse.patterns import largest, remaining
 
 VARIANTS = ("em", "ems")
-PRUNED = (0.2, 0.1, 0.0)  # em: of the weights that train, those that are replaced
-EXTRA = (0.05, 0.025, 0.0)  # ems: of all weights, those that train beyond the sparsity
+PRUNED = (0.2, 0.1, 0.0)  # em: the share of the weights in training that is replaced, by phase
+EXTRA = (0.05, 0.025, 0.0)  # ems: the share of all weights that trains beyond the sparsity, by phase
 
 
 @dataclass(eq=False, kw_only=True)
 class MEST(SparseTraining):
-    """Every ``interval`` epochs prunes each layer's smallest weights and grows others at random, which start from zero.
+    """Prunes each layer's smallest weights every ``interval`` epochs, and grows others at random, which start from zero.
 
-    With ``n:m`` the layer's smallest weights go, and each group grows back to n.
+    With ``n:m`` the layer's smallest weights are pruned, and each group grows back to n.
 
     Args:
         model, epochs, sparsity, distribution, pattern, block, dense, seed: as for :class:`SparseTraining`.
@@ -70,9 +70,9 @@ class MEST(SparseTraining):
             raise ValueError("pattern: expected variant em without lower and upper for n:m, whose groups always have n weights")
         if isinstance(self.switches, str) or not isinstance(self.switches, Sequence):
             raise TypeError(f"switches: expected a list of numbers, got {self.switches!r}")
-        given, self.switches = self.switches, tuple(self._switch(value) for value in self.switches)
+        switches, self.switches = self.switches, tuple(self._switch(value) for value in self.switches)
         if list(self.switches) != sorted(self.switches):
-            raise ValueError(f"switches: expected them in their order, got {given}")
+            raise ValueError(f"switches: expected them in their order, got {switches}")
         s = self._zeros
         em, ems = [s + (1 - s) * share for share in PRUNED], [max(0.0, s - extra) for extra in EXTRA]
         self._lower = self._phases("lower", self.lower, em if self.variant == "em" else [s])
@@ -89,11 +89,11 @@ class MEST(SparseTraining):
             raise ValueError(f"switches: expected numbers over 0, got {value}")
         return value * self.epochs if value < 1 else value
 
-    def _phases(self, name: str, given: float | Sequence[float] | None, default: list[float]) -> tuple[float, ...]:
+    def _phases(self, name: str, bounds: float | Sequence[float] | None, default: list[float]) -> tuple[float, ...]:
         phases = len(self.switches) + 1
-        if given is None:  # more phases than the code has: as its last
+        if bounds is None:  # phases beyond the code's are as its last one
             return tuple((default + phases * default[-1:])[:phases])
-        values = tuple(given) if isinstance(given, Sequence) else phases * (given,)
+        values = tuple(bounds) if isinstance(bounds, Sequence) else phases * (bounds,)
         if len(values) != phases:
             raise ValueError(f"{name}: expected one for each of {phases} phases, got {len(values)}")
         for value in values:
@@ -105,7 +105,7 @@ class MEST(SparseTraining):
         return sum(self.epoch >= switch for switch in self.switches)
 
     def bound(self, name: str, bound: float) -> float:
-        """What a bound is in the layer of that name."""
+        """The bound in the layer ``name`` that has the same ratio of weights in training as ``bound`` has over all layers."""
         return 1 - min(1.0, (1 - bound) / (1 - self._zeros) * (1 - self.sparsities[name]))
 
     def _first_sparsity(self, name: str) -> float:
@@ -115,7 +115,7 @@ class MEST(SparseTraining):
         return {self.bound(name, upper) for upper in self._upper}
 
     def on_epoch_end(self) -> None:
-        """Counts an epoch, and says which layers are due."""
+        """Counts an epoch, and takes note of which layers are due."""
         before = self.phase
         super().on_epoch_end()
         if self.epoch < self.epochs and (self.epoch % self.interval == 0 or self.phase != before):

@@ -15,8 +15,7 @@ CPU_DTYPES = (torch.float32, torch.float64)
 
 
 class PackedLinear(nn.Module):
-    """``F.linear`` with a weight in a sparse layout, for inference: neither weight nor bias is a parameter, and nothing has a
-    gradient.
+    """A linear layer for inference with a weight in a sparse layout: weight and bias are buffers, and nothing has a gradient.
 
     x: ``[..., in_features]`` -> ``[..., out_features]``.
     """
@@ -36,8 +35,7 @@ class PackedLinear(nn.Module):
             return self._on_cpu(input.reshape(-1, input.shape[-1])).view(*input.shape[:-1], self.weight.shape[0])
 
     def _on_cpu(self, x: Tensor) -> Tensor:
-        """``[tokens, in]`` -> ``[tokens, out]``. F.linear gives the same from a transposed weight, in up to eight times the
-        time."""
+        """The output ``[tokens, out]`` of ``x``, ``[tokens, in]``, in down to an eighth of the time that F.linear takes."""
         y = (self.weight @ x.t()).t()
         return y.contiguous() if self.bias is None else torch.add(y, self.bias, out=y.new_empty(y.shape))
 

@@ -11,7 +11,7 @@ from wuskern.common.arguments import whole
 
 @dataclass(frozen=True)
 class Pattern:
-    """Weights as units in groups, of the matrix ``[out, in * kh * kw]``.
+    """The units, in groups, into which the weights of the matrix ``[out, in * kh * kw]`` fall.
 
     Attributes:
         block: a unit is an aligned block of ``block`` x ``block`` weights. 1: a weight.
@@ -24,16 +24,16 @@ class Pattern:
 
     @classmethod
     def of(cls, pattern: str, block: int) -> "Pattern":
-        """From the arguments of a policy. Raises ``ValueError`` or ``TypeError`` naming them."""
+        """The pattern for the arguments of a policy. Raises ``ValueError`` or ``TypeError`` naming them."""
         whole("block", block)
         if pattern == "unstructured":
             return cls()
         if pattern == "block":
             return cls(block)
-        found = re.fullmatch(r"(\d+)(?::|of)(\d+)", pattern) if isinstance(pattern, str) else None
-        if not found or not 0 < int(found[1]) < int(found[2]):
+        match = re.fullmatch(r"(\d+)(?::|of)(\d+)", pattern) if isinstance(pattern, str) else None
+        if not match or not 0 < int(match[1]) < int(match[2]):
             raise ValueError(f"pattern: expected unstructured, block, or n:m (nofm) with n under m, got {pattern!r}")
-        return cls(1, int(found[1]), int(found[2]))
+        return cls(1, int(match[1]), int(match[2]))
 
     def check(self, weight: Tensor) -> None:
         """Raises ``ValueError`` where the units do not fit a weight."""
@@ -44,7 +44,7 @@ class Pattern:
             raise ValueError(f"pattern: expected m to divide {columns} inputs, got {self.n}:{self.m}")
 
     def scores(self, values: Tensor) -> Tensor:
-        """``[groups, units]``: the sum of ``|values|`` in each unit, in float32 or more. values: of the weight's shape."""
+        """The sum of ``|values|`` in each unit, ``[groups, units]``, in float32 or more. values: of the weight's shape."""
         sizes = values.detach().flatten(1).abs()
         sizes = sizes.to(torch.promote_types(sizes.dtype, torch.float32))
         if self.block > 1:
@@ -53,13 +53,13 @@ class Pattern:
         return sizes.reshape(-1, self.m) if self.m else sizes.reshape(1, -1)
 
     def units(self, mask: Tensor) -> Tensor:
-        """``[groups, units]``, bool: the units of a mask of the weight's shape that :meth:`mask` made."""
+        """The units ``[groups, units]``, bool, of a mask of the weight's shape that :meth:`mask` made."""
         b = self.block
         first = mask.flatten(1)[::b, ::b]
         return first.reshape(-1, self.m) if self.m else first.reshape(1, -1)
 
     def mask(self, units: Tensor, like: Tensor) -> Tensor:
-        """Of the shape and strides of a weight: the weights of the units ``[groups, units]`` that are True."""
+        """A mask with the shape and strides of the weight ``like``: True in the units ``[groups, units]`` that are True."""
         rows, columns = like.flatten(1).shape
         b = self.block
         grid = units.reshape(rows // b, columns // b)
@@ -68,17 +68,17 @@ class Pattern:
         return torch.empty_like(like, dtype=torch.bool).copy_(grid.reshape(like.shape))
 
     def count(self, weight: Tensor) -> int:
-        """Units of a weight."""
+        """How many units a weight has."""
         return weight.numel() // self.block**2
 
 
 def remaining(units: int, sparsity: float) -> int:
-    """How many of so many units stay: all but ``floor(sparsity * units)``, and one at least."""
-    return max(1, units - int(sparsity * units + 1e-6))  # .9 * 10 is not to be 8.99
+    """How many of ``units`` units are not zero: all but ``floor(sparsity * units)``, and one at least."""
+    return max(1, units - int(sparsity * units + 1e-6))  # rounding errors must not lose a unit
 
 
 def largest(scores: Tensor, counts: Tensor) -> Tensor:
-    """``[groups, units]``, bool: of each group the ``counts[group]`` largest scores. Of equal ones those with the lowest index.
+    """A mask ``[groups, units]`` of the ``counts[group]`` largest scores of each group; of equal ones the lowest indices.
 
     Args:
         scores: ``[groups, units]``; NaN is infinite. counts: ``[groups]``, int64, from 0 to the number of units.
@@ -89,5 +89,5 @@ def largest(scores: Tensor, counts: Tensor) -> Tensor:
     else:
         least = scores.sort(1, descending=True).values.gather(1, (counts - 1).clamp(min=0)[:, None])
     over, equal = scores > least, scores == least
-    left = counts[:, None] - over.sum(1, keepdim=True)
-    return over | (equal & (equal.cumsum(1, dtype=torch.int32) <= left))
+    places = counts[:, None] - over.sum(1, keepdim=True)  # for scores that equal the least
+    return over | (equal & (equal.cumsum(1, dtype=torch.int32) <= places))

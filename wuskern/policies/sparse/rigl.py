@@ -1,4 +1,4 @@
-"""RigL (Evci et al., ICML 2020, arXiv 1911.11134; code google-research/rigl): as many weights grow as are dropped.
+"""The method RigL (Evci et al., ICML 2020, arXiv 1911.11134; code google-research/rigl): as many weights grow as are dropped.
 
 The paper: every 100 steps, until three quarters of training, each layer drops the share ``alpha / 2 * (1 + cos(pi * t / end))``
 of its weights, alpha .3, those with the smallest magnitudes, and as many of the others grow, from zero, where the dense
@@ -26,9 +26,9 @@ GROWTHS = ("gradient", "random")
 
 @dataclass(eq=False, kw_only=True)
 class RigL(SparseTraining):
-    """Every ``interval`` steps drops each layer's smallest weights and grows as many others. A layer without a gradient in that
-    step waits for the next one that has it. With ``n:m`` the layer's smallest weights go, and each group grows as many as it
-    lost.
+    """Drops each layer's smallest weights every ``interval`` steps, and grows as many others. A layer without a gradient in
+    that step waits for the next step in which it has one. With ``n:m`` the layer's smallest weights are dropped, and each group
+    grows as many as it lost.
 
     Time is counted in epochs and the steps of the last one; within the first, whose length is not known, it stands still.
 
@@ -55,18 +55,18 @@ class RigL(SparseTraining):
         share("until", self.until)
         whole("interval", self.interval)
         one_of("growth", self.growth, GROWTHS)
-        self.begun = self.length = 0  # steps before this epoch, and of the one before it
+        self.begun = self.length = 0  # steps before this epoch, and in the epoch before it
         self._gradients: dict[str, Tensor] = {}  # of the units, in the step that changes masks
         self._begin()
 
     @property
     def claims(self) -> dict[str, Collection[str]]:
-        """Growth by the gradient needs all of it."""
+        """What only this policy may decide: which rows have gradients, too, because growth by the gradient needs all of it."""
         return super().claims | ({"rows": self.weights} if self.growth == "gradient" else {})
 
     @property
     def drop_share(self) -> float:
-        """Of each layer's weights that train, those that would be dropped now."""
+        """The share of each layer's weights in training that would be dropped now."""
         within = min(1.0, (self.steps - self.begun) / self.length) if self.length else 0.0
         passed = (self.epoch + within) / (self.until * self.epochs)
         return self.alpha / 2 * (1 + math.cos(math.pi * min(1.0, passed)))
@@ -111,7 +111,8 @@ class RigL(SparseTraining):
         return staying | grown, (staying | grown) & units
 
     def _growth(self, name: str) -> Tensor | None:
-        """By the gradient that the optimizer used, or, of one that this policy is not attached to, the one that is there."""
+        """The scores by which units grow: of the gradient that the attached optimizer used, or else of the one that is there;
+        None without a finite one."""
         if name not in self._gradients:
             self._remember(name)
         scores = self._gradients.get(name)

@@ -8,10 +8,10 @@ from wuskern.modules import SkippableLayer
 
 
 class Weights(Mapping[str, Parameter]):
-    """Of each layer the Parameter that is its weight at this time: ``load_state_dict(assign=True)`` puts another one there.
+    """The Parameter that is each layer's weight at this time: ``load_state_dict(assign=True)`` puts another one there.
 
     Raises:
-        ValueError: where it is read, of a weight that is computed by now, as a parametrization does it.
+        ValueError: on reading a weight that is computed by now, as by a parametrization.
     """
 
     def __init__(self, layers: Mapping[str, SkippableLayer]) -> None:

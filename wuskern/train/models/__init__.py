@@ -1,4 +1,4 @@
-"""The papers' networks, in their sizes for small images, and a small GPT; the full-sized ones of other packages."""
+"""The papers' networks, in their sizes for small images, and a small GPT; also the full-sized ones of other packages."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def build(name: str, channels: int, size: Sequence[int], classes: int, width: fl
         raise ValueError(f"--model: expected one of {', '.join(MODELS)}, {others}, got {name!r}")
     if (name in FOR_TEXT) != (not size):
         kind = "text" if not size else "images"
-        fitting = [other for other in MODELS if (other in FOR_TEXT) == (not size)]
+        fitting = [model for model in MODELS if (model in FOR_TEXT) == (not size)]
         raise ValueError(f"--model: expected one for {kind} ({', '.join(fitting)}), got {name!r}")
     make = functools.partial(full_sized, name) if elsewhere else MODELS[name]
     return make(channels, size, classes, width)

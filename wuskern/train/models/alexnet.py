@@ -1,4 +1,4 @@
-"""AlexNet (Krizhevsky et al.; 2012)."""
+"""The network AlexNet (Krizhevsky et al.; 2012)."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from wuskern.train.models.width import scaled
 
 
 def alexnet(channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """AlexNet (2012): 96, 256, 384, 384, 256 channels, two linear layers of 4096 with dropout before each, and the last.
+    """An AlexNet (2012): 96, 256, 384, 384, 256 channels, two linear layers of 4096 with dropout before each, and the last.
 
     For small images the first convolution is 3x3 with stride 1 instead of 11x11 with stride 4, and the overlapping 3x3 poolings
     with stride 2 are padded, so that each halves, rounding up. Not split over two GPUs, and no response normalisation.

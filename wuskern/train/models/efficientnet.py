@@ -1,4 +1,4 @@
-"""EfficientNet-B0 (Tan, Le; arXiv 1905.11946) for small images."""
+"""The network EfficientNet-B0 (Tan, Le; arXiv 1905.11946) for small images."""
 
 from collections.abc import Sequence
 
@@ -59,7 +59,7 @@ def _conv(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1
 
 
 def efficientnet(channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """EfficientNet-B0: seven stages of MBConv blocks, dropout in front of the linear layer.
+    """An EfficientNet-B0: seven stages of MBConv blocks, dropout in front of the linear layer.
 
     For small images the first convolution has stride 1 instead of 2; no block is left out at random. With depthwise
     convolutions, where each row is a group of its own, a choice of rows as in ``wuskern.TopK(ratio=...)`` takes all rows.

@@ -31,7 +31,7 @@ PACKAGES: dict[str, Callable[[str, int, int], nn.Module]] = {"torchvision": _tor
 
 
 def full_sized(name: str, channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """``"torchvision/NAME"`` or ``"timm/NAME"``: the model of that name, with new weights. It runs once, on an empty image.
+    """The model that ``"torchvision/NAME"`` or ``"timm/NAME"`` names, with new weights. It runs once, on an empty image.
 
     Raises:
         ValueError: the package is missing or does not fit this torch, it has no such model, the model does not fit images of

@@ -11,7 +11,7 @@ LAYERS, DIM, HEADS = 4, 128, 4
 
 
 class Embedding(nn.Module):
-    """Tokens and their positions: int64 ``[B, T]`` -> ``[B, T, dim]``, for T up to ``context``."""
+    """The embedding of tokens and their positions: int64 ``[B, T]`` -> ``[B, T, dim]``, for T up to ``context``."""
 
     def __init__(self, tokens: int, context: int, dim: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Embedding(nn.Module):
 
 
 def gpt(context: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """Decoder of 4 layers, dimension 128, 4 heads; norms in front, GELU, no dropout, the head's weight is its own.
+    """A decoder of 4 layers, dimension 128, 4 heads; norms in front, GELU, no dropout, a head with a weight of its own.
 
     int64 ``[B, T]`` -> ``[B, T, classes]``, the scores of each next token. ``size`` is empty: in the place of the channels
     stands the longest T.

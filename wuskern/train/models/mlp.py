@@ -1,4 +1,4 @@
-"""The meProp papers' MLP."""
+"""The MLP of the meProp papers."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from wuskern.train.models.width import scaled
 
 
 def mlp(channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """Two hidden layers of 500 units, as in the meProp papers."""
+    """An MLP with two hidden layers of 500 units, as in the meProp papers."""
     hidden = scaled(500, width)
     return nn.Sequential(
         nn.Flatten(),

@@ -1,4 +1,4 @@
-"""ResNet (He et al.; arXiv 1512.03385)."""
+"""The networks ResNet-18 and ResNet-50 (He et al.; arXiv 1512.03385)."""
 
 from collections.abc import Sequence
 
@@ -56,12 +56,12 @@ def _shortcut(channels: int, out: int, stride: int) -> nn.Module:
 
 
 def resnet18(channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """ResNet-18 with the 3x3 stem of its CIFAR form."""
+    """A ResNet-18 with the 3x3 stem of its CIFAR form."""
     return _resnet(Basic, (2, 2, 2, 2), channels, classes, width)
 
 
 def resnet50(channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """ResNet-50 with the 3x3 stem of the CIFAR form: stride 1 and no pooling in front of the blocks.
+    """A ResNet-50 with the 3x3 stem of the CIFAR form: stride 1 and no pooling in front of the blocks.
 
     Parameters for 3 channels and 1000 classes: 25,557,032 with the 7x7 stem, 7,680 less with this one: 25,549,352; with 10
     classes 23,520,842.

@@ -11,7 +11,7 @@ INITIAL_STD = 0.02
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over ``[B, T, dim]``; one linear layer in front for queries, keys and values, one behind.
+    """A multi-head self-attention over ``[B, T, dim]``; one linear layer in front for queries, keys and values, one behind.
 
     Args:
         causal: each position sees itself and those before it only.
@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and two linear layers around a GELU, each behind a layer norm and beside a shortcut."""
+    """A block of a transformer: attention, and two linear layers around a GELU, each behind a norm and beside a shortcut."""
 
     def __init__(self, dim: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class Block(nn.Module):
 
 
 def dimension(dim: int, heads: int, width: float) -> int:
-    """``dim`` scaled, as a multiple of ``heads``: the number of heads stays, they become narrower or wider."""
+    """The dimension ``dim``, scaled to a multiple of ``heads``: the number of heads stays, they become narrower or wider."""
     return heads * scaled(dim // heads, width)
 
 
 def initialise(module: nn.Module) -> None:
-    """For ``nn.Module.apply``: linear layers and embeddings from a normal distribution, biases zero."""
+    """Draws the weights of a linear layer or embedding from a normal distribution, and sets a linear layer's bias to zero."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=INITIAL_STD)
     if isinstance(module, nn.Linear):

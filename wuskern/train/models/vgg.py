@@ -1,4 +1,4 @@
-"""VGG (Simonyan, Zisserman; arXiv 1409.1556)."""
+"""The networks VGG11 and VGG16 (Simonyan, Zisserman; arXiv 1409.1556)."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ VGG = {
 
 
 def vgg(plan: tuple[int | str, ...]) -> Callable[..., nn.Module]:
-    """Convolutions with batch norm and one linear layer; a pooling that would leave no pixel is left out."""
+    """A function that builds convolutions with batch norm and one linear layer; poolings that leave no pixel are left out."""
 
     def build(channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
         layers: list[nn.Module] = []

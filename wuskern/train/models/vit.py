@@ -12,7 +12,7 @@ LAYERS, DIM, HEADS, PATCH = 6, 192, 3, 4
 
 
 class Patches(nn.Module):
-    """Patches of the image behind a class token, with their positions: ``[B, C, H, W]`` -> ``[B, 1 + patches, dim]``.
+    """Patches of an image, behind a class token, with their positions: ``[B, C, H, W]`` -> ``[B, 1 + patches, dim]``.
 
     Pixels beyond the last whole patch are not seen.
     """
@@ -38,7 +38,7 @@ class First(nn.Module):
 
 
 def vit(channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
-    """6 layers, dimension 192, 3 heads, patches of 4 x 4; norms in front, GELU, no dropout.
+    """A vision transformer: 6 layers, dimension 192, 3 heads, patches of 4 x 4; norms in front, GELU, no dropout.
 
     Patches are smaller where the image's shorter side has fewer than four of 4 pixels: 2 x 2 for 8 x 8, which gives 16.
 

@@ -1,4 +1,4 @@
-"""Whole experiments, written down: arguments of ``wuskern train`` in a TOML file. One per paper comes with the package.
+"""Recipes, which are whole experiments written down: arguments of ``wuskern train`` in a TOML file, one for each paper.
 
 title = "what it is"                        # a recipe of one's own needs none
 source = "which paper, and what it reports"  # nor this
@@ -24,13 +24,13 @@ else:
 
 KEYS = {"title": str, "source": str, "train": dict, "cifar": dict}
 FLAGS = ("channels_last", "host", "memory")
-# What decides what is written over: the command line says that.
+# Arguments that decide which files are replaced: only the command line gives them.
 NOT_HERE = ("overwrite", "checkpoint", "resume", "recipe")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a file says. ``cifar`` is empty where it has nothing to say of real CIFAR. ``shipped``: it came with the package."""
+    """What a file says. ``cifar`` is empty where it says nothing about real CIFAR. ``shipped``: it came with the package."""
 
     name: str
     title: str
@@ -40,15 +40,15 @@ class Recipe:
     shipped: bool = False
 
     def arguments(self, on_cifar: bool) -> list[str]:
-        """As on a command line."""
-        found = []
+        """The words that give the recipe's arguments on a command line."""
+        words = []
         for key, value in (self.train | (self.cifar if on_cifar else {})).items():
             flag = f"--{key.replace('_', '-')}"
             if isinstance(value, bool):
-                found += [flag] if value else []
+                words += [flag] if value else []
             else:
-                found.append(f"{flag}={','.join(value) if isinstance(value, list) else value}")
-        return found
+                words.append(f"{flag}={','.join(value) if isinstance(value, list) else value}")
+        return words
 
     def describe(self) -> str:
         what = f"{self.train.get('model', 'vgg11')} on {self.train.get('data', 'digits')}"
@@ -57,7 +57,7 @@ class Recipe:
 
 
 def shipped() -> list[Recipe]:
-    """Those that come with the package, by name."""
+    """The recipes that come with the package, in the order of their names."""
     folder = resources.files("wuskern.train.recipes")
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
     return [_recipe(Path(file.name).stem, file.read_bytes(), shipped=True) for file in files]
@@ -76,10 +76,10 @@ def load(name: str) -> Recipe:
         except OSError as error:
             raise ValueError(f"--recipe: expected a file that can be read, got {name!r} ({error})") from error
         return _recipe(Path(name).stem, text)
-    found = {recipe.name: recipe for recipe in shipped()}
-    if name not in found:
-        raise ValueError(f"--recipe: expected one of {', '.join(found)}, or a path that ends with .toml, got {name!r}")
-    return found[name]
+    by_name = {recipe.name: recipe for recipe in shipped()}
+    if name not in by_name:
+        raise ValueError(f"--recipe: expected one of {', '.join(by_name)}, or a path that ends with .toml, got {name!r}")
+    return by_name[name]
 
 
 def _recipe(name: str, text: bytes, shipped: bool = False) -> Recipe:
@@ -99,15 +99,15 @@ def _recipe(name: str, text: bytes, shipped: bool = False) -> Recipe:
 
 
 def _check_table(name: str, table: dict[str, Any]) -> None:
-    found: set[str] = set()
+    seen: set[str] = set()
     for key, value in table.items():
         plain = key.replace("-", "_")
         if plain in NOT_HERE:
             raise ValueError(f"--recipe: expected nothing of what is written over in {name!r}, got {key}")
-        if plain in found:
+        if plain in seen:
             raise ValueError(f"--recipe: expected each argument once in {name!r}, got {key} twice")
-        found.add(plain)
-        several = plain == "policy" and isinstance(value, list) and all(isinstance(each, str) for each in value)
+        seen.add(plain)
+        several = plain == "policy" and isinstance(value, list) and all(isinstance(item, str) for item in value)
         if not (several or isinstance(value, str | int | float)) or isinstance(value, bool) != (plain in FLAGS):
             kind = "true or false" if plain in FLAGS else "a number or text"
             raise ValueError(f"--recipe: expected {kind} as {key} in {name!r}, got {value!r}")
