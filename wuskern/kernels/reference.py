@@ -1,4 +1,4 @@
-"""Pure-PyTorch twin of every op: the fallback where no kernel runs, the oracle of the tests, the baseline of the benchmarks.
+"""The pure-PyTorch twin of every op: fallback where no kernel runs, oracle of the tests, baseline of the benchmarks.
 
 Each does what :mod:`wuskern.ops` says of its name, in as few plain calls as that takes.
 """
@@ -61,7 +61,7 @@ def library_wgrad(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """dW of all of dy's channels by PyTorch's convolution, contiguous, and right where that alone is not on the CPU."""
+    """The gradient dW of all of dy's channels by PyTorch's convolution, contiguous; right also where that is not on the CPU."""
     if x.is_cpu and onednn_wgrad_fails(x.dtype, x.shape[1], kernel_size, stride, dilation, groups):
         dy, x = _in_planes(dy), _in_planes(x)
     weight = x.new_empty(dy.shape[1], x.shape[1] // groups, *kernel_size)
@@ -71,7 +71,7 @@ def library_wgrad(
 
 
 def _in_planes(t: Tensor) -> Tensor:
-    """t contiguous, with those strides for dimensions of size 1 too: torch takes the format from strides."""
+    """The tensor t, contiguous, with those strides for dimensions of size 1 too: torch takes the format from strides."""
     return t.contiguous().flatten().view(t.shape)
 
 
@@ -83,8 +83,8 @@ def clear_padded_taps(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    """dw ``[out, C, kh, kw]``, zero at the taps that meet padding alone: with strides, oneDNN leaves them unwritten in
-    bfloat16."""
+    """The gradient dw ``[out, C, kh, kw]``, zero at the taps that meet padding alone: with strides, oneDNN leaves them
+    unwritten in bfloat16."""
     if not dw.is_cpu or dw.dtype is not torch.bfloat16:
         return dw
     sides = zip(size, output, dw.shape[2:], stride, padding, dilation, strict=True)
@@ -117,7 +117,7 @@ def rowsparse_dgrad_conv2d(
 
 
 def _chosen(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
-    """dy, or its chosen rows where it holds all of them."""
+    """All of dy, or its chosen rows where it holds all of them."""
     return dy if dy.shape[dim] == rows.shape[0] else gather_rows(dy, rows, dim)
 
 

@@ -53,7 +53,7 @@ declare(
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    """Weight gradient of a Linear in the chosen rows: ``dy[:, rows].T @ x`` over all leading dimensions.
+    """The weight gradient of a Linear in the chosen rows: ``dy[:, rows].T @ x`` over all leading dimensions.
 
     Args:
         dy: ``[..., N]``; or already gathered, ``[..., k]`` (with ``k = N`` the two are the same).
@@ -94,7 +94,7 @@ def rowsparse_wgrad_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Weight gradient of a Conv2d in the chosen output channels.
+    """The weight gradient of a Conv2d in the chosen output channels.
 
     Args:
         dy: ``[B, N, HO, WO]``; or already gathered, ``[B, k, HO, WO]`` (with ``k = N`` the two are the same).
@@ -133,7 +133,7 @@ def _conv2d_flops(dy_shape: torch.Size, k: int, channels: int, kernel_size: Sequ
 
 
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    """Input gradient of a Linear from the chosen rows alone: ``dy[:, rows] @ weight[rows]``.
+    """The input gradient of a Linear from the chosen rows alone: ``dy[:, rows] @ weight[rows]``.
 
     Args:
         dy: ``[..., N]``; or already gathered, ``[..., k]``.
@@ -174,7 +174,7 @@ def rowsparse_dgrad_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Input gradient of a Conv2d from the chosen output channels alone.
+    """The input gradient of a Conv2d from the chosen output channels alone.
 
     Args:
         dy: ``[B, N, HO, WO]``; or already gathered, ``[B, k, HO, WO]``.

@@ -12,7 +12,7 @@ from wuskern.ops.contract import call, declare
 
 
 def bias_grad(dy: Tensor, dim: int) -> Tensor:
-    """Gradient of a bias: ``db[c] = sum of dy over every dimension but dim``, in one read of ``dy``.
+    """The gradient of a bias: ``db[c] = sum of dy over every dimension but dim``, in one read of ``dy``.
 
     Args:
         dy: gradient of the output, ``[..., N]`` with ``dim=-1`` (Linear) or ``[B, C, *spatial]`` with ``dim=1`` (Conv),
@@ -47,7 +47,7 @@ declare(
 
 
 def row_stats(dy: Tensor, dim: int, score: str = "l1") -> tuple[Tensor, Tensor]:
-    """Gradient of a bias, and a score for each of its elements, in one read of ``dy``.
+    """The gradient of a bias, and a score for each of its elements, in one read of ``dy``.
 
     Args:
         dy, dim: as for :func:`bias_grad`.

@@ -79,7 +79,7 @@ def draw_front(path: Path, title: str, rows: Sequence[Row]) -> None:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (time, accuracy), those that none beats in both: by rising time."""
+    """The pairs (time, accuracy) that none beats in both, by rising time."""
     best: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if not best or point[1] > best[-1][1]:

@@ -40,8 +40,8 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _dense(t: Tensor) -> Tensor:
-    """t, or a copy of it where neither its rows nor its columns are one run of memory: oneDNN may take a thousand times as
-    long for such a matrix."""
+    """The tensor t, or a copy of it where neither its rows nor its columns are one run of memory: oneDNN may take a thousand
+    times as long for such a matrix."""
     return t if t.is_contiguous() or t.t().is_contiguous() else t.contiguous()
 
 
@@ -93,5 +93,5 @@ def vendor() -> str:
 
 
 def new_output(like: Tensor, *size: int) -> Tensor:
-    """Memory for a result, in huge pages where it is large."""
+    """A tensor without values for a result, in huge pages where it is large."""
     return torch.ops.wuskern_native.new_output(like, size)

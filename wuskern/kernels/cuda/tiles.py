@@ -85,7 +85,7 @@ def dgrad_tile(pixels: int, channels: int, terms: int, others: int, gpu: Gpu) ->
 
 
 def wgrad_parts(tiles: int, steps: int, m: int, n: int, slots: int) -> int:
-    """In how many parts the steps of each tile of dW are summed, ``slots`` blocks running at once."""
+    """The number of parts in which the steps of each tile of dW are summed, ``slots`` blocks running at once."""
     partial = ceil_div(8 * m * n, 2 * DEPTH * (m + n))
 
     def cost(parts: int) -> int:

@@ -1,4 +1,4 @@
-"""bias_grad in Triton: the twin of csrc/cuda/bias_grad.cu, for every GPU that Triton serves.
+"""The op bias_grad in Triton: the twin of csrc/cuda/bias_grad.cu, for every GPU that Triton serves.
 
 Two passes, no atomics: a grid of programs leaves one row of partial sums per chunk, and the same kernel adds those
 rows in a fixed order. Loads are widened before any arithmetic. The first pass can sum a score of each element beside it.
@@ -24,7 +24,7 @@ def sum_rows(
     src, out, scores, rows, columns, stride, rows_per_program,
     SCORE: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out[chunk, columns] = sum of the chunk's rows of src[rows, columns]; with a SCORE, ``scores`` the same of that"""
+    """Sums ``out[chunk, columns]`` of the chunk's rows of src[rows, columns]; with a SCORE, ``scores`` the same of that"""
     chunk = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     first = chunk * rows_per_program
@@ -48,7 +48,7 @@ def sum_planes(
     src, out, scores, outer, channels, inner, outer_stride, channel_stride, outer_per_program, inner_per_program,
     SCORE: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """out[outer chunk, inner chunk, channels] = sum of the chunk of src[outer, channels, inner]; ``scores`` as above"""
+    """Sums ``out[outer chunk, inner chunk, channels]`` of the chunk of src[outer, channels, inner]; ``scores`` as above"""
     c = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     first = tl.program_id(1).to(tl.int64) * outer_per_program
     first_inner = tl.program_id(2).to(tl.int64) * inner_per_program
@@ -71,7 +71,7 @@ def sum_planes(
 
 
 def bias_grad(dy: Tensor, dim: int) -> Tensor:
-    """See :func:`wuskern.ops.bias_grad`."""
+    """The op :func:`wuskern.ops.bias_grad`."""
     return add(dy, dim, "")[0]
 
 

@@ -1,4 +1,4 @@
-"""gather_rows in Triton: one read of what is chosen, one write."""
+"""The op gather_rows in Triton: one read of what is chosen, one write."""
 
 import torch
 import triton
@@ -11,7 +11,7 @@ from wuskern.kernels.triton import configs
 
 @triton.jit
 def gather_columns(src, rows, out, outer, k, row_stride, column_stride, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """out[outer, k] = src[outer, rows]"""
+    """``out[outer, k] = src[outer, rows]``"""
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     chosen = tl.load(rows + c, mask=c < k, other=0)
@@ -24,7 +24,7 @@ def gather_columns(src, rows, out, outer, k, row_stride, column_stride, BLOCK_R:
 def gather_planes(
     src, rows, out, k, inner, outer_stride, channel_stride, inner_stride, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr
 ):
-    """out[outer, k, inner] = src[outer, rows, inner]"""
+    """``out[outer, k, inner] = src[outer, rows, inner]``"""
     o = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     i = tl.program_id(2).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -42,7 +42,7 @@ def usable(rows: Tensor, n: int) -> Tensor:
 
 
 def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
-    """See :func:`wuskern.ops.gather_rows`. ``reshape`` copies only where the layout leaves no choice."""
+    """The op :func:`wuskern.ops.gather_rows`. ``reshape`` copies only where the layout leaves no choice."""
     dim %= dy.ndim
     shape = [*dy.shape[:dim], rows.shape[0], *dy.shape[dim + 1 :]]
     rows = usable(rows, dy.shape[dim])

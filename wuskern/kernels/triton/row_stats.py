@@ -1,4 +1,4 @@
-"""row_stats in Triton: bias_grad's kernels, which sum the scores beside the gradient."""
+"""The op row_stats in Triton: bias_grad's kernels, which sum the scores beside the gradient."""
 
 from torch import Tensor
 
@@ -6,5 +6,5 @@ from wuskern.kernels.triton.bias_grad import add
 
 
 def row_stats(dy: Tensor, dim: int, score: str) -> tuple[Tensor, Tensor]:
-    """See :func:`wuskern.ops.row_stats`."""
+    """The op :func:`wuskern.ops.row_stats`."""
     return add(dy, dim, score)

@@ -1,4 +1,4 @@
-"""rowsparse_adam_ in Triton: one pass over the chosen rows of a parameter and its moments."""
+"""The op rowsparse_adam_ in Triton: one pass over the chosen rows of a parameter and its moments."""
 
 import torch
 import triton
@@ -51,7 +51,7 @@ def rowsparse_adam_(
     decoupled: bool,
     maximize: bool,
 ) -> None:
-    """See :func:`wuskern.ops.rowsparse_adam_`."""
+    """The op :func:`wuskern.ops.rowsparse_adam_`."""
     with torch.cuda.device_of(param), Update(param, (exp_avg, exp_avg_sq, max_exp_avg_sq), rows, values) as update:
         steps = step.add_(1).double()
         if update.empty:

@@ -1,4 +1,4 @@
-"""rowsparse_dgrad in Triton: tensor-core products over the chosen rows (and, of a convolution, the taps of its kernel)."""
+"""The op rowsparse_dgrad in Triton: tensor-core products over the chosen rows (and the taps of a convolution)."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def dgrad(
     PACKED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[tokens, features] = dy[tokens, rows] @ weight[rows, features]"""
+    """``out[tokens, features] = dy[tokens, rows] @ weight[rows, features]``"""
     feature_blocks = tl.cdiv(features, BLOCK_N)
     t = (tl.program_id(0) // feature_blocks).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     f = (tl.program_id(0) % feature_blocks).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -58,7 +58,7 @@ def dgrad_conv2d(
     TAPS: tl.constexpr, PACKED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[batch, groups * channels, height, width]. ``k`` and ``channels`` are those of one group. A program takes input
+    """``out[batch, groups * channels, height, width]``. ``k`` and ``channels`` are those of one group. A program takes input
     pixels ``phase + stride * n`` of one phase, which meet the same taps: every ``tap_step``-th from a first one."""
     channel_blocks = tl.cdiv(channels, BLOCK_N)
     group = (tl.program_id(1) % groups).to(INDEX)
@@ -99,7 +99,7 @@ def dgrad_conv2d(
 
 
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    """See :func:`wuskern.ops.rowsparse_dgrad`."""
+    """The op :func:`wuskern.ops.rowsparse_dgrad`."""
     k, features = rows.shape[0], weight.shape[1]
     shape = (*dy.shape[:-1], features)
     if 0 in (*shape, k):
@@ -138,7 +138,7 @@ def rowsparse_dgrad_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """See :func:`wuskern.ops.rowsparse_dgrad_conv2d`."""
+    """The op :func:`wuskern.ops.rowsparse_dgrad_conv2d`."""
     k, channels, rows = rows.shape[0] // groups, weight.shape[1], usable(rows, weight.shape[0])
     shape = dy.shape[0], channels * groups, *input_size
     layout = dict(dtype=dy.dtype, memory_format=memory_format(dy))

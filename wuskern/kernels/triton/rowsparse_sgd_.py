@@ -1,4 +1,4 @@
-"""rowsparse_sgd_ in Triton: one pass over the chosen rows of a parameter and its momentum."""
+"""The op rowsparse_sgd_ in Triton: one pass over the chosen rows of a parameter and its momentum."""
 
 import torch
 import triton
@@ -41,7 +41,7 @@ def rowsparse_sgd_(
     nesterov: bool,
     maximize: bool,
 ) -> None:
-    """See :func:`wuskern.ops.rowsparse_sgd_`."""
+    """The op :func:`wuskern.ops.rowsparse_sgd_`."""
     with torch.cuda.device_of(param), Update(param, (momentum_buffer,), rows, values) as update:
         if update.empty:
             return

@@ -1,4 +1,4 @@
-"""rowsparse_wgrad in Triton: tensor-core products over the tokens (the output pixels of a convolution).
+"""The op rowsparse_wgrad in Triton: tensor-core products over the tokens (the output pixels of a convolution).
 
 The chosen rows are few, so they are the narrow side of a tile, ``BLOCK_N``, and the features of ``x`` the wide one. Few
 tiles leave most of a GPU idle: the tokens are split over programs, and the partial sums are added in a fixed order.
@@ -26,7 +26,7 @@ def wgrad(
     PACKED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[chunk, k, features] = dy[tokens of the chunk, rows].T @ x[tokens of the chunk, features]"""
+    """``out[chunk, k, features] = dy[tokens of the chunk, rows].T @ x[tokens of the chunk, features]``"""
     f = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     r = tl.program_id(1).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     chunk = tl.program_id(2).to(INDEX)
@@ -55,7 +55,7 @@ def wgrad_conv2d(
     PACKED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[chunk, groups * k, channels, taps]: the same over output pixels (``plane`` of them in an image); a feature is a
+    """``out[chunk, groups * k, channels, taps]``: the same over output pixels (``plane`` of them in an image); a feature is a
     channel of ``x`` under a tap of the kernel. ``k`` and ``channels`` are those of one group, program_id(1) counts blocks
     of rows within groups."""
     f = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -96,7 +96,7 @@ def wgrad_conv2d(
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    """See :func:`wuskern.ops.rowsparse_wgrad`."""
+    """The op :func:`wuskern.ops.rowsparse_wgrad`."""
     k, features = rows.shape[0], x.shape[-1]
     dy, x = as_matrix(dy), as_matrix(x)
     tokens = x.shape[0]
@@ -135,7 +135,7 @@ def rowsparse_wgrad_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """See :func:`wuskern.ops.rowsparse_wgrad_conv2d`."""
+    """The op :func:`wuskern.ops.rowsparse_wgrad_conv2d`."""
     shape = rows.shape[0], x.shape[1] // groups, *kernel_size
     k, channels, taps = shape[0] // groups, shape[1], kernel_size[0] * kernel_size[1]
     out_width, plane = dy.shape[3], dy.shape[2] * dy.shape[3]

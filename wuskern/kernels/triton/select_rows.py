@@ -1,4 +1,4 @@
-"""select_rows in Triton: one launch, one program for each group, no host synchronisation.
+"""The op select_rows in Triton: one launch, one program for each group, no host synchronisation.
 
 A score becomes an unsigned key of the same order. A radix select finds the key of the last row that is taken, eight bits
 at a time from the top; a last pass writes the rows above it, and as many of its equals as are left to take, in order.
@@ -27,7 +27,7 @@ def keys_of(scores, i, n, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, B
 
 @triton.jit
 def select(scores, out, n, k, block, stride, ACC: tl.constexpr, KEY: tl.constexpr, BITS: tl.constexpr, CHUNK: tl.constexpr):
-    """out[group, k, block] = the rows in the k blocks of the largest sums, of the n in each group"""
+    """``out[group, k, block]``: the rows in the k blocks of the largest sums, of the n in each group"""
     group = tl.program_id(0).to(tl.int64)
     scores += group * n * block * stride
     out += group * k * block
@@ -68,7 +68,7 @@ def select(scores, out, n, k, block, stride, ACC: tl.constexpr, KEY: tl.constexp
 
 
 def select_rows(scores: Tensor, k: int, block: int, groups: int) -> Tensor:
-    """See :func:`wuskern.ops.select_rows`."""
+    """The op :func:`wuskern.ops.select_rows`."""
     n = scores.shape[0] // (block * groups)
     exact = scores.dtype == torch.float64
     tile = configs.select(n)

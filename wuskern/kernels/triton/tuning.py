@@ -1,4 +1,4 @@
-"""Autotuning of the Triton products, off by default: ``WUSKERN_AUTOTUNE=1``, or ``with wuskern.autotune():``.
+"""The autotuning of the Triton products, off by default: ``WUSKERN_AUTOTUNE=1``, or ``with wuskern.autotune():``.
 
 The first time a problem is met on a kind of GPU, each configuration that its table has is timed, and the fastest one is kept,
 in ``$XDG_CACHE_HOME/wuskern/autotune/`` (``~/.cache`` without it), one JSON file for each kind of GPU. Without autotuning the
