@@ -212,9 +212,9 @@ def test_rows_grid_takes_every_element_once(common, rows, columns, vec, processo
     assert (column_blocks - 1) * width < columns <= column_blocks * width
 
 
-@given(outer=sizes, channels=sizes, packs=st.integers(1, 900), vec=st.sampled_from([1, 2, 4, 8]))
-def test_planes_grid_takes_every_pack_once(common, outer, channels, packs, vec):
-    assert covers(common.planes_grid(outer, channels, packs * vec, vec, 132), outer * packs)
+@given(outer=sizes, channels=sizes, vectors=st.integers(1, 900), vec=st.sampled_from([1, 2, 4, 8]))
+def test_planes_grid_takes_every_vector_once(common, outer, channels, vectors, vec):
+    assert covers(common.planes_grid(outer, channels, vectors * vec, vec, 132), outer * vectors)
 
 
 @given(total=huge, columns=huge, processors=st.integers(1, 200))
@@ -224,20 +224,20 @@ def test_grids_of_huge_problems_fit_the_launch_limits(common, total, columns, pr
     assert 1 <= common.planes_grid(total, columns, 8, 8, processors).count() <= common.max_chunks
 
 
-@given(packs=st.integers(1, 700), start=st.integers(0, 3000), step=st.integers(1, 600), steps=st.integers(0, 60))
-def test_plane_walk_divides_without_dividing(common, packs, start, step, steps):
-    visited = common.walk(packs, start, step, steps)
-    assert visited == [divmod(start + i * step, packs) for i in range(steps)]
+@given(vectors=st.integers(1, 700), start=st.integers(0, 3000), step=st.integers(1, 600), steps=st.integers(0, 60))
+def test_plane_walk_divides_without_dividing(common, vectors, start, step, steps):
+    visited = common.walk(vectors, start, step, steps)
+    assert visited == [divmod(start + i * step, vectors) for i in range(steps)]
 
 
-def test_threads_of_a_block_visit_every_pack_once(common):
+def test_threads_of_a_block_visit_every_vector_once(common):
     """What sum_planes' threads do together, played through for one chunk."""
-    outer, packs = 13, 49
+    outer, vectors = 13, 49
     visited = []
     for thread in range(common.threads):
-        steps = max(0, -(-(outer * packs - thread) // common.threads))
-        visited += common.walk(packs, thread, common.threads, steps)
-    assert sorted(visited) == [(o, p) for o in range(outer) for p in range(packs)]
+        steps = max(0, -(-(outer * vectors - thread) // common.threads))
+        visited += common.walk(vectors, thread, common.threads, steps)
+    assert sorted(visited) == [(o, p) for o in range(outer) for p in range(vectors)]
 
 
 def test_fold_tree_adds_in_its_order(common):

@@ -88,7 +88,7 @@ def test_every_step_of_every_tile_is_summed_once(common, groups, feature_blocks,
     n=st.sampled_from([32, 64, 128, 256]), slots=st.integers(1, 400),
 )  # fmt: skip
 def test_a_schedule_covers_its_problem(common, groups, features, k, tokens, n, slots):
-    s = common.wgrad_schedule(groups, features, k, tokens, 128, n, 64, slots)
+    s = common.wgrad_schedule(groups, features, k, tokens, common.TileShape(128, n, 64), slots)
     assert (s.feature_blocks - 1) * 128 < features <= s.feature_blocks * 128
     assert (s.row_blocks - 1) * n < k <= s.row_blocks * n
     assert (s.steps - 1) * 64 < tokens <= s.steps * 64
@@ -97,11 +97,11 @@ def test_a_schedule_covers_its_problem(common, groups, features, k, tokens, n, s
 
 def test_few_tiles_fill_the_gpu_with_parts_of_their_sum(common):
     gpu = common.Gpu(90, 132, True)
-    s = common.wgrad_schedule(1, 4096, 204, 8192, 128, 256, 64, gpu.blocks(256))
+    s = common.wgrad_schedule(1, 4096, 204, 8192, common.TileShape(128, 256, 64), gpu.blocks(256))
     assert 100 <= s.blocks() <= 132
-    s = common.wgrad_schedule(1, 768, 38, 32768, 128, 64, 64, gpu.blocks(64))
+    s = common.wgrad_schedule(1, 768, 38, 32768, common.TileShape(128, 64, 64), gpu.blocks(64))
     assert 200 <= s.blocks() <= 264
-    many = common.wgrad_schedule(1, 16384, 819, 2048, 128, 256, 64, gpu.blocks(256))
+    many = common.wgrad_schedule(1, 16384, 819, 2048, common.TileShape(128, 256, 64), gpu.blocks(256))
     assert many.splits <= 2
 
 

@@ -135,10 +135,15 @@ inline int64_t wgrad_splits(int64_t tiles, int64_t steps, int m, int n, int64_t 
   return best;
 }
 
-inline WgradSchedule wgrad_schedule(int64_t groups, int64_t features, int64_t k, int64_t tokens, int m, int n,
-                                    int depth, int64_t slots) {
-  WgradSchedule s{groups, ceil_div(features, m), ceil_div(k, n), ceil_div(tokens, depth), 1};
-  s.splits = wgrad_splits(s.blocks(), s.steps, m, n, slots);
+struct TileShape {
+  int m, n, depth;  // features, rows, and the terms of a step
+};
+
+// For `slots` blocks that run at once.
+inline WgradSchedule wgrad_schedule(int64_t groups, int64_t features, int64_t k, int64_t tokens, const TileShape& tile,
+                                    int64_t slots) {
+  WgradSchedule s{groups, ceil_div(features, tile.m), ceil_div(k, tile.n), ceil_div(tokens, tile.depth), 1};
+  s.splits = wgrad_splits(s.blocks(), s.steps, tile.m, tile.n, slots);
   return s;
 }
 

@@ -29,24 +29,24 @@ WUSKERN_INLINE Acc fold_tree(Acc (&lane)[width]) {
   return lane[0];
 }
 
-// Walks the packs of `outer` planes with `packs` packs each as one sequence, `step` apart, without dividing.
+// Walks the vectors of `outer` planes with `vectors` vectors each as one sequence, `step` apart, without dividing.
 struct PlaneWalk {
-  int64_t outer, pack;            // where it stands
-  int64_t step_outer, step_pack;  // what one step adds
-  int64_t packs;
+  int64_t outer, vector;            // where it stands
+  int64_t step_outer, step_vector;  // what one step adds
+  int64_t vectors;
 
-  WUSKERN_HOST_DEVICE PlaneWalk(int64_t packs_per_plane, int64_t start, int64_t step)
-      : outer(start / packs_per_plane),
-        pack(start % packs_per_plane),
-        step_outer(step / packs_per_plane),
-        step_pack(step % packs_per_plane),
-        packs(packs_per_plane) {}
+  WUSKERN_HOST_DEVICE PlaneWalk(int64_t vectors_per_plane, int64_t start, int64_t step)
+      : outer(start / vectors_per_plane),
+        vector(start % vectors_per_plane),
+        step_outer(step / vectors_per_plane),
+        step_vector(step % vectors_per_plane),
+        vectors(vectors_per_plane) {}
 
   WUSKERN_HOST_DEVICE void advance() {
     outer += step_outer;
-    pack += step_pack;
-    if (pack >= packs) {
-      pack -= packs;
+    vector += step_vector;
+    if (vector >= vectors) {
+      vector -= vectors;
       ++outer;
     }
   }
@@ -83,7 +83,7 @@ inline RowsGrid rows_grid(int64_t rows, int64_t columns, int vec, int64_t proces
   return {column_blocks, fill_grid(rows, kMinRows, column_blocks, processors)};
 }
 
-// sum_planes: a block takes one channel and one chunk of its outer * inner / vec packs.
+// sum_planes: a block takes one channel and one chunk of its outer * inner / vec vectors.
 inline Chunks planes_grid(int64_t outer, int64_t channels, int64_t inner, int vec, int64_t processors) {
   return fill_grid(outer * (inner / vec), int64_t{kThreads} * kUnroll, channels, processors);
 }

@@ -1,5 +1,5 @@
 // bias_grad on the CPU: db[c] = sum of dY over everything but dimension c, in one read of dY (channel_sums.h).
-#include "../checks.h"
+#include "../torch/checks.h"
 #include "channel_sums.h"
 
 namespace wuskern {
@@ -8,14 +8,12 @@ namespace {
 Tensor bias_grad(Tensor dy, int64_t dim) {
   check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
-  Tensor out = new_vector(dy, dy.size(dim));
+  Tensor out = new_tensor(dy, {dy.size(dim)});
   if (dy.numel() == 0) return torch::stable::zero_(out);
 
   const Layout layout = foldable(dy, dim);
-  const void* const src = dy.const_data_ptr();
-  void* const dst = out.mutable_data_ptr();
   for_dtype<Half, BFloat16>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    sum_channels(static_cast<const T*>(src), layout, Targets<T, double>{Score::none, static_cast<T*>(dst), nullptr});
+    sum_channels(const_data_of<T>(dy), layout, Targets<T, double>{Score::none, data_of<T>(out), nullptr});
   });
   return out;
 }

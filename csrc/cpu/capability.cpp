@@ -1,7 +1,7 @@
 // cpu_capability() -> str: what `wuskern doctor` prints.
 #include "capability.h"
 
-#include "../stable_abi.h"
+#include "../torch/stable_abi.h"
 
 namespace wuskern {
 namespace {

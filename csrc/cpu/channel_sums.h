@@ -13,7 +13,7 @@
 
 #include "../common/half.h"
 #include "../common/reduction.h"
-#include "../stable_abi.h"
+#include "../torch/tensors.h"
 #include "channel_sums_kernels.h"
 
 namespace wuskern {
@@ -179,12 +179,10 @@ inline bool fits(const Layout& layout) {
 
 // How dy lies in memory, once copied if that does not fit the kernels. dy is not empty.
 inline Layout foldable(Tensor& dy, int64_t dim) {
-  std::optional<Layout> layout = fold(dy, dim);
-  if (!layout || !fits(*layout)) {
-    dy = torch::stable::contiguous(dy);
-    layout = fold(dy, dim);
-  }
-  return *layout;
+  return layout_or_copy(dy, [&](const Tensor& t) {
+    const std::optional<Layout> found = fold(t, dim);
+    return found && fits(*found) ? found : std::nullopt;
+  });
 }
 
 }  // namespace wuskern

@@ -165,59 +165,40 @@ void wgrad(const Unfold& u, const float* dy, const float* x, const Input& input,
 
 // ---- ops -----------------------------------------------------------------------------------------------------------
 
-void check_float(const Tensor& tensor, const char* name) {
-  check_defined(tensor, name);
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float, name, ": expected float32");
-}
-
-void check_dense(const Tensor& tensor, const char* name, bool channels_last) {
-  const int64_t channels = tensor.size(1), width = tensor.size(3), pixels = tensor.size(2) * width;
-  const int64_t step = channels_last ? channels : 1;  // between pixels
-  const int64_t expected[] = {channels * pixels, channels_last ? 1 : pixels, step * width, step};
-  for (int i = 0; i < 4; ++i) {
-    STD_TORCH_CHECK(tensor.size(i) == 1 || tensor.stride(i) == expected[i], name, ": expected dense ",
-                    channels_last ? "channels_last" : "contiguous", " strides");
-  }
-}
-
-const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.const_data_ptr()); }
-
 Tensor direct_wgrad(Tensor dy, Tensor x, Pair kernel_size, Pair padding, Pair dilation, bool channels_last) {
-  check_float(dy, "dy");
-  check_like(x, "x", dy);
+  check_float(dy, x, "x");
   check_rank(dy, "dy", 4);
   check_rank(x, "x", 4);
-  STD_TORCH_CHECK(x.size(0) == dy.size(0), "x: expected a batch of ", dy.size(0), ", got ", x.size(0));
-  const Unfold u = unfold_of(dy, {x.size(2), x.size(3)}, kernel_size, padding, dilation);
-  check_dense(x, "x", channels_last);
+  check_batch(x, "x", dy);
+  const Unfold u = checked_unfold(dy, {x.size(2), x.size(3)}, {kernel_size, {1, 1}, padding, dilation});
+  check_format(x, "x", channels_last);
   const int64_t channels = x.size(1), pixels = u.pixels();
-  Tensor out = torch::stable::new_empty(dy, {channels, u.columns()});
+  Tensor out = new_tensor(dy, {channels, u.columns()});
   if (dy.numel() == 0 || x.numel() == 0) return torch::stable::zero_(out);
   const Input input = channels_last || pixels == 1 ? Input{channels, 1, channels, channels * pixels}
                                                    : Input{channels, pixels, 1, channels * pixels};
-  wgrad(u, floats(dy), floats(x), input, static_cast<float*>(out.mutable_data_ptr()));
+  wgrad(u, const_data_of<float>(dy), const_data_of<float>(x), input, data_of<float>(out));
   return out;
 }
 
 // weight: [channels, columns of P]; for channels_last [columns of P, channels rounded up to 16]; float32, contiguous.
 void direct_dgrad(Tensor dy, Tensor weight, Pair kernel_size, Pair padding, Pair dilation, bool channels_last,
                   Tensor out) {
-  check_float(dy, "dy");
-  check_like(weight, "weight", dy);
+  check_float(dy, weight, "weight");
   check_like(out, "out", dy);
   check_rank(dy, "dy", 4);
   check_rank(out, "out", 4);
-  STD_TORCH_CHECK(out.size(0) == dy.size(0), "out: expected a batch of ", dy.size(0), ", got ", out.size(0));
-  const Unfold u = unfold_of(dy, {out.size(2), out.size(3)}, kernel_size, padding, dilation);
+  check_batch(out, "out", dy);
+  const Unfold u = checked_unfold(dy, {out.size(2), out.size(3)}, {kernel_size, {1, 1}, padding, dilation});
   const int64_t channels = out.size(1);
-  STD_TORCH_CHECK(weight.is_contiguous(), "weight: expected a contiguous one");
+  check_contiguous(weight, "weight");
   check_sizes(weight, "weight", channels_last ? Pair{u.columns(), padded(channels)} : Pair{channels, u.columns()});
-  check_dense(out, "out", channels_last);
+  check_format(out, "out", channels_last);
   check_apart(dy, "dy", out, "out");
   check_apart(weight, "weight", out, "out");
   if (out.numel() == 0) return;
   if (dy.numel() == 0) return static_cast<void>(torch::stable::zero_(out));
-  dgrad(u, floats(dy), floats(weight), channels, channels_last, static_cast<float*>(out.mutable_data_ptr()));
+  dgrad(u, const_data_of<float>(dy), const_data_of<float>(weight), channels, channels_last, data_of<float>(out));
 }
 
 }  // namespace

@@ -6,10 +6,10 @@
 // asked for in advance.
 #include <vector>
 
-#include "../checks.h"
 #include "../common/reduction.h"
 #include "../common/rows.h"
-#include "../gather_order.h"
+#include "../torch/checks.h"
+#include "../torch/gather_order.h"
 
 namespace wuskern {
 namespace {
@@ -116,34 +116,19 @@ void gather(const char* src, const Runs& runs, char* out) {
 
 // ---- op ------------------------------------------------------------------------------------------------------------
 
-Tensor new_like(const Tensor& dy, int64_t dim, int64_t k, bool channels_last) {
-  std::vector<int64_t> sizes(dy.sizes().begin(), dy.sizes().end());
-  sizes[dim] = k;
-  if (!channels_last) return torch::stable::new_empty(dy, sizes);
-  return torch::stable::empty(sizes, dy.scalar_type(), std::nullopt, std::nullopt, std::nullopt,
-                              torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
 Tensor gather_rows(Tensor dy, Tensor rows, int64_t dim) {
   check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
   check_index(rows, dy, dy.size(dim));
-  if (!rows.is_contiguous()) rows = torch::stable::contiguous(rows);
+  make_contiguous(rows);
   check_rows(rows, dy.size(dim));
-  const Order order(dy);
-  Tensor out = new_like(dy, dim, rows.numel(), order.channels_last);
+  const GatherOrder order(dy);
+  Tensor out = order.new_result(dy, dim, rows.numel());
   if (out.numel() == 0) return out;
 
-  std::optional<Layout> layout = order.fold(dy, dim);
-  if (!layout || layout->inner_stride != 1) {
-    dy = torch::stable::contiguous(dy);
-    layout = order.fold(dy, dim);
-  }
-  int64_t element = 0;
-  for_dtype<Half, BFloat16>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) { element = sizeof(T); });
-  const int64_t* const row = rows.const_data_ptr<int64_t>();
-  const Runs runs = runs_of(*layout, row, rows.numel(), element);
-  gather(static_cast<const char*>(dy.const_data_ptr()), runs, static_cast<char*>(out.mutable_data_ptr()));
+  const Layout layout = order.layout(dy, dim);
+  const Runs runs = runs_of(layout, indices_of(rows), rows.numel(), dy.element_size());
+  gather(const_data_of<char>(dy), runs, data_of<char>(out));
   return out;
 }
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../checks.h"
+#include "../torch/checks.h"
 
 namespace wuskern {
 namespace {
@@ -13,13 +13,8 @@ constexpr uintptr_t kHugePage = 2 << 20;
 constexpr int64_t kLarge = 16 << 20;  // bytes; smaller blocks are recycled by the allocator
 
 Tensor new_output(Tensor like, std::vector<int64_t> size) {
-  check_defined(like, "like");
-  int64_t elements = like.element_size();
-  for (const int64_t side : size) {
-    STD_TORCH_CHECK(side >= 0, "size: expected at least 0, got ", side);
-    elements = checked_product({elements, side}, "size");
-  }
-  Tensor out = torch::stable::new_empty(like, {size.data(), size.size()});
+  check_new(like, size);
+  Tensor out = new_tensor(like, size);
 #if defined(MADV_HUGEPAGE)
   const int64_t bytes = out.numel() * out.element_size();
   if (bytes >= kLarge) {

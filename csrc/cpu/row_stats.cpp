@@ -1,8 +1,7 @@
 // row_stats on the CPU: the sum of dY over everything but dimension c, and that of |dY| or dY * dY, in one read of dY
 // (channel_sums.h).
-#include "../row_stats.h"
+#include "../torch/row_stats.h"
 
-#include "../checks.h"
 #include "channel_sums.h"
 
 namespace wuskern {
@@ -15,13 +14,10 @@ std::tuple<Tensor, Tensor> row_stats(Tensor dy, int64_t dim, Score score) {
   if (dy.numel() == 0) return {torch::stable::zero_(bias), torch::stable::zero_(scores)};
 
   const Layout layout = foldable(dy, dim);
-  const void* const src = dy.const_data_ptr();
-  void* const sums_out = bias.mutable_data_ptr();
-  void* const scores_out = scores.mutable_data_ptr();
-  for_dtype<Half, BFloat16>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
+  for_dtype<Half, BFloat16>(dy.scalar_type(), [&, &bias = bias, &scores = scores]<typename T>(std::type_identity<T>) {
     using ScoreSum = std::conditional_t<std::is_same_v<T, double>, double, float>;
-    const Targets<T, ScoreSum> out{score, static_cast<T*>(sums_out), static_cast<ScoreSum*>(scores_out)};
-    sum_channels(static_cast<const T*>(src), layout, out);
+    const Targets<T, ScoreSum> out{score, data_of<T>(bias), data_of<ScoreSum>(scores)};
+    sum_channels(const_data_of<T>(dy), layout, out);
   });
   return {bias, scores};
 }

@@ -6,8 +6,7 @@
 
 #include "../common/half.h"
 #include "../common/reduction.h"
-#include "../row_memory.h"
-#include "../stable_abi.h"
+#include "../torch/row_memory.h"
 #include "row_update_kernels.h"
 
 namespace wuskern {
@@ -42,8 +41,8 @@ void transpose_run(const T* row, const RowMemory& memory, int64_t first, int64_t
 template <typename T, typename Body>
 void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values, Body&& body) {
   if (memory.elements == 0) return;
-  const int64_t* const row = rows.const_data_ptr<int64_t>();
-  const T* const from = static_cast<const T*>(values.const_data_ptr());
+  const int64_t* const row = indices_of(rows);
+  const T* const from = const_data_of<T>(values);
   const int64_t per_row = ceil_div(memory.elements, kRun), least = kTask / std::min(memory.elements, kRun);
   torch::stable::parallel_for(0, rows.numel() * per_row, std::max(int64_t{1}, least), [&](int64_t begin, int64_t end) {
     T scratch[kRun];

@@ -6,14 +6,14 @@ namespace {
 
 // Counts the step, and tells the number.
 double count(Tensor& step) {
-  if (step.scalar_type() == ScalarType::Double) return *step.mutable_data_ptr<double>() += 1;
-  return *step.mutable_data_ptr<float>() += 1;
+  if (step.scalar_type() == ScalarType::Double) return *data_of<double>(step) += 1;
+  return *data_of<float>(step) += 1;
 }
 
 void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Tensor> most, Tensor step, Tensor rows,
                      Tensor values, double lr, double beta1, double beta2, double eps, double weight_decay,
                      bool decoupled, bool maximize) {
-  const RowMemory memory = row_memory(param, {&first, &second, pointer(most)}, rows, values);
+  const RowMemory memory = checked_row_memory(param, {&first, &second, pointer(most)}, rows, values);
   check_rows(rows, param.size(0), true);
   check_step(step, param, rows);
   const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};

@@ -6,7 +6,7 @@ namespace {
 
 void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Tensor values, double lr, double momentum,
                     double dampening, double weight_decay, bool nesterov, bool maximize) {
-  const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
+  const RowMemory memory = checked_row_memory(param, {pointer(buffer)}, rows, values);
   check_rows(rows, param.size(0), true);
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);

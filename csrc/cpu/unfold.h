@@ -11,8 +11,8 @@
 #include <cstring>
 #include <vector>
 
-#include "../checks.h"
 #include "../common/reduction.h"
+#include "../torch/checks.h"
 
 namespace wuskern {
 
@@ -28,13 +28,10 @@ struct Unfold {
   int64_t columns() const { return kernel_height * kernel_width * k; }
 };
 
-inline Unfold unfold_of(const Tensor& dy, const Pair& size, const Pair& kernel, const Pair& padding,
-                        const Pair& dilation) {
-  check_pixels(dy, size, kernel, {1, 1}, padding, dilation);
-  checked_product({dy.size(0), size[0], size[1]}, "input_size");
-  checked_product({kernel[0], kernel[1], dy.size(1)}, "kernel_size");
-  checked_product({size[0] + 2 * padding[0], size[1] + 2 * padding[1], dy.size(1)},
-                  "padding");  // a tile and its border
+// `geometry`: of stride 1.
+inline Unfold checked_unfold(const Tensor& dy, const Pair& size, const Geometry& geometry) {
+  check_unfold(dy, size, geometry);
+  const auto& [kernel, stride, padding, dilation, groups] = geometry;
   return {dy.size(0),
           size[0],
           size[1],

@@ -66,20 +66,18 @@ void merge_pixels(Unfold& u, int64_t order) {
 
 Tensor unfold_gradient(Tensor dy, Pair input_size, Pair kernel_size, Pair padding, Pair dilation, int64_t order) {
   check_dtype(dy, "dy");
-  STD_TORCH_CHECK(order >= kPixelsFirst && order <= kPixelsLastByImage, "order: expected 0, 1 or 2, got ", order);
-  Unfold u = unfold_of(dy, input_size, kernel_size, padding, dilation);
-  Tensor out = order == kPixelsFirst  ? torch::stable::new_empty(dy, {u.batch * u.pixels(), u.columns()})
-               : order == kPixelsLast ? torch::stable::new_empty(dy, {u.columns(), u.batch * u.pixels()})
-                                      : torch::stable::new_empty(dy, {u.batch, u.columns(), u.pixels()});
+  check_order(order);
+  Unfold u = checked_unfold(dy, input_size, {kernel_size, {1, 1}, padding, dilation});
+  Tensor out = order == kPixelsFirst  ? new_tensor(dy, {u.batch * u.pixels(), u.columns()})
+               : order == kPixelsLast ? new_tensor(dy, {u.columns(), u.batch * u.pixels()})
+                                      : new_tensor(dy, {u.batch, u.columns(), u.pixels()});
   if (out.numel() == 0) return out;
   merge_pixels(u, order);
-  const void* const src = dy.const_data_ptr();
-  void* const dst = out.mutable_data_ptr();
   for_dtype<uint16_t, uint16_t>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const bool transposes = order == kPixelsLast && u.columns() == u.k && u.batch * u.height == 1 &&
                             u.dy_width == u.width && u.channel_stride == 1;
-    if (transposes) return transpose(u, static_cast<const T*>(src), static_cast<T*>(dst));
-    unfold(u, order, static_cast<const T*>(src), static_cast<T*>(dst));
+    if (transposes) return transpose(u, const_data_of<T>(dy), data_of<T>(out));
+    unfold(u, order, const_data_of<T>(dy), data_of<T>(out));
   });
   return out;
 }

@@ -2,8 +2,8 @@
 // of a row-sparse gradient needs where its storage is used again; wuskern/delivery/dense_grad.py owns that storage.
 #include <cstring>
 
-#include "../checks.h"
 #include "../common/reduction.h"
+#include "../torch/row_memory.h"
 
 namespace wuskern {
 namespace {
@@ -30,10 +30,9 @@ void transpose_bytes(const char* src, char* dst, int64_t channels, int64_t taps,
 
 // Rows of target are dense in memory: [out, ...] contiguous, or [out, C, kh, kw] in channels_last.
 void write_rows(Tensor target, std::optional<Tensor> stale, Tensor rows, Tensor values) {
-  check_dtype(target, "target");
-  STD_TORCH_CHECK(target.dim() >= 1, "target: expected at least one dimension");
-  const int64_t out = target.size(0), row_elements = target.numel() == 0 ? 0 : target.numel() / out;
-  std::vector<int64_t> sizes(target.sizes().begin(), target.sizes().end());
+  check_rows_of(target, "target");
+  const int64_t out = target.size(0);
+  std::vector<int64_t> sizes = sizes_of(target);
   for (const auto& [index, name] : {std::pair{&rows, "rows"}, std::pair{stale ? &*stale : &rows, "stale"}}) {
     check_index(*index, target, out, "target", name);
     check_rows(*index, out, false, name);
@@ -42,31 +41,29 @@ void write_rows(Tensor target, std::optional<Tensor> stale, Tensor rows, Tensor 
   sizes[0] = rows.numel();
   check_like(values, "values", target, "target");
   check_sizes(values, "values", sizes);
-  STD_TORCH_CHECK(values.is_contiguous(), "values: expected contiguous ones");
+  check_contiguous(values, "values");
   check_apart(values, "values", target, "target");
 
-  const int64_t size = target.element_size(), row_bytes = row_elements * size;
-  const bool contiguous = target.is_contiguous();
-  STD_TORCH_CHECK(contiguous || fills_channels_last(target), "target: expected a contiguous or channels_last one");
-  const int64_t taps = contiguous ? 1 : target.size(2) * target.size(3), channels = row_elements / taps;
+  const RowMemory memory(target);
+  const int64_t size = target.element_size(), row_bytes = memory.elements * size;
   if (row_bytes == 0) return;
-  char* const to = static_cast<char*>(target.mutable_data_ptr());
-  const char* const from = static_cast<const char*>(values.const_data_ptr());
+  char* const to = data_of<char>(target);
+  const char* const from = const_data_of<char>(values);
   const int64_t least = ceil_div(kTaskBytes, row_bytes);
 
   if (stale) {
-    const int64_t* const row = stale->const_data_ptr<int64_t>();
+    const int64_t* const row = indices_of(*stale);
     torch::stable::parallel_for(0, stale->numel(), least, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) memset(to + row[i] * row_bytes, 0, row_bytes);
     });
   }
-  const int64_t* const row = rows.const_data_ptr<int64_t>();
+  const int64_t* const row = indices_of(rows);
   torch::stable::parallel_for(0, rows.numel(), least, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      if (contiguous) {
+      if (memory.taps == 1) {
         memcpy(to + row[i] * row_bytes, from + i * row_bytes, row_bytes);
       } else {
-        transpose_bytes(from + i * row_bytes, to + row[i] * row_bytes, channels, taps, size);
+        transpose_bytes(from + i * row_bytes, to + row[i] * row_bytes, memory.channels, memory.taps, size);
       }
     }
   });

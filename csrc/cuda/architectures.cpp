@@ -1,5 +1,5 @@
 // cuda_architectures() -> str: what this library has machine code for, as CMake was asked for it ("8.0 9.0a 12.0+PTX").
-#include "../stable_abi.h"
+#include "../torch/stable_abi.h"
 
 namespace wuskern {
 namespace {

@@ -1,5 +1,5 @@
 // bias_grad on NVIDIA GPUs: db[c] = sum of dY over everything but dimension c, in one read of dY (channel_sums.h).
-#include "../checks.h"
+#include "../torch/checks.h"
 #include "channel_sums.h"
 
 namespace wuskern {
@@ -8,17 +8,14 @@ namespace {
 Tensor bias_grad(Tensor dy, int64_t dim) {
   check_dtype(dy, "dy");
   dim = front_dim(dy, dim);
-  const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
-  Tensor out = new_vector(dy, dy.size(dim));
+  const Context context(dy);
+  Tensor out = new_tensor(dy, {dy.size(dim)});
   if (dy.numel() == 0) return torch::stable::zero_(out);
 
   const Layout layout = foldable(dy, dim);
-  const Context context = context_of(dy);
-  const void* const src = dy.const_data_ptr();
-  void* const dst = out.mutable_data_ptr();
   for_dtype<__half, __nv_bfloat16>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    const Targets<T, Accumulator<T>> targets{static_cast<T*>(dst), nullptr};
-    sum_channels<Score::none>(context, static_cast<const T*>(src), layout, targets);
+    const Targets<T, Accumulator<T>> targets{data_of<T>(out), nullptr};
+    sum_channels<Score::none>(context, const_data_of<T>(dy), layout, targets);
   });
   return out;
 }

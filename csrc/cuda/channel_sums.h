@@ -13,7 +13,7 @@
 #include "../common/reduction.h"
 #include "../common/score.h"
 #include "launch.h"
-#include "pack.h"
+#include "vectors.h"
 
 namespace wuskern {
 
@@ -41,10 +41,10 @@ struct Sums {
   Acc of[kinds][vec] = {};
 
   template <typename T>
-  __device__ __forceinline__ void add(const Pack<T, vec>& pack) {
+  __device__ __forceinline__ void add(const Vector<T, vec>& vector) {
 #pragma unroll
     for (int v = 0; v < vec; ++v) {
-      const Acc x = static_cast<Acc>(pack.at[v]);
+      const Acc x = static_cast<Acc>(vector.at[v]);
       of[0][v] += x;
       if constexpr (score == Score::l1) of[1][v] += fabs(x);
       if constexpr (score == Score::l2) of[1][v] += x * x;
@@ -68,13 +68,13 @@ __global__ void __launch_bounds__(kThreads, 4) sum_rows(const T* __restrict__ sr
     const T* p = src + blockIdx.z * between + row * stride + column;
     const int64_t step = kWarps * stride;
     for (; row + (kUnroll - 1) * kWarps < end; row += kUnroll * kWarps, p += kUnroll * step) {
-      Pack<T, vec> packs[kUnroll];
+      Vector<T, vec> vectors[kUnroll];
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) packs[u] = load_constant<vec>(p + u * step);
+      for (int u = 0; u < kUnroll; ++u) vectors[u] = load_constant_vector<vec>(p + u * step);
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) sums.add(packs[u]);
+      for (int u = 0; u < kUnroll; ++u) sums.add(vectors[u]);
     }
-    for (; row < end; row += kWarps, p += step) sums.add(load_constant<vec>(p));
+    for (; row < end; row += kWarps, p += step) sums.add(load_constant_vector<vec>(p));
   }
 
   __shared__ Acc shared[sums.kinds][kWarps][kLanes * vec];
@@ -96,12 +96,12 @@ __global__ void __launch_bounds__(kThreads, 4) sum_rows(const T* __restrict__ sr
   }
 }
 
-// out[chunk, channels] = sum of the chunk's packs of src[outer, channels, inner]. A block takes one channel.
+// out[chunk, channels] = sum of the chunk's vectors of src[outer, channels, inner]. A block takes one channel.
 template <Score score, typename T, int vec, typename Acc, typename Sum>
 __global__ void __launch_bounds__(kThreads, 4)
-    sum_planes(const T* __restrict__ src, Layout layout, Chunks packs, int64_t between, Targets<Sum, Acc> out) {
+    sum_planes(const T* __restrict__ src, Layout layout, Chunks vectors, int64_t between, Targets<Sum, Acc> out) {
   const int thread = threadIdx.y * kLanes + threadIdx.x;
-  const int64_t begin = packs.begin(blockIdx.y) + thread, end = packs.end(blockIdx.y);
+  const int64_t begin = vectors.begin(blockIdx.y) + thread, end = vectors.end(blockIdx.y);
   const T* const channel = src + blockIdx.z * between + blockIdx.x * layout.channel_stride;
 
   Sums<score, vec, Acc> sums;
@@ -109,12 +109,12 @@ __global__ void __launch_bounds__(kThreads, 4)
     PlaneWalk walk(layout.inner / vec, begin, kThreads);
     int64_t left = ceil_div(end - begin, kThreads);
     const auto next = [&] {
-      const T* const p = channel + walk.outer * layout.outer_stride + walk.pack * vec;
+      const T* const p = channel + walk.outer * layout.outer_stride + walk.vector * vec;
       walk.advance();
-      return load_constant<vec>(p);
+      return load_constant_vector<vec>(p);
     };
     for (; left >= kUnroll; left -= kUnroll) {
-      Pack<T, vec> loaded[kUnroll];
+      Vector<T, vec> loaded[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) loaded[u] = next();
 #pragma unroll
@@ -137,13 +137,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// ---- launchers: raw pointers and a stream; partial sums come from PyTorch's allocator -----------------------------
-
-struct Context {
-  const Tensor& dy;  // for allocations
-  cudaStream_t stream;
-  int64_t processors;
-};
+// ---- launchers -----------------------------------------------------------------------------------------------------
 
 // Sums of `size` channels on their way, and behind them their scores.
 template <typename Acc>
@@ -153,10 +147,7 @@ struct Partial {
   Acc* data;
 
   Partial(const Context& context, int64_t size, int kinds)
-      : size(size),
-        owner(
-            new_vector(context.dy, size * kinds, std::is_same_v<Acc, double> ? ScalarType::Double : ScalarType::Float)),
-        data(static_cast<Acc*>(owner.mutable_data_ptr())) {}
+      : size(size), owner(new_tensor(context.like, {size * kinds}, kAccumulatorType<Acc>)), data(data_of<Acc>(owner)) {}
 
   Targets<Acc, Acc> targets() const { return {data, data + size}; }
 };
@@ -177,11 +168,11 @@ template <Score score, int vec, typename T, typename Sum>
 void launch_rows_as(const Context& context, const Source<T>& src, int64_t stride, int64_t rows, int64_t columns,
                     const Targets<Sum, Accumulator<T>>& out) {
   using Acc = Accumulator<T>;
-  const RowsGrid grid = rows_grid(rows, columns, vec, context.processors);
+  const RowsGrid grid = rows_grid(rows, columns, vec, context.processors());
   const int64_t chunks = grid.rows.count();
   const dim3 blocks(grid.column_blocks, chunks, src.matrices), threads(kLanes, kWarps);
   const auto run = [&](auto kernel, const auto& target) {
-    launch(kernel, blocks, threads, 0, context.stream, src.data, stride, columns, grid.rows, src.between, target);
+    launch(context, kernel, blocks, threads, 0, src.data, stride, columns, grid.rows, src.between, target);
   };
   if (chunks == 1) return run(sum_rows<score, T, vec, Acc, Sum>, out);
   const int kinds = score == Score::none ? src.matrices : 2;
@@ -204,11 +195,11 @@ template <Score score, int vec, typename T, typename Sum>
 void launch_planes_as(const Context& context, const Source<T>& src, const Layout& layout,
                       const Targets<Sum, Accumulator<T>>& out) {
   using Acc = Accumulator<T>;
-  const Chunks packs = planes_grid(layout.outer, layout.channels, layout.inner, vec, context.processors);
-  const int64_t chunks = packs.count(), channels = layout.channels;
+  const Chunks vectors = planes_grid(layout.outer, layout.channels, layout.inner, vec, context.processors());
+  const int64_t chunks = vectors.count(), channels = layout.channels;
   const dim3 blocks(channels, chunks, src.matrices), threads(kLanes, kWarps);
   const auto run = [&](auto kernel, const auto& target) {
-    launch(kernel, blocks, threads, 0, context.stream, src.data, layout, packs, src.between, target);
+    launch(context, kernel, blocks, threads, 0, src.data, layout, vectors, src.between, target);
   };
   if (chunks == 1) return run(sum_planes<score, T, vec, Acc, Sum>, out);
   const int kinds = score == Score::none ? src.matrices : 2;
@@ -241,16 +232,10 @@ void sum_channels(const Context& context, const T* data, const Layout& layout, c
 
 // The layout of dy, of a copy where it does not fold; dy then becomes that copy.
 inline Layout foldable(Tensor& dy, int64_t dim) {
-  std::optional<Layout> layout = fold(dy, dim);
-  if (!layout || !(layout->is_rows() || layout->is_planes())) {
-    dy = torch::stable::contiguous(dy);
-    layout = fold(dy, dim);
-  }
-  return *layout;
-}
-
-inline Context context_of(const Tensor& dy) {
-  return {dy, current_stream(dy.get_device_index()), processor_count(dy.get_device_index())};
+  return layout_or_copy(dy, [&](const Tensor& t) {
+    const std::optional<Layout> found = fold(t, dim);
+    return found && (found->is_rows() || found->is_planes()) ? found : std::nullopt;
+  });
 }
 
 }  // namespace wuskern

@@ -1,4 +1,4 @@
-// What every launcher asks of the device.
+// How kernels are launched, and what every launch needs.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,37 +6,51 @@
 #include <atomic>
 #include <utility>
 
-#include "../checks.h"
+#include "../torch/tensors.h"
 
 namespace wuskern {
 
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
 
-inline cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-// Streaming multiprocessors, asked for once per device.
-inline int64_t processor_count(int32_t device) {
-  constexpr int kDevices = 64;
-  static std::atomic<int> known[kDevices];
-  int count = device < kDevices ? known[device].load(std::memory_order_relaxed) : 0;
-  if (count == 0) {
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    if (device < kDevices) known[device].store(count, std::memory_order_relaxed);
+// Where an op runs: on the device of one of its tensors, which is the current one as long as this lives.
+class Context {
+ public:
+  explicit Context(const Tensor& on) : like(on), device_(on.get_device_index()), guard_(device_) {
+    void* current = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &current));
+    stream = static_cast<cudaStream_t>(current);
   }
-  return count;
-}
 
-// 10 * major + minor.
-inline int compute_capability(int32_t device) {
-  int major = 0, minor = 0;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-  return 10 * major + minor;
-}
+  const Tensor& like;  // what new tensors take after
+  cudaStream_t stream;
+
+  // Streaming multiprocessors, asked for once per device.
+  int64_t processors() const {
+    constexpr int kDevices = 64;
+    static std::atomic<int> known[kDevices];
+    int count = device_ < kDevices ? known[device_].load(std::memory_order_relaxed) : 0;
+    if (count == 0) {
+      count = attribute(cudaDevAttrMultiProcessorCount);
+      if (device_ < kDevices) known[device_].store(count, std::memory_order_relaxed);
+    }
+    return count;
+  }
+
+  // 10 * major + minor.
+  int compute_capability() const {
+    return 10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  }
+
+ private:
+  int attribute(cudaDeviceAttr which) const {
+    int value = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, which, device_));
+    return value;
+  }
+
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
 
 // So many blocks of threads, which a grid holds along its first dimension.
 inline unsigned grid_of(int64_t blocks) {
@@ -46,7 +60,7 @@ inline unsigned grid_of(int64_t blocks) {
 
 // Every launch; `shared_bytes`: of dynamic shared memory, for each block.
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes, cudaStream_t stream,
+void launch(const Context& context, void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t shared_bytes,
             Arguments&&... arguments) {
   constexpr size_t kWithoutAsking = 32 * 1024;  // 48 KiB, less 16 for static shared memory
   if (shared_bytes > kWithoutAsking) {
@@ -57,7 +71,7 @@ void launch(void (*kernel)(Parameters...), dim3 blocks, dim3 threads, size_t sha
   config.gridDim = blocks;
   config.blockDim = threads;
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
+  config.stream = context.stream;
   STD_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 

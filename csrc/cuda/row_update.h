@@ -1,16 +1,16 @@
 // What rowsparse_sgd_ and rowsparse_adam_ share on NVIDIA GPUs: which thread updates what. A block takes one stretch of
-// one chosen row, a thread packs of 16 bytes of it where everything is aligned, else (and in double) single elements.
+// one chosen row, a thread vectors of 16 bytes of it where everything is aligned, else (and in double) single elements.
 #pragma once
 
 #include "../common/reduction.h"
 #include "../common/row_update.h"
-#include "../row_memory.h"
+#include "../torch/row_memory.h"
 #include "launch.h"
-#include "pack.h"
+#include "vectors.h"
 
 namespace wuskern {
 
-constexpr int kPacksPerThread = 2;
+constexpr int kVectorsPerThread = 2;
 
 // The chosen rows and their gradient.
 template <typename T>
@@ -20,19 +20,19 @@ struct ChosenRows {
   RowMemory memory;
 };
 
-// Calls body(place in the parameter, gradient) for each pack of this thread. vec > 1 wants taps == 1.
+// Calls body(place in the parameter, gradient) for each vector of this thread. vec > 1 wants taps == 1.
 template <int vec, typename T, typename Body>
-__device__ __forceinline__ void for_packs(const ChosenRows<T>& chosen, int64_t stretches, Body&& body) {
+__device__ __forceinline__ void for_vectors(const ChosenRows<T>& chosen, int64_t stretches, Body&& body) {
   const int64_t i = blockIdx.x / stretches, stretch = blockIdx.x % stretches;
   const RowMemory& memory = chosen.memory;
   const int64_t start = chosen.rows[i] * memory.elements;
   const T* const values = chosen.values + i * memory.elements;
 #pragma unroll
-  for (int u = 0; u < kPacksPerThread; ++u) {
-    const int64_t e = ((stretch * kPacksPerThread + u) * kThreads + threadIdx.x) * vec;
+  for (int u = 0; u < kVectorsPerThread; ++u) {
+    const int64_t e = ((stretch * kVectorsPerThread + u) * kThreads + threadIdx.x) * vec;
     if (e >= memory.elements) return;
     const int64_t its = memory.taps == 1 ? e : e % memory.channels * memory.taps + e / memory.channels;
-    body(start + e, load_pack<vec>(values + its));
+    body(start + e, load_vector<vec>(values + its));
   }
 }
 
@@ -42,7 +42,7 @@ void for_vector_width(const RowMemory& memory, int64_t k, std::initializer_list<
                       Launch&& launch) {
   constexpr int most = sizeof(T) == 8 ? 1 : 16 / sizeof(T);  // double takes registers
   const auto with = [&](auto vec) {
-    const int64_t stretches = ceil_div(memory.elements, int64_t{vec} * kThreads * kPacksPerThread);
+    const int64_t stretches = ceil_div(memory.elements, int64_t{vec} * kThreads * kVectorsPerThread);
     launch(vec, stretches, grid_of(k * stretches));
   };
   if (k == 0 || memory.elements == 0) return;

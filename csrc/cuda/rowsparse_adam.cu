@@ -22,10 +22,10 @@ __global__ void __launch_bounds__(kThreads, 4)
                 int64_t stretches) {
   using Acc = Accumulator<T>;
   const AdamNumbers<Acc> numbers = counted ? *counted : given;
-  for_packs<vec>(chosen, stretches, [&](int64_t place, const Pack<T, vec>& gradient) {
-    auto p = load_pack<vec>(param + place), m = load_pack<vec>(first + place), v = load_pack<vec>(second + place),
+  for_vectors<vec>(chosen, stretches, [&](int64_t place, const Vector<T, vec>& gradient) {
+    auto p = load_vector<vec>(param + place), m = load_vector<vec>(first + place), v = load_vector<vec>(second + place),
          w = v;
-    if constexpr (amsgrad) w = load_pack<vec>(most + place);
+    if constexpr (amsgrad) w = load_vector<vec>(most + place);
 #pragma unroll
     for (int i = 0; i < vec; ++i) {
       Acc x = static_cast<Acc>(p.at[i]), y = static_cast<Acc>(m.at[i]), z = static_cast<Acc>(v.at[i]),
@@ -36,10 +36,10 @@ __global__ void __launch_bounds__(kThreads, 4)
       v.at[i] = static_cast<T>(z);
       w.at[i] = static_cast<T>(top);
     }
-    store_pack<vec>(param + place, p);
-    store_pack<vec>(first + place, m);
-    store_pack<vec>(second + place, v);
-    if constexpr (amsgrad) store_pack<vec>(most + place, w);
+    store_vector<vec>(param + place, p);
+    store_vector<vec>(first + place, m);
+    store_vector<vec>(second + place, v);
+    if constexpr (amsgrad) store_vector<vec>(most + place, w);
   });
 }
 
@@ -50,18 +50,18 @@ struct Counted {
   Tensor owner;
   AdamNumbers<Acc>* on_gpu = nullptr;
 
-  Counted(Tensor& step, const AdamArguments& arguments, cudaStream_t stream)
-      : owner(new_vector(step, step.is_cpu() ? 0 : ceil_div(sizeof(given), sizeof(double)), ScalarType::Double)) {
+  Counted(const Context& context, Tensor& step, const AdamArguments& arguments)
+      : owner(new_tensor(step, {step.is_cpu() ? 0 : ceil_div(sizeof(given), sizeof(double))}, ScalarType::Double)) {
     const bool wide = step.scalar_type() == ScalarType::Double;
     if (step.is_cpu()) {
       given = adam_numbers<Acc>(arguments, wide ? *data_of<double>(step) += 1 : *data_of<float>(step) += 1);
       return;
     }
-    on_gpu = static_cast<AdamNumbers<Acc>*>(owner.mutable_data_ptr());
+    on_gpu = data_of<AdamNumbers<Acc>>(owner);
     if (wide) {
-      launch(count_step<double, Acc>, 1, 1, 0, stream, data_of<double>(step), arguments, on_gpu);
+      launch(context, count_step<double, Acc>, 1, 1, 0, data_of<double>(step), arguments, on_gpu);
     } else {
-      launch(count_step<float, Acc>, 1, 1, 0, stream, data_of<float>(step), arguments, on_gpu);
+      launch(context, count_step<float, Acc>, 1, 1, 0, data_of<float>(step), arguments, on_gpu);
     }
   }
 };
@@ -70,20 +70,19 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
                      Tensor values, double lr, double beta1, double beta2, double eps, double weight_decay,
                      bool decoupled, bool maximize) {
   check_defined(param, "param");
-  const torch::stable::accelerator::DeviceGuard guard(param.get_device_index());
-  const RowMemory memory = row_memory(param, {&first, &second, pointer(most)}, rows, values);
+  const Context context(param);
+  const RowMemory memory = checked_row_memory(param, {&first, &second, pointer(most)}, rows, values);
   check_step(step, param, rows);
   const AdamArguments arguments{lr, beta1, beta2, eps, weight_decay, decoupled, maximize};
-  const cudaStream_t stream = current_stream(param.get_device_index());
   for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
-    const Counted<Accumulator<T>> counted(step, arguments, stream);
+    const Counted<Accumulator<T>> counted(context, step, arguments);
     T *const p = data_of<T>(param), *const m = data_of<T>(first), *const v = data_of<T>(second),
              *const w = data_of<T>(most);
-    const ChosenRows<T> chosen{rows.const_data_ptr<int64_t>(), static_cast<const T*>(values.const_data_ptr()), memory};
+    const ChosenRows<T> chosen{indices_of(rows), const_data_of<T>(values), memory};
     for_vector_width<T>(
         memory, rows.numel(), {p, m, v, w, chosen.values}, [&](auto vec, int64_t stretches, unsigned blocks) {
           const auto update = w ? update_adam<T, vec, true> : update_adam<T, vec, false>;
-          launch(update, blocks, kThreads, 0, stream, counted.given, counted.on_gpu, p, m, v, w, chosen, stretches);
+          launch(context, update, blocks, kThreads, 0, counted.given, counted.on_gpu, p, m, v, w, chosen, stretches);
         });
   });
 }

@@ -9,9 +9,9 @@ __global__ void __launch_bounds__(kThreads, 4)
     update_sgd(SgdNumbers<Accumulator<T>> numbers, T* __restrict__ param, T* __restrict__ buffer, ChosenRows<T> chosen,
                int64_t stretches) {
   using Acc = Accumulator<T>;
-  for_packs<vec>(chosen, stretches, [&](int64_t place, const Pack<T, vec>& gradient) {
-    auto p = load_pack<vec>(param + place), b = p;
-    if constexpr (has_buffer) b = load_pack<vec>(buffer + place);
+  for_vectors<vec>(chosen, stretches, [&](int64_t place, const Vector<T, vec>& gradient) {
+    auto p = load_vector<vec>(param + place), b = p;
+    if constexpr (has_buffer) b = load_vector<vec>(buffer + place);
 #pragma unroll
     for (int v = 0; v < vec; ++v) {
       Acc x = static_cast<Acc>(p.at[v]), m = static_cast<Acc>(b.at[v]);
@@ -19,24 +19,23 @@ __global__ void __launch_bounds__(kThreads, 4)
       p.at[v] = static_cast<T>(x);
       b.at[v] = static_cast<T>(m);
     }
-    store_pack<vec>(param + place, p);
-    if constexpr (has_buffer) store_pack<vec>(buffer + place, b);
+    store_vector<vec>(param + place, p);
+    if constexpr (has_buffer) store_vector<vec>(buffer + place, b);
   });
 }
 
 void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Tensor values, double lr, double momentum,
                     double dampening, double weight_decay, bool nesterov, bool maximize) {
   check_defined(param, "param");
-  const torch::stable::accelerator::DeviceGuard guard(param.get_device_index());
-  const RowMemory memory = row_memory(param, {pointer(buffer)}, rows, values);
-  const cudaStream_t stream = current_stream(param.get_device_index());
+  const Context context(param);
+  const RowMemory memory = checked_row_memory(param, {pointer(buffer)}, rows, values);
   for_dtype<__half, __nv_bfloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const auto numbers = sgd_numbers<Accumulator<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
     T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
-    const ChosenRows<T> chosen{rows.const_data_ptr<int64_t>(), static_cast<const T*>(values.const_data_ptr()), memory};
+    const ChosenRows<T> chosen{indices_of(rows), const_data_of<T>(values), memory};
     for_vector_width<T>(memory, rows.numel(), {p, b, chosen.values}, [&](auto vec, int64_t stretches, unsigned blocks) {
       const auto update = b ? update_sgd<T, vec, true> : update_sgd<T, vec, false>;
-      launch(update, blocks, kThreads, 0, stream, numbers, p, b, chosen, stretches);
+      launch(context, update, blocks, kThreads, 0, numbers, p, b, chosen, stretches);
     });
   });
 }

@@ -6,11 +6,11 @@
 // what it takes of its stretch of the keys, and writes it behind what the warps before it take. Keys of usual layers
 // stay in shared memory from the first pass on. More are read again in each pass, mostly from L2: at the most five
 // passes for float32, eight for float64.
-#include "../checks.h"
 #include "../common/reduction.h"
 #include "../common/rows.h"
+#include "../torch/checks.h"
 #include "launch.h"
-#include "pack.h"
+#include "vectors.h"
 
 namespace wuskern {
 namespace {
@@ -210,20 +210,16 @@ int threads_for(int64_t n, int most) {
 }
 
 Tensor select_rows(Tensor scores, int64_t k, int64_t block, int64_t groups) {
-  const int64_t size = scores.numel();
   check_choice(scores, k, block, groups);
-  const int32_t device = scores.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  Tensor rows = new_vector(scores, k, ScalarType::Long);
-  if (!scores.is_contiguous()) scores = torch::stable::contiguous(scores);
-  const int64_t n = size / (block * groups), wanted = k / (block * groups);
-  const void* const src = scores.const_data_ptr();
-  int64_t* const out = static_cast<int64_t*>(rows.mutable_data_ptr());
+  const Context context(scores);
+  Tensor rows = new_tensor(scores, {k}, ScalarType::Long);
+  make_contiguous(scores);
+  const int64_t n = scores.numel() / (block * groups), wanted = k / (block * groups);
   for_dtype<__half, __nv_bfloat16>(scores.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const int64_t bytes = n * sizeof(typename Keys<T, true>::Key);
     const auto run = [&]<bool kept>(std::bool_constant<kept>) {
-      launch(select_rows_of_group<T, kept>, groups, threads_for(n, kMostThreads<kept>), kept ? bytes : 0,
-             current_stream(device), static_cast<const T*>(src), n, wanted, block, out);
+      launch(context, select_rows_of_group<T, kept>, groups, threads_for(n, kMostThreads<kept>), kept ? bytes : 0,
+             const_data_of<T>(scores), n, wanted, block, data_of<int64_t>(rows));
     };
     bytes <= kKeptBytes ? run(std::true_type{}) : run(std::false_type{});
   });

@@ -61,9 +61,9 @@ double fold_tree_of_eight(const std::vector<double>& values) {
   return fold_tree<8>(lane);
 }
 
-std::vector<std::pair<int64_t, int64_t>> walk(int64_t packs, int64_t start, int64_t step, int64_t steps) {
+std::vector<std::pair<int64_t, int64_t>> walk(int64_t vectors, int64_t start, int64_t step, int64_t steps) {
   std::vector<std::pair<int64_t, int64_t>> visited;
-  for (PlaneWalk w(packs, start, step); steps > 0; --steps, w.advance()) visited.emplace_back(w.outer, w.pack);
+  for (PlaneWalk w(vectors, start, step); steps > 0; --steps, w.advance()) visited.emplace_back(w.outer, w.vector);
   return visited;
 }
 
@@ -123,8 +123,9 @@ void bind_products(py::module_& m) {
       .def_readonly("row_blocks", &WgradSchedule::row_blocks)
       .def("blocks", &WgradSchedule::blocks);
   m.def("wgrad_blocks", &wgrad_blocks);
+  py::class_<TileShape>(m, "TileShape").def(py::init<int, int, int>(), py::arg("m"), py::arg("n"), py::arg("depth"));
   m.def("wgrad_schedule", &wgrad_schedule, py::arg("groups"), py::arg("features"), py::arg("k"), py::arg("tokens"),
-        py::arg("m"), py::arg("n"), py::arg("depth"), py::arg("slots"));
+        py::arg("tile"), py::arg("slots"));
   m.def("dgrad_blocks", [](int64_t pixel_blocks, int64_t column_blocks, int64_t groups, int64_t phases) {
     return dgrad_blocks({pixel_blocks, column_blocks, groups, phases});
   });
@@ -184,7 +185,7 @@ PYBIND11_MODULE(wuskern_testing, m) {
       .def("begin", &Chunks::begin)
       .def("end", &Chunks::end);
   m.def("fold_tree", &fold_tree_of_eight);
-  m.def("walk", &walk, py::arg("packs"), py::arg("start"), py::arg("step"), py::arg("steps"));
+  m.def("walk", &walk, py::arg("vectors"), py::arg("start"), py::arg("step"), py::arg("steps"));
 
   m.attr("lanes") = kLanes;
   m.attr("warps") = kWarps;

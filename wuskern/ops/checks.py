@@ -1,5 +1,5 @@
 """The conditions that ops set for their arguments before anything is read or written, as if an enemy had called them;
-``product_checks`` has those of the products. csrc/checks.h sets the same for what comes past these functions."""
+``product_checks`` has those of the products. csrc/torch/checks.h sets the same for what comes past these functions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

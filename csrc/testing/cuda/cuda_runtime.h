@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../../stable_abi.h"
+#include "../../torch/stable_abi.h"
 #include "emulation.h"
 
 #define __global__

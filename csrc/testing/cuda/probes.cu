@@ -88,28 +88,29 @@ __global__ void count_votes(float* out) {
 
 // out = what kernel `name` writes with so many threads in a block.
 void probe(const std::string& name, Tensor& out, int64_t threads) {
-  float* const p = static_cast<float*>(out.mutable_data_ptr());
+  const Context context(out);
+  float* const p = data_of<float>(out);
   int next = 0;
   const dim3 block(8, threads / 8);
-  if (name == "reverse") return launch(reverse<true>, 1, block, 0, nullptr, p);
-  if (name == "reverse without a barrier") return launch(reverse<false>, 1, block, 0, nullptr, p);
-  if (name == "unwritten") return launch(unwritten, 2, threads, 4 * threads, nullptr, p);
-  if (name == "some return") return launch(some_return, 1, threads, 0, nullptr, p);
-  if (name == "diverge") return launch(diverge, 1, block, 0, nullptr, p);
-  if (name == "wait for ever") return launch(wait_for_ever, 1, threads, 0, nullptr, p);
-  if (name == "read past") return launch(read_past, 1, threads, 0, nullptr, p);
+  if (name == "reverse") return launch(context, reverse<true>, 1, block, 0, p);
+  if (name == "reverse without a barrier") return launch(context, reverse<false>, 1, block, 0, p);
+  if (name == "unwritten") return launch(context, unwritten, 2, threads, 4 * threads, p);
+  if (name == "some return") return launch(context, some_return, 1, threads, 0, p);
+  if (name == "diverge") return launch(context, diverge, 1, block, 0, p);
+  if (name == "wait for ever") return launch(context, wait_for_ever, 1, threads, 0, p);
+  if (name == "read past") return launch(context, read_past, 1, threads, 0, p);
   if (name == "write past a workspace") {
-    Tensor workspace = new_vector(out, threads - 4);
-    return launch(where_am_i, 1, threads, 0, nullptr, static_cast<float*>(workspace.mutable_data_ptr()));
+    Tensor workspace = new_tensor(out, {threads - 4});
+    return launch(context, where_am_i, 1, threads, 0, data_of<float>(workspace));
   }
-  if (name == "write past") return launch(write_past, 1, 1, 256, nullptr, p);
-  if (name == "shuffles") return launch(shuffles, 1, threads, 0, nullptr, p);
-  if (name == "missing lane") return launch(missing_lane, 1, threads, 0, nullptr, p);
-  if (name == "where am i") return launch(where_am_i, dim3(2, 3, 2), dim3(2, 2, threads / 4), 0, nullptr, p);
-  if (name == "order") return launch(order, 1, threads, 0, nullptr, p, &next);
-  if (name == "votes") return launch(count_votes, 1, threads, 0, nullptr, p);
-  if (name == "too many threads") return launch(shuffles, 1, 1025, 0, nullptr, p);
-  if (name == "no blocks") return launch(shuffles, 0, 32, 0, nullptr, p);
+  if (name == "write past") return launch(context, write_past, 1, 1, 256, p);
+  if (name == "shuffles") return launch(context, shuffles, 1, threads, 0, p);
+  if (name == "missing lane") return launch(context, missing_lane, 1, threads, 0, p);
+  if (name == "where am i") return launch(context, where_am_i, dim3(2, 3, 2), dim3(2, 2, threads / 4), 0, p);
+  if (name == "order") return launch(context, order, 1, threads, 0, p, &next);
+  if (name == "votes") return launch(context, count_votes, 1, threads, 0, p);
+  if (name == "too many threads") return launch(context, shuffles, 1, 1025, 0, p);
+  if (name == "no blocks") return launch(context, shuffles, 0, 32, 0, p);
   STD_TORCH_CHECK(false, "name: expected a probe, got ", name);
 }
 

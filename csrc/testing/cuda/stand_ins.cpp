@@ -73,7 +73,8 @@ AOTITorchError torch_call_dispatcher(const char* op, const char* overload, Stabl
   static const auto real =
       reinterpret_cast<decltype(&torch_call_dispatcher)>(dlsym(RTLD_NEXT, "torch_call_dispatcher"));
   const AOTITorchError result = real(op, overload, stack, version);
-  if (result == AOTI_TORCH_SUCCESS && strcmp(op, "aten::new_empty") == 0) {
+  const bool allocates = strcmp(op, "aten::new_empty") == 0 || strcmp(op, "aten::new_empty_strided") == 0;
+  if (result == AOTI_TORCH_SUCCESS && allocates) {
     const torch::stable::Tensor made = torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
     stack[0] = torch::stable::detail::from(torch::stable::Tensor(in_fenced_memory(made)));
   }

@@ -71,8 +71,8 @@ def test_no_kernel_spills(usage, capsys):
 
 
 def test_vector_kernels_load_16_bytes_at_a_time(instructions):
-    """Every load of a sum whose pack is 16 bytes is one LDG.128. A row update and a gather read a row's number beside such
-    packs, and numbers of a step, or single elements."""
+    """Every load of a sum whose vector is 16 bytes is one LDG.128. A row update and a gather read a row's number beside such
+    vectors, and numbers of a step, or single elements."""
     loads = {name: kinds for (_, name), kinds in instructions.items()}
     # mangled: <type>Li<vec>E among the template's arguments; 8 halves, 4 floats or 2 doubles make 16 bytes
     vector = {n: kinds for n, kinds in loads.items() if re.search(r"(__halfLi8|bfloat16Li8|[IE](tLi8|fLi4|dLi2))E", n)}
@@ -91,7 +91,7 @@ def test_vector_kernels_load_16_bytes_at_a_time(instructions):
 
 LIMITS = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90a": 227, "sm_100": 227, "sm_120": 99}  # KiB of shared memory of a block
 PRODUCT = re.compile(r"[wd]gradI(?:6__half|13__nv_bfloat16)Li(\d+)E")  # on tensor cores: the width of its tile
-OTHERS = ("simt_wgrad", "simt_dgrad", "add_parts", "pack_pixels", "pack_weight")
+OTHERS = ("simt_wgrad", "simt_dgrad", "add_parts", "copy_channels", "copy_weight")
 
 
 def width(name: str) -> int | None:

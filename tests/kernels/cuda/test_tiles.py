@@ -44,7 +44,7 @@ def test_as_many_blocks_run_at_once(common, architecture):
     n=st.sampled_from([32, 64, 128, 256]), slots=st.integers(1, 400),
 )  # fmt: skip
 def test_a_sum_is_split_into_as_many_parts(common, features, k, tokens, n, slots):
-    schedule = common.wgrad_schedule(1, features, k, tokens, tiles.M, n, tiles.DEPTH, slots)
+    schedule = common.wgrad_schedule(1, features, k, tokens, common.TileShape(tiles.M, n, tiles.DEPTH), slots)
     blocks = tiles.ceil_div(features, tiles.M) * tiles.ceil_div(k, n)
     assert tiles.wgrad_parts(blocks, tiles.ceil_div(tokens, tiles.DEPTH), tiles.M, n, slots) == schedule.splits
 

@@ -7,7 +7,10 @@
 // depth).
 #pragma once
 
+#include <string>
+
 #include "../common/gemm.h"
+#include "aligned_copies.h"
 #include "mma.h"
 
 namespace wuskern {
@@ -20,44 +23,44 @@ __device__ __forceinline__ uint32_t chunk_place(int row, int chunk) {
   return chunk / 8 * (kTileDepth * kRowBytes) + row * kRowBytes + ((chunk % 8) ^ (row % 8)) * 16;
 }
 
-// What a source says of 8 columns: their address, and whether they are there; zeros where they are not.
+// What an operand says of 8 columns: their address, and whether they are there; zeros where they are not.
 struct Chunk {
   const void* from;
   bool valid;
 };
 
-// kTileDepth rows of `width` columns. source(row) gives this thread's chunk of a row: that of column_of<width>().
+// kTileDepth rows of `width` columns. operand(row) gives this thread's chunk of a row: that of column_of<width>().
 template <int width>
 __device__ __forceinline__ int column_of() {
   return static_cast<int>(threadIdx.x) % (width / 8) * 8;
 }
 
-template <int width, class Source>
-__device__ __forceinline__ void load_rows(uint32_t tile, int depth, const Source& source) {
+template <int width, class Operand>
+__device__ __forceinline__ void load_rows(uint32_t tile, int depth, const Operand& operand) {
   constexpr int chunks = width / 8, step = kGemmThreads / chunks;
   const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
 #pragma unroll
   for (int pass = 0; pass < kTileDepth / step; ++pass) {
     const int row = first + pass * step;
-    const Chunk found = source(depth + row);
+    const Chunk found = operand(depth + row);
     copy_16_async(tile + chunk_place(row, chunk), found.from, found.valid);
   }
 }
 
-// kTileM rows of kTileDepth terms. source(pass, term) gives 8 terms of this thread's row number `pass`: row_of(pass).
+// kTileM rows of kTileDepth terms. operand(pass, term) gives 8 terms of this thread's row number `pass`: row_of(pass).
 constexpr int kRowsOfThread = kTileM * (kTileDepth / 8) / kGemmThreads;
 
 __device__ __forceinline__ int row_of(int pass) {
   return static_cast<int>(threadIdx.x) / (kTileDepth / 8) + pass * (kGemmThreads / (kTileDepth / 8));
 }
 
-template <class Source>
-__device__ __forceinline__ void load_columns(uint32_t tile, int depth, const Source& source) {
+template <class Operand>
+__device__ __forceinline__ void load_columns(uint32_t tile, int depth, const Operand& operand) {
   const int chunk = threadIdx.x % (kTileDepth / 8);
-  const auto term = source.at(depth + chunk * 8);
+  const auto term = operand.at(depth + chunk * 8);
 #pragma unroll
   for (int pass = 0; pass < kRowsOfThread; ++pass) {
-    const Chunk found = source(pass, term);
+    const Chunk found = operand(pass, term);
     copy_16_async(tile + chunk_place(row_of(pass), chunk), found.from, found.valid);
   }
 }
@@ -203,6 +206,35 @@ __device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier
     next = next + 1 == stages ? 0 : next + 1;
   }
   multiplier.finish();
+}
+
+// ---- which products take them -------------------------------------------------------------------------------------
+
+// Whether this library has code for Hopper with its own instructions. "9.0" and PTX have not.
+#ifdef WUSKERN_CUDA_ARCHITECTURES
+inline bool built_for_hopper() { return std::string(WUSKERN_CUDA_ARCHITECTURES).find("9.0a") != std::string::npos; }
+#else
+inline bool built_for_hopper() { return true; }
+#endif
+
+inline Gpu gpu_of(const Context& context) {
+  const int capability = context.compute_capability();
+  return {capability, context.processors(), capability == 90 && built_for_hopper()};
+}
+
+// Calls body(std::integral_constant<int, n>) for a width n of tiles, which is one of `widths`.
+template <int... widths, class Body>
+void for_tile_width(int n, Body&& body) {
+  ((n == widths ? body(std::integral_constant<int, widths>{}) : void()), ...);
+}
+
+// 16-bit formats, where 31 bits count tokens (pixels), features and terms; elements may be more.
+inline bool takes_tensor_cores(ScalarType dtype, const RowSparseConv2d& conv) {
+  constexpr int64_t most =
+      (int64_t{1} << 31) - kTileM - 4 * kTileDepth;  // a tile and its loads may start before the end
+  const bool is_half = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+  const int64_t across = std::max(conv.features(), conv.taps() * in_eights(conv.k));
+  return is_half && std::max({across, conv.dy.count(), conv.input.count()}) < most;
 }
 
 }  // namespace wuskern

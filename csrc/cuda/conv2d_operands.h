@@ -1,56 +1,22 @@
-// Where the tiles of a product come from: 8 neighbouring elements of 16 bits at a time, their addresses aligned to 16
-// bytes.
+// What the tiles of a Conv2d's products are loaded from: 8 neighbouring elements of 16 bits at a time, their addresses
+// aligned to 16 bytes.
 #pragma once
 
-#include "product.h"
+#include "linear_operands.h"
 
 namespace wuskern {
 
-// A matrix with a row for each term of the sums: tokens of x, tokens of a compact dy, rows of a packed weight.
-template <typename T>
-struct MatrixRows {
-  const T* data;
-  int64_t stride, columns;  // the columns are a multiple of 8, and so is the stride
-
-  struct OfThread {
-    const T* column;
-    int64_t stride;
-    int end;
-    __device__ __forceinline__ Chunk operator()(int row) const { return {column + row * stride, row < end}; }
-  };
-  // The thread's chunk of rows up to `end`, `column` in a part that starts `offset` elements later.
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
-    return {data + offset + column, stride, column < columns ? end : 0};
-  }
-};
-
-// The chosen rows of a weight.
-template <typename T>
-struct GatheredRows {
-  const T* data;
-  const int64_t* rows;
-  int64_t stride, columns;
-
-  struct OfThread {
-    const T* column;
-    const int64_t* rows;
-    int64_t stride;
-    int end;
-    __device__ __forceinline__ Chunk operator()(int row) const {
-      const bool valid = row < end;
-      return {column + (valid ? __ldg(rows + row) : 0) * stride, valid};
-    }
-  };
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
-    return {data + offset + column, rows, stride, column < columns ? end : 0};
-  }
-};
+// ---- dW ------------------------------------------------------------------------------------------------------------
 
 // Images in [B, H, W, C], C elements next to each other; strides are in elements.
 struct Images {
   int64_t image_stride, h_stride, w_stride;
   int height, width;
 };
+
+inline Images images_of(const Pixels& p) {
+  return {p.image_stride, p.h_stride, p.w_stride, static_cast<int>(p.height), static_cast<int>(p.width)};
+}
 
 // A convolution's input under its kernel: a row for each output pixel, a column for each tap and channel of a group
 // (channels a multiple of 8, the taps outside).
@@ -87,33 +53,24 @@ struct PixelRows {
   }
 };
 
-// A matrix with a row for each m: tokens of a compact dy.
 template <typename T>
-struct MatrixColumns {
-  const T* data;
-  int64_t stride, rows;
+PixelRows<T> pixel_rows(const AlignedPixels& x, const RowSparseConv2d& conv) {
+  return {x.as<T>(),
+          images_of(x.pixels),
+          x.width * conv.taps(),
+          Divisor(x.width),
+          Divisor(conv.w.taps),
+          Divisor(conv.dy.height * conv.dy.width),
+          Divisor(conv.dy.width),
+          conv.h.stride,
+          conv.w.stride,
+          conv.h.padding,
+          conv.w.padding,
+          conv.h.dilation,
+          conv.w.dilation};
+}
 
-  struct OfThread {
-    const T* row[kRowsOfThread];
-    bool valid[kRowsOfThread];
-    int end;
-    __device__ __forceinline__ int at(int term) const { return term; }
-    __device__ __forceinline__ Chunk operator()(int pass, int term) const {
-      return {row[pass] + term, valid[pass] && term < end};
-    }
-  };
-  __device__ __forceinline__ OfThread at(int64_t first, int end) const {
-    OfThread mine;
-    mine.end = end;
-#pragma unroll
-    for (int pass = 0; pass < kRowsOfThread; ++pass) {
-      const int64_t m = first + row_of(pass);
-      mine.valid[pass] = m < rows;
-      mine.row[pass] = data + m * stride;
-    }
-    return mine;
-  }
-};
+// ---- dX ------------------------------------------------------------------------------------------------------------
 
 // The input of a convolution as dX sees it: its pixels in phases.
 struct Phases {
@@ -135,6 +92,26 @@ struct Phases {
     return {inside ? static_cast<int64_t>(image) : -1, y, x};
   }
 };
+
+// Input pixels of a phase, along each side of an image.
+struct PhaseSize {
+  int64_t height, width;
+};
+
+inline PhaseSize phase_size(const RowSparseConv2d& conv) {
+  return {ceil_div(conv.input.height, conv.h.stride), ceil_div(conv.input.width, conv.w.stride)};
+}
+
+inline Phases phases_of(const RowSparseConv2d& conv) {
+  const auto [height, width] = phase_size(conv);
+  return {conv.h,
+          conv.w,
+          static_cast<int>(conv.input.height),
+          static_cast<int>(conv.input.width),
+          conv.input.batch,
+          Divisor(height * width),
+          Divisor(width)};
+}
 
 // dy under the kernel of a convolution as dX sees it: a row for each input pixel of a phase, a term for each tap of the
 // phase and each row of dy (k of them, a multiple of 8, the taps outside).
@@ -190,6 +167,56 @@ struct PhasePixels {
                                             at.x * images.w_stride;
     }
     return mine;
+  }
+};
+
+// dX of a convolution, its weight copied by tap.
+template <typename T>
+struct Conv2dDgradOperands {
+  PhasePixels<T> dy;
+  MatrixRows<T> weight;
+  int64_t dy_group, weight_group;  // elements from a group to the next
+
+  // Of a sum, on average over the phases.
+  int64_t terms() const {
+    const Side &h = dy.phases.h, &w = dy.phases.w;
+    return int64_t{h.taps} * w.taps * dy.k.value / (int64_t{h.stride} * w.stride);
+  }
+
+  struct OfBlock {
+    const Conv2dDgradOperands& all;
+    int phase_h, phase_w;
+    const typename PhasePixels<T>::OfThread dy;
+    const typename MatrixRows<T>::OfThread weight;
+    int64_t first;
+    int end;
+
+    // Where m of the tile lies in dX; negative where there is no such pixel.
+    template <class Output>
+    __device__ __forceinline__ int64_t place(int m, const Output& output) const {
+      const Phases& phases = all.dy.phases;
+      const Phases::Pixel pixel = phases.pixel(first + m, phase_h, phase_w);
+      if (pixel.image < 0) return -1;
+      return pixel.image * output.image_stride + (phase_h + pixel.y * phases.h.stride) * output.h_stride +
+             (phase_w + pixel.x * phases.w.stride) * output.w_stride;
+    }
+  };
+  template <int n>
+  __device__ __forceinline__ OfBlock at(const DgradSchedule::Place& place) const {
+    const Phases& phases = dy.phases;
+    const int phase_h = static_cast<int>(place.phase) / phases.w.stride;
+    const int phase_w = static_cast<int>(place.phase) % phases.w.stride;
+    const PhaseTaps of_h = phases.h.taps_of(phase_h), of_w = phases.w.taps_of(phase_w);
+    const int64_t first = place.pixel_block * kTileM, column = place.column_block * n + column_of<n>();
+    const int end = of_h.count * of_w.count * static_cast<int>(dy.k.value);
+    const int64_t before = (int64_t{of_h.before} * phases.w.taps + int64_t{of_h.count} * of_w.before) * dy.k.value;
+    return {*this,
+            phase_h,
+            phase_w,
+            dy.at(place.group * dy_group, first, phase_h, phase_w, of_h, of_w),
+            weight.at(place.group * weight_group + before * weight.stride, column, end),
+            first,
+            end};
   }
 };
 

@@ -9,22 +9,26 @@
 #include <type_traits>
 
 #include "../common/half.h"
+#include "../torch/stable_abi.h"
 
 namespace wuskern {
 
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+template <typename T>
+constexpr ScalarType kAccumulatorType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
 template <typename T, int vec>
-struct alignas(sizeof(T) * vec) Pack {
+struct alignas(sizeof(T) * vec) Vector {
   T at[vec];
 };
 
-// One instruction each. Left to itself the compiler may read a pack element by element.
+// One instruction each. Left to itself the compiler may read a vector element by element.
 template <int vec, typename T>
-__device__ __forceinline__ Pack<T, vec> load_pack(const T* p) {
-  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
-    return bit_cast<Pack<T, vec>>(*reinterpret_cast<const uint4*>(p));
+__device__ __forceinline__ Vector<T, vec> load_vector(const T* p) {
+  if constexpr (sizeof(Vector<T, vec>) == sizeof(uint4)) {
+    return bit_cast<Vector<T, vec>>(*reinterpret_cast<const uint4*>(p));
   } else {
     return {{*p}};
   }
@@ -32,20 +36,20 @@ __device__ __forceinline__ Pack<T, vec> load_pack(const T* p) {
 
 // Of memory that the kernel does not write.
 template <int vec, typename T>
-__device__ __forceinline__ Pack<T, vec> load_constant(const T* p) {
-  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
-    return bit_cast<Pack<T, vec>>(__ldg(reinterpret_cast<const uint4*>(p)));
+__device__ __forceinline__ Vector<T, vec> load_constant_vector(const T* p) {
+  if constexpr (sizeof(Vector<T, vec>) == sizeof(uint4)) {
+    return bit_cast<Vector<T, vec>>(__ldg(reinterpret_cast<const uint4*>(p)));
   } else {
     return {{*p}};
   }
 }
 
 template <int vec, typename T>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T, vec>& pack) {
-  if constexpr (sizeof(Pack<T, vec>) == sizeof(uint4)) {
-    *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(pack);
+__device__ __forceinline__ void store_vector(T* p, const Vector<T, vec>& vector) {
+  if constexpr (sizeof(Vector<T, vec>) == sizeof(uint4)) {
+    *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(vector);
   } else {
-    *p = pack.at[0];
+    *p = vector.at[0];
   }
 }
 
@@ -59,7 +63,7 @@ inline bool aligned_to_16(std::initializer_list<const void*> pointers) {
   return true;
 }
 
-// Whether packs of 16 bytes start at the pointer and at every multiple of these numbers of elements.
+// Whether vectors of 16 bytes start at the pointer and at every multiple of these numbers of elements.
 template <typename T>
 bool aligned(const T* pointer, std::initializer_list<int64_t> multiples) {
   for (const int64_t m : multiples) {

@@ -1,0 +1,112 @@
+// What the tiles of a Linear's products are loaded from: 8 neighbouring elements of 16 bits at a time, their addresses
+// aligned to 16 bytes.
+#pragma once
+
+#include "aligned_copies.h"
+#include "tensor_cores.h"
+
+namespace wuskern {
+
+// A matrix with a row for each term of the sums: tokens of x, tokens of a compact dy, rows of a copied weight.
+template <typename T>
+struct MatrixRows {
+  const T* data;
+  int64_t stride, columns;  // the columns are a multiple of 8, and so is the stride
+
+  struct OfThread {
+    const T* column;
+    int64_t stride;
+    int end;
+    __device__ __forceinline__ Chunk operator()(int row) const { return {column + row * stride, row < end}; }
+  };
+  // The thread's chunk of rows up to `end`, `column` in a part that starts `offset` elements later.
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
+    return {data + offset + column, stride, column < columns ? end : 0};
+  }
+};
+
+// The chosen rows of a weight.
+template <typename T>
+struct GatheredRows {
+  const T* data;
+  const int64_t* rows;
+  int64_t stride, columns;
+
+  struct OfThread {
+    const T* column;
+    const int64_t* rows;
+    int64_t stride;
+    int end;
+    __device__ __forceinline__ Chunk operator()(int row) const {
+      const bool valid = row < end;
+      return {column + (valid ? __ldg(rows + row) : 0) * stride, valid};
+    }
+  };
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
+    return {data + offset + column, rows, stride, column < columns ? end : 0};
+  }
+};
+
+// All tokens of x or dy, one by one.
+template <typename T>
+MatrixRows<T> matrix_rows(const AlignedPixels& tokens) {
+  return {tokens.as<T>(), one_by_one(tokens.pixels).image_stride, tokens.width};
+}
+
+// A matrix with a row for each m: tokens of a compact dy.
+template <typename T>
+struct MatrixColumns {
+  const T* data;
+  int64_t stride, rows;
+
+  struct OfThread {
+    const T* row[kRowsOfThread];
+    bool valid[kRowsOfThread];
+    int end;
+    __device__ __forceinline__ int at(int term) const { return term; }
+    __device__ __forceinline__ Chunk operator()(int pass, int term) const {
+      return {row[pass] + term, valid[pass] && term < end};
+    }
+  };
+  __device__ __forceinline__ OfThread at(int64_t first, int end) const {
+    OfThread mine;
+    mine.end = end;
+#pragma unroll
+    for (int pass = 0; pass < kRowsOfThread; ++pass) {
+      const int64_t m = first + row_of(pass);
+      mine.valid[pass] = m < rows;
+      mine.row[pass] = data + m * stride;
+    }
+    return mine;
+  }
+};
+
+// dX of a Linear, or of a convolution that is one: tokens are images.
+template <typename T>
+struct LinearDgradOperands {
+  MatrixColumns<T> dy;
+  GatheredRows<T> weight;
+  int k, padded_k;
+
+  int64_t terms() const { return padded_k; }
+
+  struct OfBlock {
+    const typename MatrixColumns<T>::OfThread dy;
+    const typename GatheredRows<T>::OfThread weight;
+    int64_t first, tokens;
+    int end;
+
+    // Where m of the tile lies in dX; negative where there is no such token.
+    template <class Output>
+    __device__ __forceinline__ int64_t place(int m, const Output& output) const {
+      return first + m < tokens ? (first + m) * output.image_stride : -1;
+    }
+  };
+  template <int n>
+  __device__ __forceinline__ OfBlock at(const DgradSchedule::Place& place) const {
+    const int64_t first = place.pixel_block * kTileM, column = place.column_block * n + column_of<n>();
+    return {dy.at(first, padded_k), weight.at(0, column, k), first, dy.rows, padded_k};
+  }
+};
+
+}  // namespace wuskern
