@@ -1,5 +1,5 @@
-// What the tiles of a Conv2d's products are loaded from: 8 neighbouring elements of 16 bits at a time, their addresses
-// aligned to 16 bytes.
+// Where the tiles of a Conv2d's products come from, 8 neighbouring elements of 16 bits at a time, their addresses
+// aligned to 16 bytes; and where those of dX go.
 #pragma once
 
 #include "linear_operands.h"
@@ -170,12 +170,14 @@ struct PhasePixels {
   }
 };
 
-// dX of a convolution, its weight copied by tap.
+// dX of a convolution: where a block's tile comes from and goes to. The weight is copied by tap.
 template <typename T>
-struct Conv2dDgradOperands {
+struct Conv2dDgrad {
   PhasePixels<T> dy;
   MatrixRows<T> weight;
   int64_t dy_group, weight_group;  // elements from a group to the next
+  DgradSchedule schedule;
+  DgradOutput<T> output;
 
   // Of a sum, on average over the phases.
   int64_t terms() const {
@@ -184,7 +186,7 @@ struct Conv2dDgradOperands {
   }
 
   struct OfBlock {
-    const Conv2dDgradOperands& all;
+    const Conv2dDgrad& all;
     int phase_h, phase_w;
     const typename PhasePixels<T>::OfThread dy;
     const typename MatrixRows<T>::OfThread weight;
@@ -192,13 +194,12 @@ struct Conv2dDgradOperands {
     int end;
 
     // Where m of the tile lies in dX; negative where there is no such pixel.
-    template <class Output>
-    __device__ __forceinline__ int64_t place(int m, const Output& output) const {
+    __device__ __forceinline__ int64_t place(int m) const {
       const Phases& phases = all.dy.phases;
       const Phases::Pixel pixel = phases.pixel(first + m, phase_h, phase_w);
       if (pixel.image < 0) return -1;
-      return pixel.image * output.image_stride + (phase_h + pixel.y * phases.h.stride) * output.h_stride +
-             (phase_w + pixel.x * phases.w.stride) * output.w_stride;
+      return pixel.image * all.output.image_stride + (phase_h + pixel.y * phases.h.stride) * all.output.h_stride +
+             (phase_w + pixel.x * phases.w.stride) * all.output.w_stride;
     }
   };
   template <int n>

@@ -1,5 +1,5 @@
-// What the tiles of a Linear's products are loaded from: 8 neighbouring elements of 16 bits at a time, their addresses
-// aligned to 16 bytes.
+// Where the tiles of a Linear's products come from, 8 neighbouring elements of 16 bits at a time, their addresses
+// aligned to 16 bytes; and where those of dX go.
 #pragma once
 
 #include "aligned_copies.h"
@@ -81,31 +81,42 @@ struct MatrixColumns {
   }
 };
 
-// dX of a Linear, or of a convolution that is one: tokens are images.
+// Where dX lies: strides in elements.
 template <typename T>
-struct LinearDgradOperands {
+struct DgradOutput {
+  T* dx;
+  int64_t image_stride, channel_stride, h_stride, w_stride;
+  int64_t channels;  // of a group
+  bool in_eights;    // whether 8 neighbouring channels can be written at once
+};
+
+// dX of a Linear, or of a convolution that is one: where a block's tile comes from and goes to. Tokens are images.
+template <typename T>
+struct LinearDgrad {
   MatrixColumns<T> dy;
   GatheredRows<T> weight;
   int k, padded_k;
+  DgradSchedule schedule;
+  DgradOutput<T> output;
 
   int64_t terms() const { return padded_k; }
 
   struct OfBlock {
+    const LinearDgrad& all;
     const typename MatrixColumns<T>::OfThread dy;
     const typename GatheredRows<T>::OfThread weight;
-    int64_t first, tokens;
+    int64_t first;
     int end;
 
     // Where m of the tile lies in dX; negative where there is no such token.
-    template <class Output>
-    __device__ __forceinline__ int64_t place(int m, const Output& output) const {
-      return first + m < tokens ? (first + m) * output.image_stride : -1;
+    __device__ __forceinline__ int64_t place(int m) const {
+      return first + m < all.dy.rows ? (first + m) * all.output.image_stride : -1;
     }
   };
   template <int n>
   __device__ __forceinline__ OfBlock at(const DgradSchedule::Place& place) const {
     const int64_t first = place.pixel_block * kTileM, column = place.column_block * n + column_of<n>();
-    return {dy.at(first, padded_k), weight.at(0, column, k), first, dy.rows, padded_k};
+    return {*this, dy.at(first, padded_k), weight.at(0, column, k), first, padded_k};
   }
 };
 

@@ -14,27 +14,11 @@ namespace {
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
 
-// Where dX lies: strides in elements.
-template <typename T>
-struct DgradOutput {
-  T* dx;
-  int64_t image_stride, channel_stride, h_stride, w_stride;
-  int64_t channels;  // of a group
-  bool in_eights;    // whether 8 neighbouring channels can be written at once
-};
-
-// What the kernel on tensor cores is given.
-template <typename T, class Operands>
-struct TensorCoreDgrad {
-  Operands operands;
-  DgradSchedule schedule;
-  DgradOutput<T> output;
-};
-
-template <typename T, int n, bool wgmma, class Operands>
-__device__ __forceinline__ void write_tile(const TensorCoreDgrad<T, Operands>& dgrad) {
+// On tensor cores: of a LinearDgrad or a Conv2dDgrad.
+template <typename T, int n, bool wgmma, class Dgrad>
+__device__ __forceinline__ void write_tile(const Dgrad& dgrad) {
   const DgradSchedule::Place place = dgrad.schedule.at(blockIdx.x);
-  const auto block = dgrad.operands.template at<n>(place);
+  const auto block = dgrad.template at<n>(place);
   Multiplier<T, n, wgmma> multiplier;
   sum_products<T, n, false>(
       multiplier, 0, block.end, [&](uint32_t tile, int depth) { load_columns(tile, depth, block.dy); },
@@ -53,7 +37,7 @@ __device__ __forceinline__ void write_tile(const TensorCoreDgrad<T, Operands>& d
   for (int i = threadIdx.x; i < kTileM * n / 8; i += kGemmThreads) {
     // Neighbouring threads write neighbours in memory.
     const int m = output.in_eights ? i / (n / 8) : i % kTileM, chunk = output.in_eights ? i % (n / 8) : i / kTileM;
-    const int64_t at = block.place(m, output), channel = place.column_block * n + chunk * 8;
+    const int64_t at = block.place(m), channel = place.column_block * n + chunk * 8;
     if (at < 0 || channel >= output.channels) continue;
     const T* const from = tile + m * stride + chunk * 8;
     if (output.in_eights) {
@@ -66,9 +50,8 @@ __device__ __forceinline__ void write_tile(const TensorCoreDgrad<T, Operands>& d
   }
 }
 
-template <typename T, int n, class Operands>
-__global__ void __launch_bounds__(kGemmThreads, tile_blocks(n, kHasWgmma))
-    dgrad(const TensorCoreDgrad<T, Operands> arguments) {
+template <typename T, int n, class Dgrad>
+__global__ void __launch_bounds__(kGemmThreads, tile_blocks(n, kHasWgmma)) dgrad(const Dgrad arguments) {
   choose_instruction<n>([&](auto wgmma) { write_tile<T, n, wgmma>(arguments); });
 }
 
@@ -125,24 +108,24 @@ __global__ void __launch_bounds__(kSimtThreads, 1)
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Phases of so many pixels each.
-template <typename T, class Operands>
-void launch_dgrad(const Context& context, const RowSparseConv2d& conv, const Operands& operands, const Pixels& to,
+// The arguments get their output and their schedule here: phases of so many pixels each.
+template <typename T, class Dgrad>
+void launch_dgrad(const Context& context, const RowSparseConv2d& conv, Dgrad arguments, const Pixels& to,
                   int64_t pixels, Tensor& dx) {
   const int64_t phases = int64_t{conv.h.stride} * conv.w.stride;
-  const DgradOutput<T> output{data_of<T>(dx),
-                              to.image_stride,
-                              to.channel_stride,
-                              to.h_stride,
-                              to.w_stride,
-                              conv.channels,
-                              lies_in_eights(data_of<T>(dx), to, conv.channels)};
+  arguments.output = {data_of<T>(dx),
+                      to.image_stride,
+                      to.channel_stride,
+                      to.h_stride,
+                      to.w_stride,
+                      conv.channels,
+                      lies_in_eights(data_of<T>(dx), to, conv.channels)};
   const auto launch_tiles = [&]<int n>(std::integral_constant<int, n>) {
-    const DgradSchedule schedule{ceil_div(pixels, kTileM), ceil_div(conv.channels, n), conv.groups, phases};
-    launch(context, dgrad<T, n, Operands>, grid_of(schedule.blocks()), kGemmThreads, tile_shared_bytes(n),
-           TensorCoreDgrad<T, Operands>{operands, schedule, output});
+    arguments.schedule = {ceil_div(pixels, kTileM), ceil_div(conv.channels, n), conv.groups, phases};
+    launch(context, dgrad<T, n, Dgrad>, grid_of(arguments.schedule.blocks()), kGemmThreads, tile_shared_bytes(n),
+           arguments);
   };
-  const int n = dgrad_tile(pixels, conv.channels, operands.terms(), phases * conv.groups, gpu_of(context));
+  const int n = dgrad_tile(pixels, conv.channels, arguments.terms(), phases * conv.groups, gpu_of(context));
   for_tile_width<64, 128, kWidestTile>(n, launch_tiles);
 }
 
@@ -154,21 +137,24 @@ void tensor_core_dgrad(const Context& context, const RowSparseConv2d& conv, cons
   const Pixels weight_rows{weight.size(0), 1, 1, strides.row, strides.channel, 0, 0};
   if (conv.is_linear() && line.is_matrix() && to.is_matrix() &&
       lies_in_eights(const_data_of<T>(weight), weight_rows, conv.channels)) {
-    const LinearDgradOperands<T> operands{{rows.as<T>(), line.image_stride, line.batch},
-                                          {const_data_of<T>(weight), conv.units, strides.row, conv.channels},
-                                          static_cast<int>(conv.k),
-                                          static_cast<int>(rows.width)};
-    return launch_dgrad<T>(context, conv, operands, to, line.batch, dx);
+    const LinearDgrad<T> arguments{{rows.as<T>(), line.image_stride, line.batch},
+                                   {const_data_of<T>(weight), conv.units, strides.row, conv.channels},
+                                   static_cast<int>(conv.k),
+                                   static_cast<int>(rows.width),
+                                   {},
+                                   {}};
+    return launch_dgrad<T>(context, conv, arguments, to, line.batch, dx);
   }
   const Tensor by_tap = aligned_weight(context, weight, strides, conv);
   const int64_t width = in_eights(conv.channels);
-  const Conv2dDgradOperands<T> operands{
-      {rows.as<T>(), images_of(rows.pixels), phases_of(conv), Divisor(in_eights(conv.k))},
-      {const_data_of<T>(by_tap), width, width},
-      rows.width,
-      conv.taps() * in_eights(conv.k) * width};
+  const Conv2dDgrad<T> arguments{{rows.as<T>(), images_of(rows.pixels), phases_of(conv), Divisor(in_eights(conv.k))},
+                                 {const_data_of<T>(by_tap), width, width},
+                                 rows.width,
+                                 conv.taps() * in_eights(conv.k) * width,
+                                 {},
+                                 {}};
   const PhaseSize phase = phase_size(conv);
-  launch_dgrad<T>(context, conv, operands, conv.input, conv.input.batch * phase.height * phase.width, dx);
+  launch_dgrad<T>(context, conv, arguments, conv.input, conv.input.batch * phase.height * phase.width, dx);
 }
 
 void run(const Context& context, const RowSparseConv2d& conv, const Tensor& dy, const Tensor& weight,
