@@ -11,9 +11,13 @@ namespace {
 constexpr int64_t kWide = 16;   // floats of a vector
 constexpr int64_t kChain = 32;  // products that are added one to the next
 
+// The rows of c from `first` on.
 template <int rows, int vectors>
-WUSKERN_INLINE void multiply_tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b,
-                                  int64_t b_row, float* c, int64_t c_row, bool adding) {
+WUSKERN_INLINE void multiply_tile(const MatrixProduct product, int64_t first) {
+  const auto [_, columns, depth, a_of_all, a_row, a_column, b_of_all, b_row, c_of_all, c_row, adds] = product;
+  const float *a = a_of_all + first * a_row, *b = b_of_all;
+  float* const c = c_of_all + first * c_row;
+  bool adding = adds;
   for (int64_t done = 0; done < depth; done += kChain, adding = true) {
     Floats sums[rows][vectors] = {};
     const int64_t chain = depth - done < kChain ? depth - done : kChain;
@@ -36,30 +40,26 @@ WUSKERN_INLINE void multiply_tile(int64_t depth, const float* a, int64_t a_row, 
 }
 
 template <int vectors>
-void multiply_columns(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b,
-                      int64_t b_row, float* c, int64_t c_row, bool adding) {
+void multiply_columns(const MatrixProduct& product) {
+  const int64_t rows = product.rows;
   int64_t i = 0;
-  for (; i + 8 <= rows; i += 8) {
-    multiply_tile<8, vectors>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, adding);
-  }
+  for (; i + 8 <= rows; i += 8) multiply_tile<8, vectors>(product, i);
   if (rows - i >= 4) {
-    multiply_tile<4, vectors>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, adding);
+    multiply_tile<4, vectors>(product, i);
     i += 4;
   }
-  for (; i < rows; ++i) {
-    multiply_tile<1, vectors>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, adding);
-  }
+  for (; i < rows; ++i) multiply_tile<1, vectors>(product, i);
 }
 
-void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
-              const float* b, int64_t b_row, float* c, int64_t c_row, bool adding) {
-  while (columns > 0) {
+void multiply(MatrixProduct product) {
+  while (product.columns > 0) {
+    const int64_t columns = product.columns;
     const int64_t vectors = columns == 4 * kWide || columns == 2 * kWide ? 2 : columns == kWide ? 1 : 3;
     const auto part = vectors == 3 ? multiply_columns<3> : vectors == 2 ? multiply_columns<2> : multiply_columns<1>;
-    part(rows, depth, a, a_row, a_column, b, b_row, c, c_row, adding);
-    b += vectors * kWide;
-    c += vectors * kWide;
-    columns -= vectors * kWide;
+    part(product);
+    product.b += vectors * kWide;
+    product.c += vectors * kWide;
+    product.columns -= vectors * kWide;
   }
 }
 

@@ -8,11 +8,21 @@
 
 namespace wuskern {
 
+// c[i, j] = (adding: c[i, j] +) the sum over l of a[i * a_row + l * a_column] * b[l, j], for i < rows, j < columns, l <
+// depth; columns a multiple of 16, rows of b and c so many elements apart.
+struct MatrixProduct {
+  int64_t rows, columns, depth;
+  const float* a;
+  int64_t a_row, a_column;
+  const float* b;
+  int64_t b_row;
+  float* c;
+  int64_t c_row;
+  bool adding;
+};
+
 struct ProductKernels {
-  // c[i, j] = (adding: c[i, j] +) the sum over l of a[i * a_row + l * a_column] * b[l, j], for i < rows, j < columns, l
-  // < depth; columns a multiple of 16, rows of b and c so many elements apart
-  void (*multiply)(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
-                   const float* b, int64_t b_row, float* c, int64_t c_row, bool adding);
+  void (*multiply)(MatrixProduct product);
 };
 
 #define WUSKERN_DECLARE(NAME)       \

@@ -36,8 +36,7 @@ void transpose_run(const T* row, const RowMemory& memory, int64_t first, int64_t
   }
 }
 
-// Calls body(offset in the parameter, values, count, offset of the next run from this one) for runs that make up the
-// chosen rows.
+// Calls body(offset in the parameter, GradientRun) for runs that make up the chosen rows.
 template <typename T, typename Body>
 void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values, Body&& body) {
   if (memory.elements == 0) return;
@@ -53,7 +52,7 @@ void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values,
       if (memory.taps > 1) transpose_run(its, memory, first, count, scratch);
       const bool same_row = first + kRun < memory.elements || run + 1 == end;
       const int64_t ahead = same_row ? kRun : row[i + 1] * memory.elements - offset;
-      body(offset, memory.taps > 1 ? scratch : its + first, count, ahead);
+      body(offset, GradientRun<T>{memory.taps > 1 ? scratch : its + first, count, ahead});
     }
   });
 }

@@ -40,8 +40,8 @@ WUSKERN_INLINE void sgd_vector(const SgdNumbers<Arithmetic<T>>& n, T* param, T* 
 }
 
 template <bool has_buffer, typename T>
-WUSKERN_INLINE void sgd_run(const SgdNumbers<Arithmetic<T>> n, T* param, T* buffer, const T* values, int64_t count,
-                            int64_t ahead) {
+WUSKERN_INLINE void sgd_run(const SgdNumbers<Arithmetic<T>> n, T* param, T* buffer, const GradientRun<T> gradient) {
+  const auto [values, count, ahead] = gradient;
   int64_t i = 0;
   for (; i + kLanesOf<T> <= count; i += kLanesOf<T>) {
     prefetch(param + i + ahead, has_buffer ? buffer + i + ahead : nullptr);
@@ -56,9 +56,8 @@ WUSKERN_INLINE void sgd_run(const SgdNumbers<Arithmetic<T>> n, T* param, T* buff
 }
 
 template <typename T>
-void sgd_of(const SgdNumbers<Arithmetic<T>>& n, T* param, T* buffer, const T* values, int64_t count, int64_t ahead) {
-  return buffer ? sgd_run<true>(n, param, buffer, values, count, ahead)
-                : sgd_run<false>(n, param, buffer, values, count, ahead);
+void sgd_of(const SgdNumbers<Arithmetic<T>>& n, T* param, T* buffer, const GradientRun<T>& gradient) {
+  return buffer ? sgd_run<true>(n, param, buffer, gradient) : sgd_run<false>(n, param, buffer, gradient);
 }
 
 // ---- Adam ----------------------------------------------------------------------------------------------------------
@@ -84,7 +83,8 @@ WUSKERN_INLINE void adam_vector(const AdamNumbers<Arithmetic<T>>& n, T* param, T
 
 template <bool amsgrad, typename T>
 WUSKERN_INLINE void adam_run(const AdamNumbers<Arithmetic<T>> n, T* param, T* first, T* second, T* most,
-                             const T* values, int64_t count, int64_t ahead) {
+                             const GradientRun<T> gradient) {
+  const auto [values, count, ahead] = gradient;
   int64_t i = 0;
   for (; i + kLanesOf<T> <= count; i += kLanesOf<T>) {
     prefetch(param + i + ahead, first + i + ahead, second + i + ahead, amsgrad ? most + i + ahead : nullptr);
@@ -102,10 +102,10 @@ WUSKERN_INLINE void adam_run(const AdamNumbers<Arithmetic<T>> n, T* param, T* fi
 }
 
 template <typename T>
-void adam_of(const AdamNumbers<Arithmetic<T>>& n, T* param, T* first, T* second, T* most, const T* values,
-             int64_t count, int64_t ahead) {
-  return most ? adam_run<true>(n, param, first, second, most, values, count, ahead)
-              : adam_run<false>(n, param, first, second, most, values, count, ahead);
+void adam_of(const AdamNumbers<Arithmetic<T>>& n, T* param, T* first, T* second, T* most,
+             const GradientRun<T>& gradient) {
+  return most ? adam_run<true>(n, param, first, second, most, gradient)
+              : adam_run<false>(n, param, first, second, most, gradient);
 }
 
 }  // namespace

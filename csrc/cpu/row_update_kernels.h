@@ -13,14 +13,20 @@ namespace wuskern {
 template <typename T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Each updates `count` neighbours, and prefetches those that lie `ahead` elements from them in a parameter and its
-// state: a row ends too soon for the processor's own prefetches. A null buffer is no momentum, a null most no amsgrad.
+// The gradient of `count` neighbours. Those that come next lie `ahead` elements from them in a parameter and its state.
+template <typename T>
+struct GradientRun {
+  const T* values;
+  int64_t count, ahead;
+};
+
+// Each updates the neighbours of a run, and prefetches the next: a row ends too soon for the processor's own
+// prefetches. A null buffer is no momentum, a null most no amsgrad.
 template <typename T>
 struct RowUpdateKernels {
-  void (*sgd)(const SgdNumbers<Arithmetic<T>>& numbers, T* param, T* buffer, const T* values, int64_t count,
-              int64_t ahead);
-  void (*adam)(const AdamNumbers<Arithmetic<T>>& numbers, T* param, T* first, T* second, T* most, const T* values,
-               int64_t count, int64_t ahead);
+  void (*sgd)(const SgdNumbers<Arithmetic<T>>& numbers, T* param, T* buffer, const GradientRun<T>& gradient);
+  void (*adam)(const AdamNumbers<Arithmetic<T>>& numbers, T* param, T* first, T* second, T* most,
+               const GradientRun<T>& gradient);
 };
 
 #define WUSKERN_DECLARE(NAME)               \
