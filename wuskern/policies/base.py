@@ -207,6 +207,11 @@ class Policy(ABC):
         """The names of the converted layers that are not in ``dense``."""
         return [name for name in self.layers if name not in dense]
 
+    def rows_of(self, name: str) -> tuple[int, int]:
+        """The number of rows of the layer of that name, and of their groups."""
+        units = self.layers[name].units
+        return units.out, units.groups
+
     def check_choice(self, name: str, rows: RowChoice) -> None:
         """Raises ``ValueError`` or ``TypeError``, with the layer's name, if the layer cannot have these rows."""
         check_plan(self.layers[name], Plan(rows=rows), f"{name or 'the model itself'}: ")

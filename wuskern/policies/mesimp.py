@@ -119,7 +119,7 @@ class MeSimp(Policy):
         kind = TopK if self.per == "batch" else PerExample
         choice = kind(ratio=self.ratio, k=self.k)
         self.check_choice(name, choice)
-        count = choice.count(*self.layers[name].units[1:])
+        count = choice.count(*self.rows_of(name))
         if count == self._out(name):
             raise ValueError(f"{name}: expected fewer than its {count} rows to be chosen, got all")
         return count

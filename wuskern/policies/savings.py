@@ -152,7 +152,7 @@ class Savings:
     def _rows(self, name: str, wanted: Wants) -> tuple[int, int, int]:
         """How many rows of a layer get a gradient, and for how many wgrad and dgrad are computed."""
         layer = self.policy.layers[name]
-        _, out, groups = layer.units
+        out, groups = layer.units.out, layer.units.groups
         if wanted.get("frozen", False):
             return 0, 0, 0
         if wanted.get("skip", False):

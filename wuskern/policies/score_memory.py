@@ -64,7 +64,7 @@ class ScoreMemory(ByScores):
         return self.score
 
     def _first_count(self, name: str) -> int:
-        return self.amount.count(*self.layers[name].units[1:])
+        return self.amount.count(*self.rows_of(name))
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         values = scores + self.eta * self.memory[name]

@@ -73,18 +73,18 @@ class TinyProp(ByScores):
         return TopK(ratio=ratio, block=self.block)
 
     def _first_count(self, name: str) -> int:
-        return self._amount(name, 1.0).count(*self.layers[name].units[1:])
+        return self._amount(name, 1.0).count(*self.rows_of(name))
 
     def _counts(self, name: str) -> set[int]:
         sizes = (level / (LEVELS - 1) for level in range(LEVELS))
-        return {self._amount(name, size).count(*self.layers[name].units[1:]) for size in sizes}
+        return {self._amount(name, size).count(*self.rows_of(name)) for size in sizes}
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         y, size = scores.sum().item(), 1.0
         if math.isfinite(y):  # it is not where a GradScaler leaves the step out
             self.largest[name] = max(self.largest[name], y)
             size = y / self.largest[name] if self.largest[name] > 0 else 1.0
-        return self._largest(name, scores, self._amount(name, size).count(*self.layers[name].units[1:]))
+        return self._largest(name, scores, self._amount(name, size).count(*self.rows_of(name)))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"largest": dict(self.largest)}
