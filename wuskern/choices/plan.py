@@ -94,9 +94,7 @@ class Plan:
             if (choice := getattr(self, name)) is not None:
                 choice.check(units)
         if self.columns is not None and getattr(self.rows, "sparse", None):
-            raise ValueError(
-                "sparse: expected None or False with columns, whose gradient torch has no sparse form for, got True"
-            )
+            raise ValueError("sparse: expected None or False with columns, for which torch has no sparse form, got True")
 
     @property
     def asks_input(self) -> bool:
