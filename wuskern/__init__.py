@@ -4,9 +4,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from wuskern import distributed, functional, ops, optim, policies
 from wuskern.choices import Columns, PerExample, Plan, Rows, Tokens, TopColumns, TopK
-from wuskern.columns import ColumnGrad
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.delivery.observer import Observer
 from wuskern.doctor import doctor
 from wuskern.kernels.backends import backend

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Plan
-from wuskern.columns import ColumnGrad, Saved, save
+from wuskern.columns import Saved, save
 from wuskern.common.shapes import is_batched
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.delivery.deliver import from_compiled
 from wuskern.delivery.dense_grad import dense_grad
 from wuskern.delivery.grad_home import GradHome

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import PerExample, Plan, RowChoice, Rows, TopK
-from wuskern.columns import ColumnGrad, Saved, save
+from wuskern.columns import Saved, save
 from wuskern.common.shapes import as_matrix
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.delivery.observer import Observer
 from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
 from wuskern.ops import product_checks

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 
-from wuskern.columns import ColumnGrad
 from wuskern.common.shapes import is_channels_last
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.kernels import backends
 from wuskern.sparse_grad import RowGrad
 
