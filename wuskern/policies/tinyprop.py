@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wuskern.choices import TopK
+from wuskern.choices import Plan, TopK
 from wuskern.common import states
 from wuskern.common.arguments import share
 from wuskern.policies.by_scores import ByScores
@@ -61,7 +61,7 @@ class TinyProp(ByScores):
             raise ValueError(f"s_min: expected at most s_max = {self.s_max}, got {self.s_min}")
         self.depth = {name: len(self.layers) - 1 - i for i, name in enumerate(self.layers)}  # L - l
         for name in self.observers:
-            self.check_choice(name, self._amount(name, 1.0))
+            self.check_choice(name, Plan(rows=self._amount(name, 1.0)))
         self.largest: dict[str, float] = dict.fromkeys(self.observers, 0.0)
         self._choose({})
         self.apply()
