@@ -21,8 +21,9 @@ CLAIMS = {
     "zeros": "which weights are zero",
     "columns": "which columns have gradients",
     "tokens": "which tokens its weight gradient sums over",
-    "shape": "its shape, which a frozen one keeps",
+    "shape": "its shape, which a frozen one and one with fixed columns keep",
 }
+KEEPS = "keeps"  # of the shape: several policies may ask that it stays, none beside one that changes it
 
 
 # Metadata of a field that is an argument only in Python, not on the command line.

@@ -18,7 +18,7 @@ from wuskern import ops
 from wuskern.choices import Columns, Plan, TopColumns
 from wuskern.common import states
 from wuskern.common.arguments import one_of, whole
-from wuskern.policies.base import Policy, Wants
+from wuskern.policies.base import KEEPS, Policy, Wants
 
 SCORES = ("random", "weight")
 
@@ -53,7 +53,7 @@ class PaCA(Policy):
         "PaCA: 22 % less time and 16 % less memory than LoRA in fine-tuning large language models, at its accuracy. Here from "
         "scratch, where most weights then keep their random values."
     )
-    decides = ("columns",)
+    decides = ("columns", KEEPS)
     trial = "ratio=0.5:steps=1"
 
     ratio: float | None = None
@@ -103,7 +103,7 @@ class PaCA(Policy):
 
     @property
     def claims(self) -> dict[str, Collection[str]]:
-        return {"columns": self.chosen}
+        return {"columns": self.chosen, KEEPS: self.chosen}
 
     def wants(self, name: str) -> Wants:
         return {"columns": self.columns.get(name)}
