@@ -29,6 +29,8 @@ FLAGS = {
     "top-k": {"rows": wk.TopK(ratio=0.3)},
     "top-k of both": {"rows": wk.TopK(ratio=0.3, score="l2", scope="both", bias="rows")},
     "rows": {"rows": wk.Rows([0, 2, 3])},
+    "columns": {"columns": wk.Columns([0, 2])},
+    "top columns": {"columns": wk.TopColumns(ratio=0.5), "rows": wk.TopK(ratio=0.3)},
     "tokens": {"tokens": wk.Tokens(ratio=0.5)},
 }
 MODELS = {

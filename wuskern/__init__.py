@@ -3,16 +3,17 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from wuskern import distributed, functional, ops, optim, policies
-from wuskern.choices import PerExample, Plan, Rows, Tokens, TopK
+from wuskern.choices import Columns, PerExample, Plan, Rows, Tokens, TopColumns, TopK
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.delivery.observer import Observer
 from wuskern.doctor import doctor
 from wuskern.kernels.backends import backend
 from wuskern.kernels.triton.tuning import autotune
 from wuskern.modules import SkippableConv2d, SkippableLinear
 from wuskern.optim import unscale_
-from wuskern.plans import set_plan, set_rows, set_skip, set_tokens, skipping
+from wuskern.plans import set_columns, set_plan, set_rows, set_skip, set_tokens, skipping
 from wuskern.simplify import fit_, simplify, simplify_
 from wuskern.sparse_grad import RowGrad
 
@@ -22,6 +23,8 @@ except PackageNotFoundError:  # a bare checkout
     __version__ = "0+checkout"
 
 __all__ = [
+    "ColumnGrad",
+    "Columns",
     "GraphedStep",
     "Observer",
     "PerExample",
@@ -31,6 +34,7 @@ __all__ = [
     "SkippableConv2d",
     "SkippableLinear",
     "Tokens",
+    "TopColumns",
     "TopK",
     "autotune",
     "backend",
@@ -43,6 +47,7 @@ __all__ = [
     "optim",
     "policies",
     "revert",
+    "set_columns",
     "set_plan",
     "set_rows",
     "set_skip",

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Plan
+from wuskern.columns import Saved, save
 from wuskern.common.shapes import is_batched
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.delivery.deliver import from_compiled
 from wuskern.delivery.dense_grad import dense_grad
 from wuskern.delivery.grad_home import GradHome
@@ -50,21 +52,23 @@ class LayerFunction(torch.autograd.Function):
         keeps_x = needs_weight and not call.plan.skip
         operand = call.weight if call.weight.dtype == x.dtype else call.weight.detach().to(x.dtype)
         ctx.call, ctx.like = call, call.kind.like(x, operand)
-        ctx.save_for_backward(operand if needs_x or keeps_x else None, x if keeps_x else None)
+        saved = save(call.kind, call.plan, x, operand, None) if keeps_x else Saved(None, operand if needs_x else None, None)
+        ctx.save_for_backward(saved.weight, saved.x, saved.columns)
         return call.kind.fprop(x, operand, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operand, x = ctx.saved_tensors
+        operand, x, columns = ctx.saved_tensors
         call: Call = ctx.call
         if call.plan.skip:
             return _of_constant(ctx, dy, operand)
         if is_batched(dy):
-            raise RuntimeError("a layer of wuskern with rows or tokens has no batched backward (vmap, is_grads_batched)")
+            raise RuntimeError("a layer with rows, columns or tokens has no batched backward (vmap, is_grads_batched)")
+        saved = Saved(x, operand, ctx.like, columns)
         if not torch.is_grad_enabled():
-            return _restricted(ctx, dy, operand, x, call.sparse)
+            return _restricted(ctx, dy, saved, call.sparse)
         with torch.no_grad():
-            computed = _restricted(ctx, dy, operand, x, False)
+            computed = _restricted(ctx, dy, saved, False)
         tie = torch.zeros((), device=dy.device, requires_grad=True)  # gives the results a graph, which dy need not have
         return tuple(_Once.apply(g, tie) if isinstance(g, Tensor) else g for g in computed)
 
@@ -82,7 +86,7 @@ def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor |
     return dx, None, db, None
 
 
-def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse: bool) -> tuple[Tensor | None, ...]:
+def _restricted(ctx: Any, dy: Tensor, saved: Saved, sparse: bool) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight and bias as the plan restricts them, and None for the call."""
     needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
     compiling = torch.compiler.is_compiling()
@@ -95,16 +99,16 @@ def _restricted(ctx: Any, dy: Tensor, operand: Tensor, x: Tensor | None, sparse:
     if observer is not None and accumulated:
         teller = Teller(observer, home.key if compiling and home is not None else None)
     needs = needs_x, needs_weight, needs_bias
-    dx, grad, db = gradients(call.kind, call.plan, dy, x, operand, ctx.like, needs, teller)
+    dx, grad, db = gradients(call.kind, call.plan, dy, saved, needs, teller)
     return dx, _form(call, grad, sparse and accumulated), db, None
 
 
-def _form(call: Call, grad: RowGrad | Tensor | None, sparse: bool) -> Tensor | None:
+def _form(call: Call, grad: RowGrad | ColumnGrad | Tensor | None, sparse: bool) -> Tensor | None:
     """The weight's gradient for autograd, dense or sparse; None where it has been delivered already."""
     weight, home = call.weight, call.home
-    if not isinstance(grad, RowGrad):
+    if not isinstance(grad, RowGrad | ColumnGrad):
         return grad
-    if sparse:
+    if sparse and isinstance(grad, RowGrad):
         if not torch.compiler.is_compiling():
             return taking_up_held(weight, grad)
         assert home is not None  # compiled code has no other way to find the weight
@@ -124,5 +128,5 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> NoReturn:
         raise RuntimeError(
-            "a layer of wuskern with rows or tokens has no second derivative: set rows=None and tokens=None where one is needed"
+            "a layer of wuskern with rows, columns or tokens has no second derivative: set them to None where one is needed"
         )

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.choices import Rows
+from wuskern.choices import CHOICES, FixedIndex
 from wuskern.delivery.observer import Observer
 from wuskern.modules import SkippableLayer, skippable_layers
 
@@ -20,17 +20,17 @@ Key = tuple[Any, ...]
 class _Captured(NamedTuple):
     replay: Callable[[], Any]
     inputs: tuple[Tensor, ...]
-    rows: dict[str, Rows]  # by layer; the graph reads their index
+    fixed: dict[tuple[str, str], FixedIndex]  # by layer and part of its plan; the graph reads their index
     observers: list[Observer | None]  # that the graph tells; their ids are in its key
 
 
 class GraphedStep:
     """A training step on a GPU that is captured once for each setting of the model's flags, and replayed from then on.
 
-    ``skip``, ``TopK``, ``Tokens``, the depth of a frozen prefix, the layers' sizes and the shapes of the inputs choose the
-    graph. A changed ``Rows`` of the same length, scope and bias does not need another one: its index is copied into that which
-    the graph reads. What an observer sums, a replay adds to. Graphs share their memory: what a step returned is valid until
-    the next step.
+    ``skip``, ``TopK``, ``TopColumns``, ``Tokens``, the depth of a frozen prefix, the layers' sizes and the shapes of the inputs
+    choose the graph. A changed ``Rows`` of the same length, scope and bias, or ``Columns`` of the same length, does not need
+    another one: its index is copied into that which the graph reads. What an observer sums, a replay adds to. Graphs share
+    their memory: what a step returned is valid until the next step.
 
     Args:
         model: with converted layers, all of its parameters on one GPU.
@@ -55,10 +55,8 @@ class GraphedStep:
         captured = self._captured.get(self._key(inputs)) or self.prepare(*inputs)
         for static, current in zip(captured.inputs, inputs, strict=True):
             static.copy_(current, non_blocking=True)
-        for name, static_rows in captured.rows.items():
-            rows = self.layers[name].rows
-            assert isinstance(rows, Rows)
-            static_rows.index.copy_(rows.index, non_blocking=True)
+        for (name, part), choice in captured.fixed.items():
+            choice.index.copy_(getattr(self.layers[name], part).index, non_blocking=True)
         return captured.replay()
 
     def prepare(self, *inputs: Tensor) -> _Captured:
@@ -67,11 +65,16 @@ class GraphedStep:
             if tensor.device != self.device:
                 raise ValueError(f"inputs[{i}]: expected a tensor on {self.device}, got one on {tensor.device}")
         before = {name: layer.plan for name, layer in self.layers.items()}
-        static = {name: self._static(plan.rows) for name, plan in before.items() if isinstance(plan.rows, Rows)}
+        static = {
+            (name, part): self._static(choice)
+            for name, plan in before.items()
+            for part in CHOICES
+            if isinstance(choice := getattr(plan, part), FixedIndex)
+        }
         copies = tuple(tensor.clone() for tensor in inputs)
         try:
-            for name, rows in static.items():
-                self.layers[name].plan = dataclasses.replace(before[name], rows=rows)
+            for (name, part), choice in static.items():
+                self.layers[name].plan = dataclasses.replace(self.layers[name].plan, **{part: choice})
             captured = _Captured(self._capture(copies), copies, static, [plan.observer for plan in before.values()])
         finally:
             for name, plan in before.items():
@@ -79,8 +82,8 @@ class GraphedStep:
         self._captured[self._key(inputs)] = captured
         return captured
 
-    def _static(self, rows: Rows) -> Rows:
-        return dataclasses.replace(rows, index=rows.index.to(self.device, copy=True))
+    def _static(self, choice: Any) -> Any:
+        return dataclasses.replace(choice, index=choice.index.to(self.device, copy=True))
 
     def _key(self, inputs: tuple[Tensor, ...]) -> Key:
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)

@@ -37,6 +37,8 @@ def linear(
         skip: ``weight`` is a constant: its gradient is None, and ``x`` is not kept for it. Wins over the others.
         rows: a ``TopK``, ``Rows`` or ``PerExample``: the gradient of ``weight`` is zero outside of the chosen rows. None, or as
             many rows as there are: all of them.
+        columns: a ``Columns`` or ``TopColumns``: the gradient of ``weight`` is zero outside of the chosen columns, and of ``x``
+            these alone are kept. None, or as many columns as there are: all of them.
         tokens: a ``Tokens``: the gradient of ``weight`` sums over so many elements of the leading dimensions. None, or as many
             as there are: all of them.
 
@@ -45,7 +47,7 @@ def linear(
 
     Raises:
         What ``F.linear`` raises; ``ValueError``, ``TypeError`` where the plan does not fit; ``RuntimeError`` for a second or
-        forward-mode derivative through a call with rows or tokens.
+        forward-mode derivative through a call with rows, columns or tokens.
     """
     plan = Plan.of(plan, parts).restricting(LINEAR.units(weight), lambda: LINEAR.count_tokens(x)) or DENSE
     return planned_linear(x, weight, bias, plan, None)
@@ -68,8 +70,8 @@ def conv2d(
     Args:
         x: ``[B, C, H, W]`` or ``[C, H, W]``. weight: ``[out, C / groups, kh, kw]``. bias: ``[out]`` or None.
         stride, padding, dilation, groups: as for ``F.conv2d``, "same" and "valid" included.
-        plan, parts: as for :func:`linear`; rows are output channels, and no ``PerExample``; tokens are images of the batch, of
-            which an unbatched input is one.
+        plan, parts: as for :func:`linear`; rows are output channels, and no ``PerExample``; columns are input channels;
+            tokens are images of the batch, of which an unbatched input is one.
 
     Returns:
         What ``F.conv2d`` returns. Dense, and where :func:`stock_reason` names a reason, this is ``F.conv2d`` itself.
@@ -131,8 +133,8 @@ def _followed(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, kind: 
         if plan.skip:
             return None  # stock's own derivatives, with a constant weight
         raise RuntimeError(
-            "a layer of wuskern with rows or tokens has no forward-mode derivative and takes no part in torch.func: set "
-            "rows=None and tokens=None where one is needed"
+            "a layer of wuskern with rows, columns or tokens has no forward-mode derivative and takes no part in torch.func: "
+            "set them to None where one is needed"
         )
     return followed
 
@@ -155,7 +157,7 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Pla
 def _is_sparse(plan: Plan, weight: Tensor, home: GradHome | None) -> bool:
     """Whether the gradient of ``weight`` is to be torch's sparse tensor. Under a prepared DDP it is dense until backward has
     ended; compiled code has to know the layer, and no hook may want to see the gradient."""
-    if plan.skip or plan.rows is None or isinstance(plan.rows, PerExample) or not plan.rows.sparse:
+    if plan.skip or plan.columns is not None or isinstance(plan.rows, PerExample | None) or not plan.rows.sparse:
         return False
     if type(weight) is not Parameter:
         return False

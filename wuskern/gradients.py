@@ -7,7 +7,9 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import PerExample, Plan, RowChoice, Rows, TopK
+from wuskern.columns import Saved, save
 from wuskern.common.shapes import as_matrix
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.delivery.observer import Observer
 from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
 from wuskern.ops import product_checks
@@ -22,7 +24,7 @@ class Gradients(NamedTuple):
     """The gradients that were asked for; the others are None."""
 
     x: Tensor | None
-    weight: RowGrad | Tensor | None
+    weight: RowGrad | ColumnGrad | Tensor | None
     bias: Tensor | None
 
 
@@ -40,58 +42,48 @@ class Teller(NamedTuple):
 NOBODY = Teller(None, None)
 
 
-def gradients(
-    kind: Kind,
-    plan: Plan,
-    dy: Tensor,
-    x: Tensor | None,
-    weight: Tensor | None,
-    like: Any,
-    needs: Needs,
-    teller: Teller = NOBODY,
-) -> Gradients:
-    """The gradients of a layer, as its plan restricts them; no tensor of the weight's size is formed.
+def gradients(kind: Kind, plan: Plan, dy: Tensor, saved: Saved, needs: Needs, teller: Teller = NOBODY) -> Gradients:
+    """The gradients of a layer of some kind, as its plan restricts them; no tensor of the weight's size is formed.
 
     Args:
-        dy, x, weight: as the kind has them; x may be None where the weight's gradient is not wanted, and the weight where
-            neither that nor the gradient of x is. like: ``kind.like(x, weight)``.
+        dy: as the kind has it. saved: what forward kept: x may be None where the weight's gradient is not wanted, and the
+            weight where neither that nor the gradient of x is.
         needs: which gradients, of x, weight and bias.
 
     Returns:
-        The weight's is a ``RowGrad`` where rows are chosen, else dense, and None with ``plan.skip``.
+        The weight's is a ``RowGrad`` where rows are chosen, a ``ColumnGrad`` where columns are (and rows, too), else dense, and
+        None with ``plan.skip``.
     """
     needs_x, needs_weight, needs_bias = needs
-    dy = kind.laid_out(dy, like)
+    dy = kind.laid_out(dy, saved.like)
     if plan.skip or not isinstance(plan.rows, TopK | Rows):
-        return _of_all_rows(kind, plan, dy, x, weight, like, needs, teller)
+        return _of_all_rows(kind, plan, dy, saved, needs, teller)
     rows, db = _choose(dy, kind, plan, needs_bias, teller)
     chosen = ops.gather_rows(dy, rows, kind.dim) if plan.rows.scope == "both" else dy
-    dx = grad = None
+    dx: Tensor | None = None
+    grad: RowGrad | ColumnGrad | None = None
     if needs_x:
-        assert weight is not None
+        assert saved.weight is not None
         whole = plan.rows.scope == "weight"
-        dx = kind.dgrad(dy, weight, like) if whole else kind.rowsparse_dgrad(chosen, weight, rows, like)
+        dx = kind.dgrad(dy, saved.weight, saved.like) if whole else kind.rowsparse_dgrad(chosen, saved.weight, rows, saved.like)
     if needs_weight:
-        assert x is not None
-        assert weight is not None
-        grad = _row_grad(kind, *_summed(kind, plan, dy, x, chosen), rows, weight)
+        of_rows = _row_grad(kind, *_summed(kind, plan, dy, saved.input, chosen), rows, saved.part(kind))
+        grad = of_rows if saved.columns is None else ColumnGrad(saved.columns, of_rows.values, kind.groups, rows)
     return Gradients(dx, grad, db)
 
 
-def _of_all_rows(
-    kind: Kind, plan: Plan, dy: Tensor, x: Tensor | None, weight: Tensor | None, like: Any, needs: Needs, teller: Teller
-) -> Gradients:
+def _of_all_rows(kind: Kind, plan: Plan, dy: Tensor, saved: Saved, needs: Needs, teller: Teller) -> Gradients:
     needs_x, needs_weight, needs_bias = needs
     db = ops.bias_grad(dy, kind.dim) if needs_bias else None
     if isinstance(plan.rows, PerExample) and not plan.skip:
         dy = _largest_of_each(dy, plan.rows.count(dy.shape[-1]), plan.observer, teller)
-    if weight is None:  # so neither gradient is asked for
+    if saved.weight is None:  # so neither gradient is asked for
         return Gradients(None, None, db)
-    dx = kind.dgrad(dy, weight, like) if needs_x else None
+    dx = kind.dgrad(dy, saved.weight, saved.like) if needs_x else None
     if plan.skip or not needs_weight:
         return Gradients(dx, None, db)
-    assert x is not None
-    return Gradients(dx, kind.wgrad(*_summed(kind, plan, dy, x, dy), weight), db)
+    values = kind.wgrad(*_summed(kind, plan, dy, saved.input, dy), saved.part(kind))
+    return Gradients(dx, values if saved.columns is None else ColumnGrad(saved.columns, values, kind.groups), db)
 
 
 # ---- which rows -----------------------------------------------------------------------------------------------------
@@ -196,8 +188,8 @@ def linear_backward(
         rows, parts: of a plan, as for ``functional.linear``.
 
     Returns:
-        dx ``[..., in]``; the weight's: with rows (but ``PerExample``) a ``RowGrad`` with values ``[k, in]``, else dense; the
-        bias's ``[out]``.
+        dx ``[..., in]``; the weight's: with columns a ``ColumnGrad``, with rows (but ``PerExample``) a ``RowGrad`` with values
+        ``[k, in]``, else dense; the bias's ``[out]``.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or the plan do not fit.
@@ -205,7 +197,7 @@ def linear_backward(
     plan = Plan(rows=rows, **parts)
     product_checks.linear_backward(dy, x, weight)
     plan.check(LINEAR.units(weight))
-    return gradients(LINEAR, plan, dy, x, weight, False, needs)
+    return gradients(LINEAR, plan, dy, save(LINEAR, plan, x, weight, False), needs)
 
 
 def conv2d_backward(
@@ -229,8 +221,8 @@ def conv2d_backward(
         rows, parts: of a plan, as for ``functional.conv2d``.
 
     Returns:
-        dx ``[B, C, H, W]`` in stock's strides; the weight's: with rows a ``RowGrad`` with values ``[k, C / groups, kh, kw]``,
-        else dense; the bias's ``[out]``.
+        dx ``[B, C, H, W]`` in stock's strides; the weight's: with columns a ``ColumnGrad``, with rows a ``RowGrad`` with values
+        ``[k, C / groups, kh, kw]``, else dense; the bias's ``[out]``.
 
     Raises:
         ValueError, TypeError: shapes, dtypes, the geometry or the plan do not fit.
@@ -240,4 +232,4 @@ def conv2d_backward(
     product_checks.conv2d_backward(dy, x, weight, stride, padding, dilation, groups)
     kind = Conv2d(tuple(stride), tuple(padding), tuple(dilation), groups)
     plan.check(kind.units(weight))
-    return gradients(kind, plan, dy, x, weight, kind.like(x, weight), needs)
+    return gradients(kind, plan, dy, save(kind, plan, x, weight, kind.like(x, weight)), needs)

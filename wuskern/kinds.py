@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Units
-from wuskern.common.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, output_padding
+from wuskern.common.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, memory_format, output_padding
 from wuskern.kernels.cpu import paths
 from wuskern.kernels.reference import clear_padded_taps
 
@@ -68,6 +68,15 @@ class Kind(Protocol):
     def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """The whole gradient of the weight, in its shape and layout, from dy and x as ``[tokens, ...]``."""
 
+    def column_sums(self, x: Tensor) -> Tensor:
+        """The sums ``[inputs]`` of the squares of x, one for each input unit."""
+
+    def weight_sums(self, weight: Tensor) -> Tensor:
+        """The sums ``[inputs]`` of the squares of the weight, one for each input unit."""
+
+    def part(self, weight: Tensor, columns: Tensor) -> Tensor:
+        """A tensor without values, in shape and layout the weight's with so many columns."""
+
     def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         """The gradient ``[k, ...]`` of the chosen rows; ``dy`` has all rows or these alone."""
 
@@ -84,7 +93,7 @@ class Linear:
     groups: ClassVar[int] = 1  # type: ignore[misc]
 
     def units(self, weight: Tensor) -> Units:
-        return Units("Linear", weight.shape[0])
+        return Units("Linear", *weight.shape)
 
     def count_tokens(self, x: Tensor) -> int:
         return math.prod(x.shape[:-1])
@@ -124,6 +133,15 @@ class Linear:
     def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         return ops.rowsparse_wgrad(dy, x, rows)
 
+    def column_sums(self, x: Tensor) -> Tensor:
+        return ops.row_stats(x, -1, "l2")[1]
+
+    def weight_sums(self, weight: Tensor) -> Tensor:
+        return ops.row_stats(weight, -1, "l2")[1]
+
+    def part(self, weight: Tensor, columns: Tensor) -> Tensor:
+        return weight.new_empty(weight.shape[0], columns.shape[0])
+
 
 LINEAR = Linear()
 
@@ -162,7 +180,7 @@ class Conv2d:
         return self.stride, self.padding, self.dilation, False, (0, 0), self.groups
 
     def units(self, weight: Tensor) -> Units:
-        return Units("Conv2d", weight.shape[0], self.groups)
+        return Units("Conv2d", weight.shape[0], weight.shape[1] * self.groups, self.groups)
 
     def count_tokens(self, x: Tensor) -> int:
         return x.shape[0] if x.ndim == 4 else 1
@@ -216,6 +234,16 @@ class Conv2d:
 
     def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         return ops.rowsparse_wgrad_conv2d(dy, x, rows, weight.shape[2:], *self._geometry)
+
+    def column_sums(self, x: Tensor) -> Tensor:
+        return ops.row_stats(x, 1, "l2")[1]
+
+    def weight_sums(self, weight: Tensor) -> Tensor:
+        return torch.cat([ops.row_stats(of_group, 1, "l2")[1] for of_group in weight.chunk(self.groups)])
+
+    def part(self, weight: Tensor, columns: Tensor) -> Tensor:
+        size = weight.shape[0], columns.shape[0] // self.groups, *weight.shape[2:]
+        return torch.empty(size, dtype=weight.dtype, device=weight.device, memory_format=memory_format(weight))
 
 
 def _only_format(t: Tensor) -> torch.memory_format | None:

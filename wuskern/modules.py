@@ -80,7 +80,7 @@ class Skippable(Planned, nn.Module):
         if self._home is None:  # with the first plan, for good: compiled code of a skip then serves after one of rows, too
             self._home = GradHome(self)
             self._asked = self._home.is_asked()
-        elif plan.rows is None:
+        elif plan.rows is None and plan.columns is None:
             self._home.forget_zeros()
         self._plan = plan
         self._resolve()
@@ -102,7 +102,7 @@ class Skippable(Planned, nn.Module):
     @property
     def is_sparse(self) -> bool:
         """Whether the gradient of the weight is sparse."""
-        return bool(getattr(self._in_use.rows, "sparse", False))
+        return self._in_use.columns is None and bool(getattr(self._in_use.rows, "sparse", False))
 
     @property
     def kind(self) -> Kind:
@@ -148,7 +148,7 @@ class SkippableLinear(Skippable, nn.Linear):
 
     @property
     def units(self) -> Units:
-        return Units("Linear", self.out_features)
+        return Units("Linear", self.out_features, self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
@@ -172,7 +172,7 @@ class SkippableConv2d(Skippable, nn.Conv2d):
 
     @property
     def units(self) -> Units:
-        return Units("Conv2d", self.out_channels, self.groups)
+        return Units("Conv2d", self.out_channels, self.in_channels, self.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from wuskern.choices import Parts, Plan, RowChoice, Tokens
+from wuskern.choices import ColumnChoice, Parts, Plan, RowChoice, Tokens
 from wuskern.common.overlap import Overlapping
 from wuskern.modules import FilterFn, Skippable, SkippableLayer, skippable_layers, weight_owners
 
@@ -17,7 +17,8 @@ _log = logging.getLogger("wuskern")
 
 
 def set_plan(model: nn.Module, *, filter_fn: FilterFn | None = None, **parts: Any) -> None:
-    """Sets ``parts`` of the plan (``skip``, ``rows``, ``tokens``) of every converted layer, or of those ``filter_fn`` takes.
+    """Sets ``parts`` of the plan (``skip``, ``rows``, ``columns``, ``tokens``) of every converted layer, or of those that
+    ``filter_fn`` takes.
 
     Args:
         filter_fn: ``filter_fn(module, name) -> bool``.
@@ -63,6 +64,11 @@ def set_skip(model: nn.Module, skip: bool) -> None:
 def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
     """Sets ``rows`` of every converted layer, as :func:`set_plan` does; None: all rows."""
     set_plan(model, rows=rows)
+
+
+def set_columns(model: nn.Module, columns: ColumnChoice | None) -> None:
+    """Sets ``columns`` of every converted layer, as :func:`set_plan`; None: all columns."""
+    set_plan(model, columns=columns)
 
 
 def set_tokens(model: nn.Module, tokens: Tokens | None) -> None:

@@ -29,7 +29,7 @@ class Call:
     reentrant: bool
 
     def passed(self, p: Problem, seed: int) -> plans.Passed:
-        return plans.passed(self.plan, p.units, self.dy, p.seen(self.x.detach()), seed)
+        return plans.passed(self.plan, p.units, self.dy, p.seen(self.x.detach()), seed, p.layer.weight.detach())
 
 
 New = tuple[Call, plans.Passed, Tensor]  # a use, what it passed, and the exact gradient that it adds
@@ -256,7 +256,7 @@ class Case:
         if grad is None:
             return
         left_out = rows is not None and rows.count(self.p.units.out, self.p.units.groups) < self.p.units.out
-        sparse = bool(left_out and getattr(rows, "sparse", None))
+        sparse = bool(left_out and getattr(rows, "sparse", None))  # never with columns
         assert grad.is_sparse == sparse, f"is_sparse: {grad.is_sparse}"
         if sparse:
             index = grad._indices()

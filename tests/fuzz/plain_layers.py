@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import wuskern as wk
-from tests.fuzz.plans import passed
+from tests.fuzz.plans import chosen_columns, passed
 from wuskern.choices import Units
 
 
@@ -16,18 +16,26 @@ class Plain:
     plan = wk.Plan()
 
     def forward(self, x: Tensor) -> Tensor:
-        plan, units = self.plan, Units(type(self).__name__.removeprefix("Plain"), len(self.weight), getattr(self, "groups", 1))
+        plan, groups = self.plan, getattr(self, "groups", 1)
+        units = Units(type(self).__name__.removeprefix("Plain"), len(self.weight), self.weight.shape[1] * groups, groups)
 
         def masked(branch: Tensor, name: str) -> Tensor:
             if branch.requires_grad:
-                branch.register_hook(lambda dy: getattr(passed(plan, units, dy, x.detach(), seed=0), name))
+                branch.register_hook(lambda dy: getattr(passed(plan, units, dy, x.detach(), 0, self.weight.detach()), name))
             return branch
 
         y = masked(self._product(x, self.weight.detach()), "x")
         if not plan.skip:
-            y = y + _worth_nothing(masked(self._product(x.detach(), self.weight), "weight"))
+            y = y + _worth_nothing(masked(self._product(self._kept(x.detach(), units), self.weight), "weight"))
         shape = (len(self.weight), 1, 1) if self.weight.ndim == 4 else (-1,)
         return y if self.bias is None else y + masked(self.bias.view(shape).expand_as(y), "bias")
+
+    def _kept(self, x: Tensor, units: Units) -> Tensor:
+        """x, zero in the columns that are not chosen."""
+        columns, dim = self.plan.columns, -1 if units.layer == "Linear" else -3
+        if columns is None:
+            return x
+        return x * chosen_columns(columns, x, self.weight.detach(), dim, units).view(-1, *[1] * (-dim - 1))
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
         raise NotImplementedError

@@ -80,6 +80,8 @@ class Problem:
         for leaf, dy in zip(leaves, (passed.x, passed.weight, passed.bias), strict=True):
             needed = leaf is not None and dy is not None
             found.append(torch.autograd.grad(y, leaf, size(_plain(dy).to(dtype)), retain_graph=True)[0] if needed else None)
+        if passed.columns is not None and found[1] is not None:
+            found[1] = found[1] * passed.columns.to(dtype).view(*passed.columns.shape, *[1] * (found[1].ndim - 2))
         return Passed(*found)
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from wuskern.policies import MeSimp
+from wuskern.policies.base import KEEPS
 from wuskern.policies.sparse import SparseTraining
 from wuskern.train import pairs
 from wuskern.train.methods import PARTS
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def expected(first: str, second: str) -> set[str]:
     """Reasons to refuse the two, of what each says that it decides; the first one that is found is given."""
     both = [set(PARTS[name.split(":")[0]].decides) - ({"shape"} if name == "mesimp" else set()) for name in (first, second)]
-    reasons = both[0] & both[1]
+    reasons = (both[0] & both[1]) - {KEEPS}
+    if ("shape" in both[0] and KEEPS in both[1]) or ("shape" in both[1] and KEEPS in both[0]):
+        reasons.add("shape")
     if "frozen" in (first, second):
         reasons.add("alone")
     if {first, second} == {"mesimp", SIMPLIFYING}:

@@ -1,10 +1,13 @@
 """What a layer's next backward does about its weight: the choices, and the plan that has one of each. Frozen values, no state.
 
 A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output channel of a Conv2d's
-``[out, in / groups, kh, kw]``. A token is an element of the leading dimensions of a Linear's input, an image of a Conv2d's.
+``[out, in / groups, kh, kw]``. A column is one input unit: a column of a Linear's weight, an input channel of a Conv2d's. A
+token is an element of the leading dimensions of a Linear's input, an image of a Conv2d's.
 """
 
 from wuskern.choices.base import Choice, Units
+from wuskern.choices.columns import ColumnChoice, Columns, TopColumns
+from wuskern.choices.index import FixedIndex
 from wuskern.choices.plan import CHOICES, DEFAULTS, DENSE, Parts, Plan, Planned, merge
 from wuskern.choices.rows import BIASES, SCOPES, SCORES, Bias, PerExample, RowChoice, Rows, RowwiseChoice, Scope, Score, TopK
 from wuskern.choices.tokens import PICKS, Pick, Tokens
@@ -19,6 +22,9 @@ __all__ = [
     "SCORES",
     "Bias",
     "Choice",
+    "ColumnChoice",
+    "Columns",
+    "FixedIndex",
     "Parts",
     "PerExample",
     "Pick",
@@ -30,6 +36,7 @@ __all__ = [
     "Scope",
     "Score",
     "Tokens",
+    "TopColumns",
     "TopK",
     "Units",
     "merge",

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 
 class Units(NamedTuple):
-    """What a layer has to choose from: its kind ("Linear", "Conv2d"), rows, and equal groups of them."""
+    """What a layer has to choose from: its kind ("Linear", "Conv2d"), rows, columns, and equal groups of both."""
 
     layer: str
     out: int
+    inputs: int
     groups: int = 1
 
 
@@ -31,6 +32,7 @@ class Choice:
 
 
 def count_of(ratio: float | None, k: int | None, out: int, unit: int) -> int:
+    """The number of ``out`` units that a ratio or ``k`` means, a multiple of ``unit``. Raises ``ValueError`` for another k."""
     if k is None:
         return max(1, int(ratio * out) // unit) * unit  # type: ignore[operator]
     if k > out or k % unit:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from wuskern.choices.base import Units
+from wuskern.choices.columns import ColumnChoice, Columns, TopColumns
 from wuskern.choices.rows import PerExample, RowChoice, Rows, TopK
 from wuskern.choices.tokens import Tokens
 from wuskern.delivery.observer import Observer
@@ -19,11 +20,17 @@ class Parts(TypedDict, total=False):
 
     skip: bool
     rows: RowChoice | None
+    columns: ColumnChoice | None
     tokens: Tokens | None
     observer: Observer | None
 
 
-_KINDS: dict[str, tuple[type, ...]] = {"rows": (TopK, Rows, PerExample), "tokens": (Tokens,), "observer": (Observer,)}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "rows": (TopK, Rows, PerExample),
+    "columns": (Columns, TopColumns),
+    "tokens": (Tokens,),
+    "observer": (Observer,),
+}
 CHOICES = tuple(name for name in _KINDS if name != "observer")
 
 
@@ -33,7 +40,8 @@ class Plan:
 
     Args:
         skip: no weight gradient at all; the weight is a constant. Wins over the other parts.
-        rows: the output units that have a weight gradient; None: all. tokens: those that the gradient sums over; None: all.
+        rows: the output units that have a weight gradient; None: all. columns: the input units that have one; None: all.
+        tokens: those that the gradient sums over; None: all.
         observer: what is told of the choice; two plans that differ in it are equal.
 
     Raises:
@@ -42,6 +50,7 @@ class Plan:
 
     skip: bool = False
     rows: RowChoice | None = None
+    columns: ColumnChoice | None = None
     tokens: Tokens | None = None
     observer: Observer | None = field(default=None, compare=False, repr=False)
 
@@ -75,7 +84,7 @@ class Plan:
     def with_sparse(self) -> "Plan":
         """This plan with a sparse gradient, if its rows leave open whether the gradient is sparse; else the plan itself."""
         rows = self.rows
-        if not isinstance(rows, TopK | Rows) or rows.sparse is not None:
+        if not isinstance(rows, TopK | Rows) or rows.sparse is not None or self.columns is not None:
             return self
         return self.replace(rows=_as_sparse(rows), observer=self.observer)
 
@@ -84,6 +93,8 @@ class Plan:
         for name in CHOICES:
             if (choice := getattr(self, name)) is not None:
                 choice.check(units)
+        if self.columns is not None and getattr(self.rows, "sparse", None):
+            raise ValueError("sparse: expected None or False with columns, for which torch has no sparse form, got True")
 
     @property
     def asks_input(self) -> bool:
@@ -163,6 +174,15 @@ class Planned:
     @rows.setter
     def rows(self, value: RowChoice | None) -> None:
         self.plan = self.plan.replace(rows=value)
+
+    @property
+    def columns(self) -> ColumnChoice | None:
+        """Which columns of the weight have a gradient."""
+        return self.plan.columns
+
+    @columns.setter
+    def columns(self, value: ColumnChoice | None) -> None:
+        self.plan = self.plan.replace(columns=value)
 
     @property
     def tokens(self) -> Tokens | None:

@@ -1,6 +1,5 @@
 """Choices of rows: of the output units that have a weight gradient."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices.base import Choice, Units, count_of
+from wuskern.choices.index import FixedIndex
 from wuskern.common.arguments import amount, one_of, whole
 
 Scope = Literal["weight", "both"]
@@ -111,7 +111,7 @@ class PerExample(RowwiseChoice):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Rows(RowwiseChoice):
+class Rows(FixedIndex, RowwiseChoice):
     """A fixed set of rows, as a policy chooses it. No pass over dY is spent on scores, unless an ``Observer`` asks for them.
 
     Args:
@@ -132,56 +132,17 @@ class Rows(RowwiseChoice):
 
     def __post_init__(self) -> None:
         _check_form(self)
-        index = torch.as_tensor(self.index)
-        if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype is torch.bool or index.ndim != 1:
-            raise TypeError(f"index: expected a list of integers, got {index.ndim}-d {index.dtype}")
-        object.__setattr__(self, "index", index.detach().long().sort()[0].clone())
-        if not self.numbers:
-            raise ValueError("index: expected at least one row, got none")
-        if self.numbers[0] < 0:
-            raise ValueError(f"index: expected numbers from 0, got {self.numbers[0]}")
-        if len(set(self.numbers)) < len(self.numbers):
-            raise ValueError("index: expected each row once, got one twice")
-
-    @functools.cached_property  # no field: torch.compile would watch each number
-    def numbers(self) -> tuple[int, ...]:
-        """The rows of ``index`` as Python numbers."""
-        return tuple(self.index.tolist())
-
-    @functools.cached_property
-    def _fits(self) -> set[tuple[int, int]]:
-        """Pairs (out, groups) for which the rows have been checked: layers ask in every forward."""
-        return set()
+        self.take("row")
 
     def _value(self) -> tuple[Any, ...]:
         return self.numbers, self.scope, self.bias, self.sparse
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Rows) and self._value() == other._value()
-
-    def __hash__(self) -> int:
-        return hash(self._value())
 
     def __repr__(self) -> str:
         form = "" if self.sparse is None else f", sparse={self.sparse}"
         return f"Rows({list(self.numbers)}, {self.scope!r}, {self.bias!r}{form})"
 
     def count(self, out: int, groups: int = 1) -> int:
-        """How many rows there are. Raises ``ValueError`` where one is not under ``out``, or one group has more than another."""
-        if not torch.compiler.is_compiling() and (out, groups) not in self._fits:
-            self._check(out, groups)
-            self._fits.add((out, groups))
-        return self.index.shape[0]
-
-    def _check(self, out: int, groups: int) -> None:
-        if self.numbers[-1] >= out:
-            raise ValueError(f"index: expected rows under {out}, got {self.numbers[-1]}")
-        if groups > 1:
-            of_group = [0] * groups
-            for row in self.numbers:
-                of_group[row * groups // out] += 1
-            if len(set(of_group)) > 1:
-                raise ValueError(f"index: expected as many rows in each of {groups} groups, got {of_group}")
+        return self.fitting(out, groups, "rows")
 
     @property
     def key(self) -> Any:

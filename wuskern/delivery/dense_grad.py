@@ -12,6 +12,7 @@ does.
 """
 
 import threading
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,14 +20,45 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 
 from wuskern.common.shapes import is_channels_last
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.kernels import backends
 from wuskern.sparse_grad import RowGrad
 
 LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the bookkeeping here
 
 
-def dense_grad(weight: Tensor, grad: RowGrad, recycled: "Recycled | None" = None) -> Tensor:
-    """A gradient ``[out, ...]`` in the dtype and strides of ``weight``: the rows of ``grad``, and zeros elsewhere.
+class Place(NamedTuple):
+    """Where a gradient is not zero: copies of its rows, or of its columns (and rows), with the layer's groups."""
+
+    rows: Tensor | None
+    columns: Tensor | None
+    groups: int
+
+    @classmethod
+    def of(cls, grad: RowGrad | ColumnGrad) -> "Place":
+        if isinstance(grad, RowGrad):
+            return cls(grad.rows.clone(), None, 1)
+        return cls(None if grad.rows is None else grad.rows.clone(), grad.columns.clone(), grad.groups)
+
+    def same(self, other: "Place") -> bool:
+        """Whether the two are equal, or hold nothing that the other does not."""
+        return all(_equal(a, b) for a, b in ((self.rows, other.rows), (self.columns, other.columns)))
+
+    def clear(self, target: Tensor) -> None:
+        """Sets target to zero there."""
+        if self.columns is None:
+            assert self.rows is not None
+            target.index_fill_(0, self.rows, 0)
+        else:
+            ColumnGrad(self.columns, target, self.groups, self.rows).clear(target)
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def dense_grad(weight: Tensor, grad: RowGrad | ColumnGrad, recycled: "Recycled | None" = None) -> Tensor:
+    """A gradient ``[out, ...]`` in the dtype and strides of ``weight``: the part of ``grad``, and zeros elsewhere.
 
     ``recycled``: where the layer keeps its zeros, if they may be used again.
     """
@@ -35,14 +67,19 @@ def dense_grad(weight: Tensor, grad: RowGrad, recycled: "Recycled | None" = None
     return _write(_zeros(weight), None, grad)
 
 
-def _write(target: Tensor, stale: Tensor | None, grad: RowGrad) -> Tensor:
-    """Clears the rows ``stale`` of target, writes those of ``grad``, and returns target."""
+def _write(target: Tensor, stale: Place | None, grad: RowGrad | ColumnGrad) -> Tensor:
+    """Clears the places ``stale`` of target, writes those of ``grad``, and returns target."""
+    if isinstance(grad, ColumnGrad):
+        if stale is not None:
+            stale.clear(target)
+        return grad.write(target)
     values = grad.values.to(target.dtype)
-    if _native_writes(target, values):
-        torch.ops.wuskern_native.write_rows.default(target, stale, grad.rows, values)
+    of_rows = stale is None or stale.columns is None
+    if of_rows and _native_writes(target, values):
+        torch.ops.wuskern_native.write_rows.default(target, None if stale is None else stale.rows, grad.rows, values)
         return target
     if stale is not None:
-        target.index_fill_(0, stale, 0)
+        stale.clear(target)
     return target.index_copy_(0, grad.rows, values)
 
 
@@ -74,25 +111,25 @@ class Recycled:
 
     def _discard(self) -> None:
         self._tensor: Tensor | None = None
-        self._rows: Tensor | None = None  # a copy: nobody else can change it
+        self._place: Place | None = None  # a copy: nobody else can change it
         self._lent: StorageWeakRef | None = None
 
-    def lend(self, weight: Tensor, grad: RowGrad) -> Tensor | None:
+    def lend(self, weight: Tensor, grad: RowGrad | ColumnGrad) -> Tensor | None:
         """A lazy copy that holds ``grad``; None while the last one is still in use, or another thread is at work here."""
         if not self._lock.acquire(blocking=False):
             return None
         try:
             if self._lent is not None and not self._lent.expired():
                 return None
-            tensor, stale = self._tensor, self._rows
+            tensor, stale = self._tensor, self._place
             self._discard()  # what an exception leaves half-written is gone
             if tensor is None or not _alike(tensor, weight):
                 tensor, stale = _zeros(weight), None
-            rows = grad.rows.clone()
-            if stale is not None and torch.equal(stale, rows):
+            place = Place.of(grad)
+            if stale is not None and stale.same(place):
                 stale = None
             lent: Tensor = torch._lazy_clone(_write(tensor, stale, grad))  # type: ignore[attr-defined]
-            self._rows, self._lent = rows, StorageWeakRef(lent.untyped_storage())
+            self._place, self._lent = place, StorageWeakRef(lent.untyped_storage())
             self._tensor = tensor  # set last: from here on the tensor may be used again
             return lent
         finally:
@@ -103,7 +140,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
 
 
-def _may_recycle(weight: Tensor, grad: RowGrad) -> bool:
+def _may_recycle(weight: Tensor, grad: RowGrad | ColumnGrad) -> bool:
     return (
         type(weight) is Parameter
         and type(grad.values) is Tensor

@@ -138,7 +138,7 @@ class Prepared:
                 )
 
     def _agreement(self, name: str, top_k: TopK) -> Callable[[Tensor], Tensor]:
-        _, out, groups = self.layers[name].units
+        out, groups = self.layers[name].units.out, self.layers[name].units.groups
         share = self.share_of.get(name)
 
         def agree(scores: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class LaggedRows:
         return {name: self.choices[name] for name in wanted}
 
     def _choice(self, name: str, top_k: TopK) -> Choice:
-        _, out, groups = self.layers[name].units
+        out, groups = self.layers[name].units.out, self.layers[name].units.groups
         policy = self.layers[name].plan.observer
         random = top_k.score == "random"
         scores = torch.rand(out, generator=self.generator) if random else self.known[name]

@@ -22,6 +22,7 @@ from wuskern.policies.freezing import (
 )
 from wuskern.policies.meprop import MeProp
 from wuskern.policies.mesimp import MeSimp
+from wuskern.policies.paca import PaCA
 from wuskern.policies.savings import Saved, Savings
 from wuskern.policies.score_memory import ScoreMemory
 from wuskern.policies.sieving import SievingSampler
@@ -55,6 +56,7 @@ METHODS: dict[str, type[Policy] | type[SievingSampler]] = {
         RigL,
         SpFDE,
         Blocks,
+        PaCA,
     )
 }
 
@@ -73,6 +75,7 @@ __all__ = [
     "Freezing",
     "MeProp",
     "MeSimp",
+    "PaCA",
     "PeriodicFreezing",
     "PipeTransformerFreezing",
     "Policy",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from wuskern.choices import DEFAULTS, Parts, Plan, RowChoice
+from wuskern.choices import DEFAULTS, Parts, Plan
 from wuskern.modules import skippable_layers
 from wuskern.plans import check_plan
 from wuskern.policies.attach import Attachment
@@ -19,9 +19,11 @@ CLAIMS = {
     "frozen": "when it is frozen",
     "rows": "which rows have gradients",
     "zeros": "which weights are zero",
+    "columns": "which columns have gradients",
     "tokens": "which tokens its weight gradient sums over",
-    "shape": "its shape, which a frozen one keeps",
+    "shape": "its shape, which a frozen one and one with fixed columns keep",
 }
+KEEPS = "keeps"  # of the shape: several policies may ask that it stays, none beside one that changes it
 
 
 # Metadata of a field that is an argument only in Python, not on the command line.
@@ -207,9 +209,14 @@ class Policy(ABC):
         """The names of the converted layers that are not in ``dense``."""
         return [name for name in self.layers if name not in dense]
 
-    def check_choice(self, name: str, rows: RowChoice) -> None:
-        """Raises ``ValueError`` or ``TypeError``, with the layer's name, if the layer cannot have these rows."""
-        check_plan(self.layers[name], Plan(rows=rows), f"{name or 'the model itself'}: ")
+    def rows_of(self, name: str) -> tuple[int, int]:
+        """The number of rows of the layer of that name, and of their groups."""
+        units = self.layers[name].units
+        return units.out, units.groups
+
+    def check_choice(self, name: str, plan: Plan) -> None:
+        """Raises, with the layer's name, where it cannot have this plan."""
+        check_plan(self.layers[name], plan, f"{name or 'the model itself'}: ")
 
     def attach(self, optimizer: Optimizer) -> Attachment:
         """Makes a skip a skip for this optimizer: before it moves anything, gradients of skipped weights and of frozen

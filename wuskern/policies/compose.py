@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from wuskern.choices import merge
 from wuskern.common import states
-from wuskern.policies.base import CLAIMS, Policy, Wants, parts_of
+from wuskern.policies.base import CLAIMS, KEEPS, Policy, Wants, parts_of
 
 
 class Compose(Policy):
@@ -41,10 +41,12 @@ class Compose(Policy):
 
     def _refuse_two_claims(self) -> None:
         for kind, name in itertools.product(CLAIMS, self.layers):
-            claiming = [type(policy).__name__ for policy in self.policies if name in policy.claims.get(kind, ())]
+            claiming = [policy for policy in self.policies if name in policy.claims.get(kind, ())]
+            if kind == "shape" and claiming:
+                claiming += [policy for policy in self.policies if name in policy.claims.get(KEEPS, ())]
             if len(claiming) > 1:
-                layer = f"layer {name}" if name else "the model itself"
-                raise ValueError(f"policies: expected one to decide of {layer} {CLAIMS[kind]}, got {' and '.join(claiming)}")
+                layer, names = f"layer {name}" if name else "the model itself", [type(policy).__name__ for policy in claiming]
+                raise ValueError(f"policies: expected one to decide of {layer} {CLAIMS[kind]}, got {' and '.join(names)}")
 
     @property
     def evaluates(self) -> bool:
@@ -100,7 +102,9 @@ class Compose(Policy):
 
     @property
     def claims(self) -> dict[str, frozenset[str]]:
-        return {kind: frozenset().union(*(policy.claims.get(kind, ()) for policy in self.policies)) for kind in CLAIMS}
+        return {
+            kind: frozenset().union(*(policy.claims.get(kind, ()) for policy in self.policies)) for kind in (*CLAIMS, KEEPS)
+        }
 
     def wants(self, name: str) -> Wants:
         wishes = [policy.wants(name) for policy in self.policies]

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from wuskern.choices import Bias, PerExample, RowChoice, Scope, Score, TopK
+from wuskern.choices import Bias, PerExample, Plan, RowChoice, Scope, Score, TopK
 from wuskern.common.arguments import one_of
 from wuskern.policies.base import Wants
 from wuskern.policies.constant import Constant
@@ -68,7 +68,7 @@ class MeProp(Constant):
         self.dense = self.names_or_last(self.dense)
         self.chosen = self.all_but(self.dense)
         for name in self.chosen:
-            self.check_choice(name, self.rows)
+            self.check_choice(name, Plan(rows=self.rows))
         self.apply()
 
     def _choice(self) -> RowChoice:

@@ -23,7 +23,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from wuskern.choices import SCOPES, PerExample, Scope, TopK
+from wuskern.choices import SCOPES, PerExample, Plan, Scope, TopK
 from wuskern.common import states
 from wuskern.common.arguments import one_of, share, whole
 from wuskern.common.world import world_size
@@ -118,8 +118,8 @@ class MeSimp(Policy):
     def _count(self, name: str) -> int:
         kind = TopK if self.per == "batch" else PerExample
         choice = kind(ratio=self.ratio, k=self.k)
-        self.check_choice(name, choice)
-        count = choice.count(*self.layers[name].units[1:])
+        self.check_choice(name, Plan(rows=choice))
+        count = choice.count(*self.rows_of(name))
         if count == self._out(name):
             raise ValueError(f"{name}: expected fewer than its {count} rows to be chosen, got all")
         return count

@@ -48,10 +48,11 @@ class Savings:
 
     Call :meth:`count` for each batch, before ``policy.after_step`` decides about the next one, and :meth:`report` after each
     epoch. A layer that skips has no wgrad. Chosen rows leave out the other rows' part of wgrad, unless the layer computes it
-    whole, which is faster where many rows are chosen; with scope "both" of dgrad too. Chosen tokens leave out the other tokens'
-    part of wgrad; a sample is taken to have as many as in the example. A frozen layer has neither. A layer before which nothing
-    trains any more, such as the first one after a frozen prefix, has no dgrad. ``PerExample`` saves nothing: its products are
-    computed whole, and its rows differ between examples. What a layer has lost that is smaller now is left out of all three.
+    whole, which is faster where many rows are chosen; with scope "both" of dgrad too. Chosen columns leave out the other
+    columns' part of wgrad. Chosen tokens leave out the other tokens' part of wgrad; a sample is taken to have as many as in the
+    example. A frozen layer has neither. A layer before which nothing trains any more, such as the first one after a frozen
+    prefix, has no dgrad. ``PerExample`` saves nothing: its products are computed whole, and its rows differ between examples.
+    What a layer has lost that is smaller now is left out of all three.
     Not counted: sums, scores, copies, and whatever runs outside of converted layers.
 
     Args:
@@ -133,7 +134,8 @@ class Savings:
         for (name, cost), wanted, reached in zip(self.costs.items(), wants, self._have_dgrad(wants), strict=True):
             trained, wgrad_rows, dgrad_rows = self._rows(name, wanted)
             present, n = self._present_cost(name, cost), max(1, cost.tokens * samples)
-            wgrad = present.wgrad * wgrad_rows // present.rows * _summed(wanted, n) // n
+            k, inputs = self._columns(name, wanted)
+            wgrad = present.wgrad * wgrad_rows // present.rows * _summed(wanted, n) // n * k // inputs
             dgrad = present.dgrad * dgrad_rows * reached // present.rows
             total["rows"] += cost.rows - trained
             total["fprop"] += cost.fprop - present.fprop
@@ -152,7 +154,7 @@ class Savings:
     def _rows(self, name: str, wanted: Wants) -> tuple[int, int, int]:
         """How many rows of a layer get a gradient, and for how many wgrad and dgrad are computed."""
         layer = self.policy.layers[name]
-        _, out, groups = layer.units
+        out, groups = layer.units.out, layer.units.groups
         if wanted.get("frozen", False):
             return 0, 0, 0
         if wanted.get("skip", False):
@@ -164,6 +166,11 @@ class Savings:
         if rows.scope == "both":
             return k, k, k
         return k, k if gathers(layer.weight[0].numel(), k, out) else out, out
+
+    def _columns(self, name: str, wanted: Wants) -> tuple[int, int]:
+        """The columns of a layer that wgrad is computed for, and all of them."""
+        units, columns = self.policy.layers[name].units, wanted.get("columns")
+        return units.inputs if columns is None else columns.count(units.inputs, units.groups), units.inputs
 
     def _have_dgrad(self, wants: list[Wants]) -> list[bool]:
         """Whether each layer has a dgrad: only where something before it trains."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.choices import TopK
+from wuskern.choices import Plan, TopK
 from wuskern.common import states
 from wuskern.common.arguments import number, one_of
 from wuskern.policies.by_scores import ByScores
@@ -55,7 +55,7 @@ class ScoreMemory(ByScores):
             raise ValueError(f"eta: expected a number from 0 to 1, got {self.eta!r}")
         self.amount = TopK(ratio=self.ratio, k=self.k, block=self.block)
         for name in self.observers:
-            self.check_choice(name, self.amount)
+            self.check_choice(name, Plan(rows=self.amount))
         self.memory = {name: torch.zeros(self._out(name), dtype=torch.float64) for name in self.observers}
         self._choose({})
         self.apply()
@@ -64,7 +64,7 @@ class ScoreMemory(ByScores):
         return self.score
 
     def _first_count(self, name: str) -> int:
-        return self.amount.count(*self.layers[name].units[1:])
+        return self.amount.count(*self.rows_of(name))
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         values = scores + self.eta * self.memory[name]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from wuskern.common.arguments import whole
+from wuskern.policies.base import KEEPS
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import ProgressiveFreezing
 from wuskern.policies.recorded_run import Example
@@ -43,7 +44,7 @@ class SpFDE(Compose):
         "SpFDE: the three levers together, on sparse ImageNet nets, with a sparse kernel's FLOPs counted. Here the zeros "
         "are multiplied: what remains is sieving and freezing."
     )
-    decides = ("frozen", "shape", "zeros", "data")
+    decides = ("frozen", KEEPS, "zeros", "data")
     needs = ("before_step", "after_step", "after_epoch", "attach")
     trial = "interval=1:start=0:end=2"
 

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from wuskern.choices import Bias, Scope, Score, TopK
+from wuskern.choices import Bias, Plan, Scope, Score, TopK
 from wuskern.common import states
 from wuskern.common.arguments import flag, one_of, share, whole
 from wuskern.modules import SkippableConv2d
@@ -84,7 +84,7 @@ class SsProp(Policy):
         if not self.chosen:
             raise ValueError("model: expected a converted Conv2d, or linear=True and a Linear that is not the last layer")
         for name in self.chosen:
-            self.check_choice(name, self._rows(self.ratio))
+            self.check_choice(name, Plan(rows=self._rows(self.ratio)))
         self.t = 0
         self.apply()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from wuskern.choices import TopK
+from wuskern.choices import Plan, TopK
 from wuskern.common import states
 from wuskern.common.arguments import share
 from wuskern.policies.by_scores import ByScores
@@ -61,7 +61,7 @@ class TinyProp(ByScores):
             raise ValueError(f"s_min: expected at most s_max = {self.s_max}, got {self.s_min}")
         self.depth = {name: len(self.layers) - 1 - i for i, name in enumerate(self.layers)}  # L - l
         for name in self.observers:
-            self.check_choice(name, self._amount(name, 1.0))
+            self.check_choice(name, Plan(rows=self._amount(name, 1.0)))
         self.largest: dict[str, float] = dict.fromkeys(self.observers, 0.0)
         self._choose({})
         self.apply()
@@ -73,18 +73,18 @@ class TinyProp(ByScores):
         return TopK(ratio=ratio, block=self.block)
 
     def _first_count(self, name: str) -> int:
-        return self._amount(name, 1.0).count(*self.layers[name].units[1:])
+        return self._amount(name, 1.0).count(*self.rows_of(name))
 
     def _counts(self, name: str) -> set[int]:
         sizes = (level / (LEVELS - 1) for level in range(LEVELS))
-        return {self._amount(name, size).count(*self.layers[name].units[1:]) for size in sizes}
+        return {self._amount(name, size).count(*self.rows_of(name)) for size in sizes}
 
     def _index(self, name: str, scores: Tensor) -> Tensor:
         y, size = scores.sum().item(), 1.0
         if math.isfinite(y):  # it is not where a GradScaler leaves the step out
             self.largest[name] = max(self.largest[name], y)
             size = y / self.largest[name] if self.largest[name] > 0 else 1.0
-        return self._largest(name, scores, self._amount(name, size).count(*self.layers[name].units[1:]))
+        return self._largest(name, scores, self._amount(name, size).count(*self.rows_of(name)))
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"largest": dict(self.largest)}

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from wuskern.choices import Rows
+from wuskern.choices import FixedIndex
 from wuskern.simplify.plan import Plan
 from wuskern.sparse_grad import RowGrad, to_rows, to_sparse
 
 Keep = dict[int, Tensor]
+INPUTS = ("in_features", "in_channels")
 
 
 class Surgery:
@@ -35,9 +36,11 @@ class Surgery:
             self._cut(getattr(modules[name], tensor), keep, optimizer)
         for (name, attribute), size in plan.sizes.items():
             self._set(modules[name], attribute, size)
-        for name in plan.kept:
-            if isinstance(getattr(modules[name], "rows", None), Rows):
-                self._set(modules[name], "rows", None)
+        fixed = {"rows": plan.kept, "columns": {name for name, attribute in plan.sizes if attribute in INPUTS}}
+        for part, names in fixed.items():
+            for name in names:
+                if isinstance(getattr(modules[name], part, None), FixedIndex):
+                    self._set(modules[name], part, None)
 
     def _set(self, holder: Any, name: str, value: Any) -> None:
         before = getattr(holder, name)

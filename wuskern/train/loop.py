@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from wuskern.choices import CHOICES
 from wuskern.convert import convert
 from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
@@ -90,7 +91,7 @@ class Run:
             return "skip"
         if any(flags.get("frozen") for flags in wanted):
             return "frozen"
-        return next((kind for kind in ("rows", "tokens") if any(flags.get(kind) is not None for flags in wanted)), "full")
+        return next((kind for kind in CHOICES if any(flags.get(kind) is not None for flags in wanted)), "full")
 
     def _build(self, leader: "Run | None") -> methods.Built:
         if not self.method.parts:

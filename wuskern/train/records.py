@@ -4,11 +4,12 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from wuskern.choices import CHOICES
 from wuskern.policies import Saved
 from wuskern.train.phases import PHASES
 
 SHARES = {f.name for f in fields(Saved)}
-MODES = ("full", "skip", "frozen", "rows", "tokens")
+MODES = ("full", "skip", "frozen", *CHOICES)
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Epoch:
     saved, by kind, or None where they are not counted."""
 
     number: int
-    mode: str  # one of MODES; "frozen": some layers are; "rows", "tokens": weight gradients of some rows, from some tokens
+    mode: str  # one of MODES; "frozen": some layers are; "rows", "columns", "tokens": weight gradients of, or from, some
     loss: float
     train_accuracy: float
     test_accuracy: float

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch.nn import Parameter
 
 from wuskern.common import states
-from wuskern.policies.base import Policy, Wants
+from wuskern.policies.base import KEEPS, Policy, Wants
 from wuskern.policies.freezing.prefix import Prefix
 from wuskern.policies.recorded_run import Example
 
@@ -27,7 +27,7 @@ class Freezing(Policy):
         epoch: epochs trained. count: how many converted layers ran in a forward of the example.
     """
 
-    decides: ClassVar[Collection[str]] = ("frozen", "shape")
+    decides: ClassVar[Collection[str]] = ("frozen", KEEPS)
     needs: ClassVar[Collection[str]] = ("after_epoch", "attach")
 
     example: Example = field(repr=False)
@@ -54,7 +54,7 @@ class Freezing(Policy):
 
     @property
     def claims(self) -> dict[str, Collection[str]]:
-        return {"frozen": self.layers, "shape": self.layers}
+        return {"frozen": self.layers, KEEPS: self.layers}
 
     def on_epoch_end(self) -> None:
         """Counts an epoch, and freezes what is to be frozen now."""

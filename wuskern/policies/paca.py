@@ -1,0 +1,150 @@
+"""The partial connections of PaCA (Woo et al.; ICLR 2025, arXiv 2503.01905): the same few input units of a layer train.
+
+The paper: in fine-tuning, columns of each weight are drawn at random before training, and their weights alone train; forward
+keeps these columns of the input alone. At LoRA's accuracy it takes 22 % less time and 16 % less memory than LoRA.
+
+Ours: the choice by the weights' norms; that columns may be chosen anew every ``steps`` optimizer steps; convolutions, whose
+columns are input channels; that the output layer stays dense; and biases, which train as well.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from wuskern import ops
+from wuskern.choices import Columns, Plan, TopColumns
+from wuskern.common import states
+from wuskern.common.arguments import one_of, whole
+from wuskern.policies.base import KEEPS, Policy, Wants
+
+SCORES = ("random", "weight")
+
+
+@dataclass(eq=False, kw_only=True)
+class PaCA(Policy):
+    """Trains a share of the columns of every converted layer but the output layer: fixed ``wuskern.Columns``, for good or for
+    ``steps`` optimizer steps. Depthwise convolutions, which have one input channel to a group, stay dense.
+
+    Weights outside of the columns have a gradient of zero: weight decay and momentum of an optimizer go on moving them as they
+    move any weight without a gradient of its own.
+
+    Args:
+        model: a model with converted layers.
+        ratio, k, block: as for ``wuskern.TopColumns``; ratio or k has to be given.
+        score: "random", the paper's choice, or "weight", the columns with the largest weights.
+        steps: optimizer steps until columns are chosen anew, counted by ``after_step``; None: never.
+        dense: names of the converted layers that train whole. None: the last one in the order of ``named_modules``.
+        seed: of a generator of its own; all processes give the same.
+
+    Attributes:
+        columns: by layer, the choice of now. chosen: names of the layers that have one. dense: those of the others.
+
+    Raises:
+        ValueError, TypeError: an argument out of its range, no layer left, or one that cannot have so many columns, by name. No
+            layer is then changed.
+    """
+
+    name = "paca"
+    source = "Woo et al.: PaCA. arXiv 2503.01905; ICLR 2025"
+    reported = (
+        "PaCA: 22 % less time and 16 % less memory than LoRA in fine-tuning large language models, at its accuracy. Here from "
+        "scratch, where most weights then keep their random values."
+    )
+    decides = ("columns", KEEPS)
+    trial = "ratio=0.5:steps=1"
+
+    ratio: float | None = None
+    k: int | None = None
+    block: int = 1
+    score: Literal["random", "weight"] = "random"
+    steps: int | None = None
+    dense: Collection[str] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("score", self.score, SCORES)
+        whole("seed", self.seed, 0)
+        if self.steps is not None:
+            whole("steps", self.steps)
+            self.calls.needs = ("after_step",)
+        amount = TopColumns(ratio=self.ratio, k=self.k, block=self.block)
+        self.dense = self.names_or_last(self.dense)
+        self.chosen = [name for name in self.all_but(self.dense) if not self._is_depthwise(name)]
+        for name in self.chosen:
+            self.check_choice(name, Plan(columns=amount))
+        self._amount = amount
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.done = 0  # steps that the columns have been in use
+        self.columns: dict[str, Columns] = {}
+        self._choose()
+        self.apply()
+
+    def _is_depthwise(self, name: str) -> bool:
+        units = self.layers[name].units
+        return units.groups > 1 and units.inputs == units.groups
+
+    def _choose(self) -> None:
+        for name in self.chosen:
+            layer, units = self.layers[name], self.layers[name].units
+            scores = torch.rand(units.inputs, generator=self.generator)
+            if self.score == "weight":
+                scores = layer.kind.weight_sums(layer.weight.detach()).cpu()
+            index = ops.select_rows(scores, self._count(name), self.block, units.groups)
+            self.columns[name] = Columns(index.to(layer.weight.device))
+        self.done = 0
+
+    def _count(self, name: str) -> int:
+        units = self.layers[name].units
+        return self._amount.count(units.inputs, units.groups)
+
+    @property
+    def claims(self) -> dict[str, Collection[str]]:
+        return {"columns": self.chosen, KEEPS: self.chosen}
+
+    def wants(self, name: str) -> Wants:
+        return {"columns": self.columns.get(name)}
+
+    def on_step_end(self) -> None:
+        """Counts an optimizer step; chooses anew after ``steps`` of them."""
+        self.done += 1
+        if self.done == self.steps:
+            self._choose()
+            self.apply()
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors: safe for ``torch.load(weights_only=True)``. Between optimizer steps."""
+        index = {name: columns.index.cpu().clone() for name, columns in self.columns.items()}
+        done = self.done if self.steps is not None else 0
+        return {"policy": type(self).__name__, "done": done, "columns": index, "generator": self.generator.get_state()}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        states.of_policy(self, state)
+        states.count("done", state["done"], 0 if self.steps is None else self.steps - 1)
+        states.names("columns", state["columns"], self.columns)
+        for name, index in state["columns"].items():
+            self._check_columns(name, index)
+        states.generator(state["generator"])
+
+    def _check_columns(self, name: str, index: Tensor) -> None:
+        """Checks that they are as many as this policy chooses, ascending, in its blocks, and as many of each group."""
+        units, what = self.layers[name].units, f"columns of {name!r}"
+        states.counts(what, index, [self._count(name)], units.inputs - 1)
+        chosen = torch.zeros(units.inputs, dtype=torch.bool).index_fill_(0, index.cpu(), True)
+        blocks, groups = chosen.view(-1, self.block), chosen.view(units.groups, -1).sum(1)
+        if (index.diff() <= 0).any() or (blocks != blocks[:, :1]).any() or (groups != groups[0]).any():
+            states.refuse(f"{what} in blocks of {self.block}, ascending, as many of each group", states.said(index.tolist()))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where the state was taken, and sets the layers' columns. Raises ``ValueError`` for what is no such state,
+        and for that of another model; nothing has changed then."""
+        self.check_state(state)
+        self.done = state["done"]
+        self.columns = {name: Columns(index.to(self.layers[name].weight.device)) for name, index in state["columns"].items()}
+        self.generator.set_state(state["generator"].cpu())
+        self.apply()
