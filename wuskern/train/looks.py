@@ -5,7 +5,9 @@ import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from wuskern.train.methods import DENSE, PARTS
+from wuskern.policies import METHODS
+from wuskern.train.controls import Frozen
+from wuskern.train.methods import DENSE
 
 # Okabe and Ito's colours, without the yellow, which is pale on white.
 COLOURS = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
@@ -22,7 +24,8 @@ class Look(NamedTuple):
 
 # Neighbours differ in colour and in marker; all differ in the two together.
 LOOKS = [Look(COLOURS[i % 7], MARKERS[(i // 7 + i % 7) % 12], LINES[i // 7 % 5]) for i in range(7 * 12)]
-HOMES = {name: number for number, name in enumerate((DENSE, *PARTS))}
+HOMES = {name: number for number, name in enumerate((DENSE, Frozen.name, *METHODS))}  # a new method comes last
+OTHERS = len(LOOKS) // 2  # from here on are the looks of labels that are no part's name
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
@@ -50,5 +53,5 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
 def _free(method: str, taken: set[int]) -> int:
     """The look that the label chooses among those of no part, or the first free one behind it."""
     words = re.sub(r"[\d./]+", "", method)
-    first = len(HOMES) + zlib.crc32(words.encode()) % (len(LOOKS) - len(HOMES))
+    first = OTHERS + zlib.crc32(words.encode()) % (len(LOOKS) - OTHERS)
     return next(n % len(LOOKS) for n in range(first, first + len(LOOKS)) if n % len(LOOKS) not in taken)
