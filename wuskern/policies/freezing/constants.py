@@ -32,8 +32,8 @@ class Holder:
         return vars(self) | {"_calls": []}
 
     def parameters(self) -> list[tuple[str, Parameter]]:
-        table = self.module._parameters
-        return [(name, parameter) for name in self.names if (parameter := table.get(name)) is not None]
+        named = [(name, self.module._parameters.get(name)) for name in self.names]
+        return [(name, parameter) for name, parameter in named if parameter is not None]
 
     def enter(self, call: Inside) -> None:
         attributes = self.module.__dict__
