@@ -75,7 +75,7 @@ Tensor unfold_gradient(Tensor dy, Pair input_size, Pair kernel_size, Pair paddin
   merge_pixels(u, order);
   for_dtype<uint16_t, uint16_t>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const bool transposes = order == kPixelsLast && u.columns() == u.k && u.batch * u.height == 1 &&
-                            u.dy_width == u.width && u.channel_stride == 1;
+                            u.dy_height == u.height && u.dy_width == u.width && u.channel_stride == 1;
     if (transposes) return transpose(u, const_data_of<T>(dy), data_of<T>(out));
     unfold(u, order, const_data_of<T>(dy), data_of<T>(out));
   });

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import MEMORY_FORMATS, Conv
 from tests.rowsparse import DTYPES, LARGER, assert_exact, conv_tensors, need_library, stock_dgrad
+from wuskern import ops
 from wuskern.kernels.cpu import conv2d, paths, product
 from wuskern.kernels.problem import Problem
 
@@ -136,3 +137,20 @@ def test_torchs_switches_are_obeyed(monkeypatch):
 @pytest.mark.parametrize(("depth", "parts"), [(1, 1), (448, 1), (449, 2), (512, 2), (4096, 8), (65536, 32)])
 def test_parts_of_a_deep_product(depth, parts):
     assert paths.onednn_parts(depth) == parts
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (2, 0), (0, 2), (1, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_1x1_kernel_that_meets_padding(batch, size, padding):
+    """Pixels of the output that see padding alone add nothing, in images of one row too."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, 8, *size).to(torch.bfloat16)
+    out = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    dy = torch.randn(batch, 2, *out).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = x.contiguous(memory_format=layout)
+        dw = ops.rowsparse_wgrad_conv2d(dy, x, torch.arange(2), (1, 1), (1, 1), padding, (1, 1), 1)
+        inside = dy[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+        exact = torch.einsum("bkhw,bchw->kc", inside.double(), x.double())
+        torch.testing.assert_close(dw.double().flatten(1), exact, rtol=2**-7, atol=2**-6)
