@@ -16,6 +16,7 @@ from bench import (
     ddp,
     masks,
     render,
+    render_columns,
     render_methods,
     render_pages,
     render_rows,
@@ -44,6 +45,7 @@ RACES = {  # section -> the group that it is about, and what renders it; one tha
 }
 SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what renders the results of a script of its own
     "regret": render_rows.regret,
+    "columns": render_columns.render,
     "ddp": lambda content: ddp.table(content["rows"]),
     "whole_step": whole_step.render,
     "masks": masks.render,

@@ -186,15 +186,16 @@ def test_a_batched_backward_of_a_skip(make, shape):
 RESTRICTED = [
     dict(rows=wk.TopK(k=2)),
     dict(rows=wk.Rows([1, 3], "both")),
+    dict(columns=wk.Columns([1, 2])),
     dict(tokens=wk.Tokens(k=1)),
     dict(rows=wk.PerExample(k=1)),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-@pytest.mark.parametrize("parts", RESTRICTED, ids=["TopK", "Rows", "Tokens", "PerExample"])
+@pytest.mark.parametrize("parts", RESTRICTED, ids=["TopK", "Rows", "Columns", "Tokens", "PerExample"])
 @pytest.mark.parametrize(("make", "shape"), LAYERS, ids=["linear", "conv2d"])
-def test_with_rows_or_tokens_they_raise(make, shape, parts):
+def test_with_rows_columns_or_tokens_they_raise(make, shape, parts):
     layer = make()
     if isinstance(parts.get("rows"), wk.PerExample) and not isinstance(layer, nn.Linear):
         return
@@ -204,7 +205,7 @@ def test_with_rows_or_tokens_they_raise(make, shape, parts):
         for wanted in ([x], [layer.weight], [layer.bias]):
             (gradient,) = torch.autograd.grad(of(layer(x)), wanted, create_graph=True)
             gradient.mul_(2)  # may be changed in place
-            with pytest.raises(RuntimeError, match="a layer of wuskern with rows or tokens has no second derivative"):
+            with pytest.raises(RuntimeError, match="a layer of wuskern with rows, columns or tokens has no second derivative"):
                 gradient.sum().backward()
     y = layer(x)
     with pytest.raises(RuntimeError, match="no batched backward"):

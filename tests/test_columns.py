@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import wuskern as wk
+from tests.accuracy import assert_as_right_as_stock
 from wuskern.delivery import dense_grad
 
 # ---- the choices ----------------------------------------------------------------------------------------------------
@@ -353,3 +354,22 @@ def test_the_same_bits_twice() -> None:
     layer.columns = wk.TopColumns(ratio=0.1, block=4)
     first, second = (gradients(layer, x, torch.ones(64, 200))[1] for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel", "k"), [(3, 3), (3, 12), (1, 3), (1, 20)])
+def test_few_columns_of_a_convolution_are_as_right_as_all(kernel, k, memory_format) -> None:
+    """In float32, whose sums over many pixels oneDNN adds up in longer chains where there are few channels."""
+    torch.manual_seed(0)
+    stock = nn.Conv2d(64, 32, kernel, padding=kernel // 2).to(memory_format=memory_format)
+    x, columns = torch.randn(16, 64, 32, 32).to(memory_format=memory_format), sorted(torch.randperm(64)[:k].tolist())
+    dy = torch.randn(16, 32, 32, 32).to(memory_format=memory_format)
+    grads = {}
+    for name, dtype in (("stock", torch.float32), ("exact", torch.float64), ("sizes", torch.float64)):
+        layer, size = copy.deepcopy(stock).to(dtype), torch.abs if name == "sizes" else torch.detach
+        layer(size(x.to(dtype))).backward(size(dy.to(dtype)))
+        grads[name] = layer.weight.grad[:, columns]
+    ours = wk.convert(copy.deepcopy(stock))
+    ours.columns = wk.Columns(columns)
+    ours(x).backward(dy)
+    assert_as_right_as_stock(ours.weight.grad[:, columns], grads["stock"], grads["exact"], grads["sizes"])

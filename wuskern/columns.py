@@ -7,7 +7,9 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Columns, Plan, TopColumns
+from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.kinds import Kind
+from wuskern.sparse_grad import RowGrad
 
 
 class Saved(NamedTuple):
@@ -24,16 +26,21 @@ class Saved(NamedTuple):
     like: Any
     columns: Tensor | None = None
 
-    @property
-    def input(self) -> Tensor:
-        """The input, where it is there."""
+    def operands(self, kind: Kind) -> tuple[Tensor, Tensor]:
+        """The operands of the weight's gradient beside dy: the input, and a tensor of the shape and layout of the gradient,
+        whose values are nobody's; of columns with as many zeros behind them as the kind wants."""
         assert self.x is not None
-        return self.x
-
-    def part(self, kind: Kind) -> Tensor:
-        """A tensor of the shape and layout of the weight's part that has a gradient; its values are nobody's."""
         assert self.weight is not None
-        return self.weight if self.columns is None else kind.part(self.weight, self.columns)
+        if self.columns is None:
+            return self.x, self.weight
+        x = kind.widened(self.x, self.weight)
+        return x, kind.part(self.weight, x)
+
+    def grad(self, kind: Kind, values: Tensor, rows: Tensor | None = None) -> ColumnGrad | RowGrad | Tensor:
+        """The gradient that values are which were computed of the operands, of all rows or of some."""
+        if self.columns is not None:
+            return ColumnGrad(self.columns, values.narrow(1, 0, len(self.columns) // kind.groups), kind.groups, rows)
+        return values if rows is None else RowGrad(rows, values)
 
 
 def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:

@@ -61,14 +61,15 @@ def gradients(kind: Kind, plan: Plan, dy: Tensor, saved: Saved, needs: Needs, te
     rows, db = _choose(dy, kind, plan, needs_bias, teller)
     chosen = ops.gather_rows(dy, rows, kind.dim) if plan.rows.scope == "both" else dy
     dx: Tensor | None = None
-    grad: RowGrad | ColumnGrad | None = None
+    grad: RowGrad | ColumnGrad | Tensor | None = None
     if needs_x:
         assert saved.weight is not None
         whole = plan.rows.scope == "weight"
         dx = kind.dgrad(dy, saved.weight, saved.like) if whole else kind.rowsparse_dgrad(chosen, saved.weight, rows, saved.like)
     if needs_weight:
-        of_rows = _row_grad(kind, *_summed(kind, plan, dy, saved.input, chosen), rows, saved.part(kind))
-        grad = of_rows if saved.columns is None else ColumnGrad(saved.columns, of_rows.values, kind.groups, rows)
+        x, part = saved.operands(kind)
+        values = _of_rows(kind, *_summed(kind, plan, dy, x, chosen), rows, part)
+        grad = saved.grad(kind, values, rows)
     return Gradients(dx, grad, db)
 
 
@@ -82,8 +83,10 @@ def _of_all_rows(kind: Kind, plan: Plan, dy: Tensor, saved: Saved, needs: Needs,
     dx = kind.dgrad(dy, saved.weight, saved.like) if needs_x else None
     if plan.skip or not needs_weight:
         return Gradients(dx, None, db)
-    values = kind.wgrad(*_summed(kind, plan, dy, saved.input, dy), saved.part(kind))
-    return Gradients(dx, values if saved.columns is None else ColumnGrad(saved.columns, values, kind.groups), db)
+    x, part = saved.operands(kind)
+    summed = _summed(kind, plan, dy, x, dy)
+    values = kind.wgrad(*summed, part) if saved.columns is None else kind.column_wgrad(*summed, part)
+    return Gradients(dx, saved.grad(kind, values), db)
 
 
 # ---- which rows -----------------------------------------------------------------------------------------------------
@@ -158,15 +161,16 @@ def gathers(features: int, k: int, out: int) -> bool:
     return features * (out - k) >= GATHER * (out + k)
 
 
-def _row_grad(kind: Kind, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> RowGrad:
-    """The gradient of the chosen rows. ``dy``: these rows, or all, of which they are gathered where that pays."""
+def _of_rows(kind: Kind, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """The gradient ``[k, ...]`` of the chosen rows. dy: those rows, or all, of which a pass gathers them, unless that does not
+    pay for rows of so many features."""
     out = dy.shape[kind.dim]
     if out > rows.shape[0] and gathers(weight[0].numel(), rows.shape[0], out):
         dy = ops.gather_rows(dy, rows, kind.dim)
     if dy.shape[kind.dim] == rows.shape[0]:
-        return RowGrad(rows, kind.rowsparse_wgrad(dy, x, rows, weight))
-    all_rows = torch.arange(out, device=dy.device)
-    return RowGrad(rows, kind.rowsparse_wgrad(dy, x, all_rows, weight).index_select(0, rows))
+        return kind.rowsparse_wgrad(dy, x, rows, weight)
+    every = torch.arange(out, device=dy.device)
+    return kind.rowsparse_wgrad(dy, x, every, weight).index_select(0, rows)
 
 
 # ---- the backward alone ---------------------------------------------------------------------------------------------

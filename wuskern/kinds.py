@@ -74,8 +74,14 @@ class Kind(Protocol):
     def weight_sums(self, weight: Tensor) -> Tensor:
         """The sums ``[inputs]`` of the squares of the weight, one for each input unit."""
 
-    def part(self, weight: Tensor, columns: Tensor) -> Tensor:
-        """A tensor without values, in shape and layout the weight's with so many columns."""
+    def widened(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Columns of x with as many zeros behind them as a library needs to be as right as it is for all columns."""
+
+    def part(self, weight: Tensor, x: Tensor) -> Tensor:
+        """A tensor without values, in shape and layout the weight's with as many columns as x has."""
+
+    def column_wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of the columns that x has, as :meth:`wgrad`; ``weight``: that part of the weight."""
 
     def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
         """The gradient ``[k, ...]`` of the chosen rows; ``dy`` has all rows or these alone."""
@@ -139,8 +145,14 @@ class Linear:
     def weight_sums(self, weight: Tensor) -> Tensor:
         return ops.row_stats(weight, -1, "l2")[1]
 
-    def part(self, weight: Tensor, columns: Tensor) -> Tensor:
-        return weight.new_empty(weight.shape[0], columns.shape[0])
+    def widened(self, x: Tensor, weight: Tensor) -> Tensor:
+        return x
+
+    def part(self, weight: Tensor, x: Tensor) -> Tensor:
+        return weight.new_empty(weight.shape[0], x.shape[-1])
+
+    def column_wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return self.wgrad(dy, x, weight)
 
 
 LINEAR = Linear()
@@ -241,8 +253,25 @@ class Conv2d:
     def weight_sums(self, weight: Tensor) -> Tensor:
         return torch.cat([ops.row_stats(of_group, 1, "l2")[1] for of_group in weight.chunk(self.groups)])
 
-    def part(self, weight: Tensor, columns: Tensor) -> Tensor:
-        size = weight.shape[0], columns.shape[0] // self.groups, *weight.shape[2:]
+    def widened(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The columns, in float32 16 at least where the weight has so many: of fewer oneDNN adds up in longer chains."""
+        short = min(16, weight.shape[1]) - x.shape[1]
+        if short <= 0 or self.groups > 1 or x.dtype is not torch.float32 or not x.is_cpu or self._is_product(x, weight):
+            return x
+        return F.pad(x, (0, 0, 0, 0, 0, short))
+
+    def _is_product(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether dW is a product of matrices for each image: that is faster than oneDNN's convolution of contiguous images."""
+        one_tap = (tuple(weight.shape[2:]), self.stride, self.padding, self.groups) == ((1, 1), (1, 1), (0, 0), 1)
+        return one_tap and x.dtype is torch.float32 and x.is_cpu and is_contiguous(x)
+
+    def column_wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        if not self._is_product(x, weight):
+            return self.wgrad(dy, x, weight)
+        return torch.bmm(dy.flatten(2), x.flatten(2).transpose(1, 2)).sum(0)[..., None, None]
+
+    def part(self, weight: Tensor, x: Tensor) -> Tensor:
+        size = weight.shape[0], x.shape[1] // self.groups, *weight.shape[2:]
         return torch.empty(size, dtype=weight.dtype, device=weight.device, memory_format=memory_format(weight))
 
 

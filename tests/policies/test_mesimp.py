@@ -253,7 +253,7 @@ def test_released_it_leaves_a_stock_model():
         (
             lambda net: Compose([SingleShotFreezing(net, X, at=1), MeSimp(net, X, k=3, simplify=True)]),
             ValueError,
-            "decide of layer 0 its shape, which a frozen one keeps, got SingleShotFreezing and MeSimp",
+            "layer 0 its shape, which a frozen one and one with fixed columns keep, got SingleShotFreezing and MeSimp",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def test_chosen_rows_of_all_layers_but_the_last_are_those_of_stock(name):
     for layer_name, layer in policy.layers.items():
         grad = grads.pop(f"{layer_name}.weight")
         dense = stock[f"{layer_name}.weight"]
-        _, out, groups = layer.units
+        out, groups = layer.units.out, layer.units.groups
         kept = grad.flatten(1).any(1)
         most = out if layer_name in policy.dense else max(1, int(RATIO * out) // groups) * groups
         assert 0 < kept.sum() <= most, layer_name

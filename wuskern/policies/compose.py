@@ -41,12 +41,12 @@ class Compose(Policy):
 
     def _refuse_two_claims(self) -> None:
         for kind, name in itertools.product(CLAIMS, self.layers):
-            claiming = [policy for policy in self.policies if name in policy.claims.get(kind, ())]
-            if kind == "shape" and claiming:
-                claiming += [policy for policy in self.policies if name in policy.claims.get(KEEPS, ())]
-            if len(claiming) > 1:
-                layer, names = f"layer {name}" if name else "the model itself", [type(policy).__name__ for policy in claiming]
-                raise ValueError(f"policies: expected one to decide of {layer} {CLAIMS[kind]}, got {' and '.join(names)}")
+            deciding = [policy for policy in self.policies if name in policy.claims.get(kind, ())]
+            keeping = [policy for policy in self.policies if kind == "shape" and name in policy.claims.get(KEEPS, ())]
+            if len(deciding) > 1 or (deciding and keeping):
+                layer = f"layer {name}" if name else "the model itself"
+                names = " and ".join(type(policy).__name__ for policy in self.policies if policy in deciding + keeping)
+                raise ValueError(f"policies: expected one to decide of {layer} {CLAIMS[kind]}, got {names}")
 
     @property
     def evaluates(self) -> bool:
