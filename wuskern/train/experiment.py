@@ -263,16 +263,9 @@ class Experiment:
 
     def _save(self, complete: bool) -> None:
         if self.first:
-            results.save(
-                self.out / RESULTS,
-                self.identity,
-                self.arguments,
-                self.settings.device,
-                self.data.y_test.numel(),
-                self.records,
-                self.peaks,
-                complete,
-            )
+            about = {"experiment": self.identity, "arguments": self.arguments, "complete": complete}
+            test_labels = self.data.y_test.numel()
+            results.save(self.out / RESULTS, about, self.settings.device, test_labels, self.records, self.peaks)
 
 
 def _try(runs: list[Run]) -> None:

@@ -31,26 +31,21 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def save(
-    path: Path,
-    experiment: str,
-    arguments: dict[str, Any],
-    device: str,
-    test_labels: int,
-    records: list[Record],
-    peaks: dict[str, int],
-    complete: bool,
+    path: Path, about: dict[str, Any], device: str, test_labels: int, records: list[Record], peaks: dict[str, int]
 ) -> None:
     """Replaces the file in one step.
 
-    ``experiment``: its identity, whatever its arguments. ``peaks``: the peak memory of a step in bytes, by method.
-    ``complete``: whether nothing of the plan is missing.
+    Args:
+        about: ``experiment``, its identity whatever its arguments; ``arguments``; ``complete``, whether nothing of the plan is
+            missing.
+        peaks: bytes of a step, by method.
     """
     rows = summarise(records, test_labels)
     content = {
-        "experiment": experiment,
-        "arguments": arguments,
+        "experiment": about["experiment"],
+        "arguments": about["arguments"],
         "environment": environment(device),
-        "complete": complete,
+        "complete": about["complete"],
         "summary": [asdict(row) for row in rows],
         "verdict": verdict(rows, test_labels),
         "peak_bytes": peaks,
