@@ -12,7 +12,7 @@ import torch
 from tests.conftest import ROOT
 from tests.fuzz import convolutions, hostile, layers, soak
 from tests.rowsparse import need_library
-from wuskern import gradients, ops
+from wuskern import columns, ops
 from wuskern.kernels.cpu import conv2d
 from wuskern.sparse_grad import RowGrad
 
@@ -44,7 +44,7 @@ def test_soak():
 
 def test_layers_find_a_row_that_is_missing(monkeypatch):
     need_library()
-    monkeypatch.setattr(gradients, "RowGrad", one_too_few)
+    monkeypatch.setattr(columns, "RowGrad", one_too_few)
     assert any("gradient of weight" in fault or "indices" in fault for fault in faults(layers.attempt, 100))
 
 
@@ -58,7 +58,7 @@ def test_layers_find_a_gradient_that_changes_later(monkeypatch):
 
 def test_the_soak_finds_a_row_that_is_missing(monkeypatch, capsys):
     need_library()
-    monkeypatch.setattr(gradients, "RowGrad", one_too_few)
+    monkeypatch.setattr(columns, "RowGrad", one_too_few)
     assert steps(150) == 1
     assert "away from the plain loop's" in capsys.readouterr().err
 

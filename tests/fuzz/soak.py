@@ -134,7 +134,8 @@ class Soak:
         if self.r.random() < 0.5:
             self.layers[name].plan = self.plans[name]
         else:
-            for part in ("skip", "rows", "tokens"):
+            self.layers[name].columns = None  # a sparse gradient of rows is refused beside them
+            for part in ("skip", "rows", "columns", "tokens"):
                 setattr(self.layers[name], part, getattr(self.plans[name], part))
 
     def _all_layers(self) -> None:
@@ -183,7 +184,7 @@ class Soak:
             self.ours(self._draw(2, 6, 6)).sum().backward()
 
     def _raise_in_write(self) -> None:
-        wk.set_plan(self.ours, skip=False, rows=wk.Rows([0, 3], sparse=False), tokens=None)
+        wk.set_plan(self.ours, skip=False, rows=wk.Rows([0, 3], sparse=False), columns=None, tokens=None)
         with self._raising(mock.patch.object(dense_grad, "_write", half_written), contextlib.nullcontext()):
             self.ours(self._draw(2, 6, 6)).sum().backward()
         for name, layer in self.layers.items():
