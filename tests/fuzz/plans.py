@@ -27,12 +27,12 @@ class Passed:
 
 def draw(r: random.Random, units: Units, by_chance: bool = True, by_tokens: bool = True, sparse: bool = True) -> wk.Plan:
     """One that a layer with these units can have. ``by_chance``: it may choose by torch's generator. ``by_tokens``: it may
-    choose tokens. ``sparse``: it may ask for the sparse form."""
+    choose tokens, or columns, by the input, of which each process has another. ``sparse``: it may ask for the sparse form."""
     skip = r.random() < 0.25
     makers = [_top, _top, _fixed, _fixed, *([_per_example] if units.layer == "Linear" else [])]
     rows = r.choice(makers)(r, units, by_chance, sparse) if r.random() < 0.75 else None
     tokens = _tokens(r, by_chance) if by_tokens and r.random() < 0.35 else None
-    columns = _columns(r, units) if r.random() < 0.35 and getattr(rows, "sparse", None) is not True else None
+    columns = _columns(r, units, by_tokens) if r.random() < 0.35 and getattr(rows, "sparse", None) is not True else None
     return wk.Plan(skip, rows, columns, tokens)
 
 
@@ -62,7 +62,7 @@ def _per_example(r: random.Random, units: Units, by_chance: bool, sparse: bool) 
     return wk.PerExample(**_amount(r, units.out))
 
 
-def _columns(r: random.Random, units: Units) -> wk.Columns | wk.TopColumns | None:
+def _columns(r: random.Random, units: Units, by_input: bool) -> wk.Columns | wk.TopColumns | None:
     each = units.inputs // units.groups
     if units.groups > 1 and each == 1:
         return None  # depthwise
@@ -70,7 +70,11 @@ def _columns(r: random.Random, units: Units) -> wk.Columns | wk.TopColumns | Non
         k = r.randint(1, each)
         return wk.Columns([g * each + column for g in range(units.groups) for column in r.sample(range(each), k)])
     block = r.choice([1, 1, *(b for b in range(1, each + 1) if each % b == 0)])
-    return wk.TopColumns(**_amount(r, units.inputs, block * units.groups), score=r.choice(["input", "weight"]), block=block)
+    return wk.TopColumns(
+        **_amount(r, units.inputs, block * units.groups),
+        score=r.choice(["input", "weight"] if by_input else ["weight"]),
+        block=block,
+    )
 
 
 def _tokens(r: random.Random, by_chance: bool) -> wk.Tokens:
