@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import wuskern
-from tests.conftest import ROOT
 from wuskern import cli
 from wuskern.kernels import backends
 
@@ -74,7 +74,7 @@ def test_recipes_are_listed():
     result = wuskern_here("recipes")
     assert result.returncode == 0, result.stderr
     names = [block.split(":")[0] for block in result.stdout.split("\n\n")]
-    assert names == sorted(path.stem for path in (ROOT / "wuskern/train/recipes").glob("*.toml"))
+    assert names == sorted(path.stem for path in (Path(wuskern.__file__).parent / "train/recipes").glob("*.toml"))
     assert result.stdout.count("  wuskern train --recipe ") == len(names)
 
 
