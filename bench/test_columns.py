@@ -50,12 +50,15 @@ class Slice(nn.Module):
 
 def _within(stock: Layer, columns: Tensor) -> Tensor:
     """The columns of the first group: the same are taken of each."""
-    groups = stock.groups if isinstance(stock, nn.Conv2d) else 1
-    return columns[: len(columns) // groups]
+    return columns[: len(columns) // _groups(stock)]
+
+
+def _groups(stock: Layer) -> int:
+    return stock.groups if isinstance(stock, nn.Conv2d) else 1
 
 
 def _columns(stock: Layer, ratio: float) -> Tensor:
-    groups, each = (stock.groups, stock.weight.shape[1]) if isinstance(stock, nn.Conv2d) else (1, stock.weight.shape[1])
+    groups, each = _groups(stock), stock.weight.shape[1]
     of_one = torch.randperm(each)[: max(1, int(ratio * each))].sort().values
     return (of_one + each * torch.arange(groups)[:, None]).flatten()
 
@@ -132,7 +135,6 @@ def verify(results: dict[str, Any], columns: Tensor, stock: Layer, x: Tensor, dy
     exact_layer, leaf = copy.deepcopy(stock).double(), x.double()
     exact_layer(leaf).backward(dy.double())
     exact = exact_layer.weight.grad
-    groups = stock.groups if isinstance(stock, nn.Conv2d) else 1
     within = _within(stock, columns)
     sizes_layer = copy.deepcopy(stock).double()
     sizes_layer(x.double().abs()).backward(dy.double().abs())
@@ -140,7 +142,7 @@ def verify(results: dict[str, Any], columns: Tensor, stock: Layer, x: Tensor, dy
     assert_as_right_as_stock(*chosen)
     others = torch.ones(ours[1].shape[1], dtype=torch.bool).index_fill_(0, within, False)
     assert not ours[1][:, others].any()
-    assert len(columns) == groups * len(within)
+    assert len(columns) == _groups(stock) * len(within)
     torch.testing.assert_close(ours[0], dense[0], rtol=2**-6, atol=2**-4 * dense[0].abs().max().item())
 
 

@@ -12,6 +12,11 @@ class Units(NamedTuple):
     inputs: int
     groups: int = 1
 
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each group has one input channel."""
+        return self.groups > 1 and self.inputs == self.groups
+
 
 class Choice:
     """What a plan's choices of one kind or another have in common."""

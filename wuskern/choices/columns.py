@@ -23,7 +23,7 @@ class ColumnwiseChoice(Choice):
         raise NotImplementedError
 
     def check(self, units: Units) -> None:
-        if units.groups > 1 and units.inputs == units.groups:
+        if units.is_depthwise:
             raise ValueError(
                 "columns: expected a layer with more than one input channel to a group, got a depthwise convolution"
             )

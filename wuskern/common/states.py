@@ -112,3 +112,15 @@ def generator(value: Any) -> None:
         trial.set_state(value.cpu())
     except RuntimeError as error:
         raise ValueError(f"state: expected that of a generator, got another ({error})") from error
+
+
+def chosen(what: str, index: Any, wanted: Collection[int], units: int, block: int, groups: int) -> None:
+    """Refuses what is no ascending index of ``wanted`` of so many units, in aligned blocks, and as many of each group."""
+    k = len(index) if isinstance(index, Tensor) and index.ndim == 1 else 0
+    counts(what, index, [k], units - 1)
+    if k not in wanted or (index.diff() <= 0).any():
+        refuse(f"{what}, {' or '.join(map(str, sorted(wanted)))} of them, ascending", said(index.tolist()))
+    is_chosen = torch.zeros(units, dtype=torch.bool).index_fill_(0, index.cpu(), True)
+    blocks, of_group = is_chosen.view(-1, block), is_chosen.view(groups, -1).sum(1)
+    if (blocks != blocks[:, :1]).any() or (of_group != of_group[0]).any():
+        refuse(f"{what} in blocks of {block}, as many of each group", said(index.tolist()))

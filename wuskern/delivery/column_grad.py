@@ -22,20 +22,17 @@ class ColumnGrad:
 
     def write(self, target: Tensor) -> Tensor:
         """The target ``[out, in / groups, ...]`` with the values in their places; the rest stays as it was."""
-        return self._put(target, self.values.to(target.dtype))
-
-    def clear(self, target: Tensor) -> Tensor:
-        """The target with zeros in the places of the values."""
-        return self._put(target, target.new_zeros(()))
-
-    def _put(self, target: Tensor, values: Tensor) -> Tensor:
         if self.groups == 1 and self.rows is None:
-            return target.index_copy_(1, self.columns, values) if values.ndim else target.index_fill_(1, self.columns, values)
-        out, of_group = target.shape[:2]
-        rows = torch.arange(out, device=target.device) if self.rows is None else self.rows
-        within = self.columns.view(self.groups, -1) % of_group
-        return target.index_put_((rows[:, None], within[rows * self.groups // out]), values)
+            return target.index_copy_(1, self.columns, self.values.to(target.dtype))
+        return target.index_put_(places(target, self.columns, self.groups, self.rows), self.values.to(target.dtype))
 
     def dense(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape in the dtype of the values: these, and zeros elsewhere."""
         return self.write(self.values.new_zeros(weight.shape))
+
+
+def places(target: Tensor, columns: Tensor, groups: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The index ``[rows, 1], [rows, k / groups]`` of these columns, in these rows or in all, of a gradient."""
+    out, of_group = target.shape[:2]
+    rows = torch.arange(out, device=target.device) if rows is None else rows
+    return rows[:, None], (columns.view(groups, -1) % of_group)[rows * groups // out]

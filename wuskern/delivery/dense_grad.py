@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 
 from wuskern.common.shapes import is_channels_last
-from wuskern.delivery.column_grad import ColumnGrad
+from wuskern.delivery.column_grad import ColumnGrad, places
 from wuskern.kernels import backends
 from wuskern.sparse_grad import RowGrad
 
@@ -49,8 +49,10 @@ class Place(NamedTuple):
         if self.columns is None:
             assert self.rows is not None
             target.index_fill_(0, self.rows, 0)
+        elif self.groups == 1 and self.rows is None:
+            target.index_fill_(1, self.columns, 0)
         else:
-            ColumnGrad(self.columns, target, self.groups, self.rows).clear(target)
+            target.index_put_(places(target, self.columns, self.groups, self.rows), target.new_zeros(()))
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

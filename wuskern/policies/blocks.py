@@ -101,10 +101,11 @@ class Blocks(Policy):
 
     def _by_block(self) -> dict[str, list[Parameter]]:
         """The parameters of each block; one that something outside of the block shares is nobody's."""
+        always = self.layers.keys() - self._block_of_layer.keys()
         owners: dict[Parameter, set[str]] = {}
         for path, module in self.model.named_modules():
             name = plain_name(self.model, path)
-            block = "" if name in self.layers.keys() - self._block_of_layer.keys() else block_of(name)
+            block = "" if name in always else block_of(name)
             for parameter in module.parameters(recurse=False):
                 owners.setdefault(parameter, set()).add(block)
         return {block: [p for p, blocks in owners.items() if blocks == {block}] for block in self.blocks}

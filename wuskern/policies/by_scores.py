@@ -140,21 +140,11 @@ class ByScores(Policy):
         for what in ("rows", "scores"):
             states.names(what, state[what], self.observers)
         for name in self.observers:
-            self._check_rows(name, state["rows"][name])
+            out, groups = self.rows_of(name)
+            states.chosen(f"rows of {name!r}", state["rows"][name], self._counts(name), out, self.block, groups)
             if state["scores"][name] is not None:
                 dtype = torch.promote_types(self.layers[name].weight.dtype, torch.float32)
-                states.sums(f"scores of {name!r}", state["scores"][name], [self._out(name)], dtype)
-
-    def _check_rows(self, name: str, index: Any) -> None:
-        """Refuses rows that are not as many as the policy chooses, ascending, in its blocks, and as many of each group."""
-        what, out, k = f"rows of {name!r}", self._out(name), len(index) if isinstance(index, Tensor) and index.ndim == 1 else 0
-        states.counts(what, index, [k], out - 1)
-        if k not in (wanted := self._counts(name)) or (index.diff() <= 0).any():
-            states.refuse(f"{what}, {' or '.join(map(str, sorted(wanted)))} of them, ascending", states.said(index.tolist()))
-        chosen = torch.zeros(out, dtype=torch.bool).index_fill_(0, index.cpu(), True)
-        blocks, groups = chosen.view(-1, self.block), chosen.view(self.layers[name].units.groups, -1).sum(1)
-        if (blocks != blocks[:, :1]).any() or (groups != groups[0]).any():
-            states.refuse(f"{what} in blocks of {self.block}, as many of each group", states.said(index.tolist()))
+                states.sums(f"scores of {name!r}", state["scores"][name], [out], dtype)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, and sets the layers' rows. Raises ``ValueError`` for what is no such state, and

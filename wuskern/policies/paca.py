@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Columns, Plan, TopColumns
@@ -73,7 +72,7 @@ class PaCA(Policy):
             self.calls.needs = ("after_step",)
         amount = TopColumns(ratio=self.ratio, k=self.k, block=self.block)
         self.dense = self.names_or_last(self.dense)
-        self.chosen = [name for name in self.all_but(self.dense) if not self._is_depthwise(name)]
+        self.chosen = [name for name in self.all_but(self.dense) if not self.layers[name].units.is_depthwise]
         for name in self.chosen:
             self.check_choice(name, Plan(columns=amount))
         self._amount = amount
@@ -82,10 +81,6 @@ class PaCA(Policy):
         self.columns: dict[str, Columns] = {}
         self._choose()
         self.apply()
-
-    def _is_depthwise(self, name: str) -> bool:
-        units = self.layers[name].units
-        return units.groups > 1 and units.inputs == units.groups
 
     def _choose(self) -> None:
         for name in self.chosen:
@@ -128,17 +123,9 @@ class PaCA(Policy):
         states.count("done", state["done"], 0 if self.steps is None else self.steps - 1)
         states.names("columns", state["columns"], self.columns)
         for name, index in state["columns"].items():
-            self._check_columns(name, index)
+            units = self.layers[name].units
+            states.chosen(f"columns of {name!r}", index, {self._count(name)}, units.inputs, self.block, units.groups)
         states.generator(state["generator"])
-
-    def _check_columns(self, name: str, index: Tensor) -> None:
-        """Checks that they are as many as this policy chooses, ascending, in its blocks, and as many of each group."""
-        units, what = self.layers[name].units, f"columns of {name!r}"
-        states.counts(what, index, [self._count(name)], units.inputs - 1)
-        chosen = torch.zeros(units.inputs, dtype=torch.bool).index_fill_(0, index.cpu(), True)
-        blocks, groups = chosen.view(-1, self.block), chosen.view(units.groups, -1).sum(1)
-        if (index.diff() <= 0).any() or (blocks != blocks[:, :1]).any() or (groups != groups[0]).any():
-            states.refuse(f"{what} in blocks of {self.block}, ascending, as many of each group", states.said(index.tolist()))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where the state was taken, and sets the layers' columns. Raises ``ValueError`` for what is no such state,
