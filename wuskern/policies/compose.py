@@ -14,7 +14,7 @@ from wuskern.policies.base import CLAIMS, KEEPS, Policy, Wants, parts_of
 
 class Compose(Policy):
     """Asks each policy in turn, and sets what they want together: a layer is frozen, or skips, if one of them wants it to, and
-    has the rows and the tokens of the one policy that claims them. Frozen goes over skip, and skip over both. What only one
+    has the rows, columns and tokens of the one policy that claims them. Frozen goes over skip, and skip over all. What only one
     policy can decide about a layer is in ``CLAIMS``.
 
     Call its methods in place of those of the policies, which are then decided, attached and saved together.
