@@ -45,10 +45,20 @@ class PlainConv2d(Plain, nn.Conv2d):
         return self.restricted(self._conv_forward, input)
 
 
+class PlainConv1D(Plain):
+    """What Conv1D of transformers becomes: a Linear with the weight ``[in, out]``, which has no rows here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.restricted(lambda x, weight, bias: F.linear(x, weight.t(), bias), x)
+
+
 def plain(model: nn.Module) -> nn.Module:
-    """Gives every nn.Linear and nn.Conv2d the flags ``skip`` and ``rows``, in place."""
+    """Gives every nn.Linear, nn.Conv2d and Conv1D of transformers the flags ``skip`` and ``rows``, in place."""
     for module in model.modules():
-        module.__class__ = {nn.Linear: PlainLinear, nn.Conv2d: PlainConv2d}.get(type(module), type(module))
+        known = {nn.Linear: PlainLinear, nn.Conv2d: PlainConv2d}
+        if type(module).__name__ == "Conv1D":
+            known[type(module)] = type("PlainConv1D", (PlainConv1D, type(module)), {})
+        module.__class__ = known.get(type(module), type(module))
     return model
 
 

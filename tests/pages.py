@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-# A comment before a block says what it needs: "compiled" (the test puts a fast compiler in), or "GPU" (it is only compiled).
+# A comment before a block says what it needs: "compiled" (the test puts a fast compiler in), "GPU" (it is only compiled), or
+# "transformers" (it runs where that is installed).
 BLOCK = re.compile(r"^(?:<!-- (?P<needs>\w+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = ("compiled", "GPU")
+NEEDS = ("compiled", "GPU", "transformers")
 
 
 @dataclass(frozen=True)

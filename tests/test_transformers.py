@@ -75,11 +75,10 @@ VIT_PARAMETERS = "cls_token, position_embeddings"
 VIT = dict(SMALL, **NO_DROPOUT, image_size=32, patch_size=16)
 RESNET = dict(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
 CONVNEXT = dict(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1])
-CONV1D = {"Conv1D computes with its own weight"}
 ONE = torch.ones(())
 FAMILIES = [
     Family("BertForMaskedLM", dict(SMALL, **NO_DROPOUT), TEXT, 2 * 6 + 2, tied=True),
-    Family("GPT2LMHeadModel", GPT2, TEXT, 1, CONV1D, tied=True),
+    Family("GPT2LMHeadModel", dict(GPT2, n_layer=2), TEXT, 2 * 4 + 1, tied=True),
     Family("LlamaForCausalLM", dict(SMALL, num_key_value_heads=1), TEXT, 2 * 7 + 1),
     Family("T5ForConditionalGeneration", T5, PAIR, 6 + 10 + 1, tied=True),
     Family("WhisperForConditionalGeneration", WHISPER, SPEECH, 6 + 10 + 1, {"there is no skipping Conv1d"}, tied=True),

@@ -15,7 +15,7 @@ from torch import Tensor
 from wuskern import ops
 from wuskern.choices import Plan
 from wuskern.columns import Saved, save
-from wuskern.common.shapes import is_batched
+from wuskern.common.shapes import is_batched, rows_first
 from wuskern.delivery.column_grad import ColumnGrad
 from wuskern.delivery.deliver import from_compiled
 from wuskern.delivery.dense_grad import dense_grad
@@ -50,11 +50,12 @@ class LayerFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
         needs_x, needs_weight, *_ = ctx.needs_input_grad
         keeps_x = needs_weight and not call.plan.skip
-        operand = call.weight if call.weight.dtype == x.dtype else call.weight.detach().to(x.dtype)
+        own = call.weight if call.weight.dtype == x.dtype else call.weight.detach().to(x.dtype)
+        operand = rows_first(own, call.kind.transposed)
         ctx.call, ctx.like = call, call.kind.like(x, operand)
         saved = save(call.kind, call.plan, x, operand, None) if keeps_x else Saved(None, operand if needs_x else None, None)
         ctx.save_for_backward(saved.weight, saved.x, saved.columns)
-        return call.kind.fprop(x, operand, bias)
+        return call.kind.fprop(x, own, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Columns, Plan, TopColumns
-from wuskern.delivery.column_grad import ColumnGrad
+from wuskern.delivery.column_grad import ColumnGrad, transposed
 from wuskern.kinds import Kind
 from wuskern.sparse_grad import RowGrad
 
@@ -17,7 +17,8 @@ class Saved(NamedTuple):
 
     Attributes:
         x: the input, or the columns of it; None where the weight's gradient is not wanted.
-        weight: in the dtype of x; None where nothing needs it. like: how the gradient of x has to lie in memory.
+        weight: in the dtype of x, its output units first; None where nothing needs it. like: how the gradient of x has to lie
+            in memory.
         columns: ``[k]``, int64, ascending, those of x; None: all.
     """
 
@@ -37,14 +38,18 @@ class Saved(NamedTuple):
         return x, kind.part(self.weight, x)
 
     def grad(self, kind: Kind, values: Tensor, rows: Tensor | None = None) -> ColumnGrad | RowGrad | Tensor:
-        """The gradient that values are which were computed of the operands, of all rows or of some."""
+        """The gradient, of the weight as the layer has it, that values are which were computed of the operands, of all rows or
+        of some."""
+        grad: ColumnGrad | RowGrad | Tensor = values if rows is None else RowGrad(rows, values)
         if self.columns is not None:
-            return ColumnGrad(self.columns, values.narrow(1, 0, len(self.columns) // kind.groups), kind.groups, rows)
-        return values if rows is None else RowGrad(rows, values)
+            of_group = len(self.columns) // kind.groups
+            grad = ColumnGrad(self.columns, values.narrow(1, 0, of_group), kind.groups, rows)
+        return transposed(grad) if kind.transposed else grad
 
 
 def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:
-    """What a backward by that plan needs, with a gradient of the weight: of x the chosen columns, gathered, or all of it."""
+    """What a backward by that plan needs, with a gradient of the weight: of x the chosen columns, gathered, or all of it.
+    ``weight``: its output units first."""
     choice = plan.columns
     if choice is None or plan.skip:
         return Saved(x, weight, like)
@@ -53,9 +58,9 @@ def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:
 
 
 def _largest(kind: Kind, choice: TopColumns, x: Tensor, weight: Tensor) -> Tensor:
-    units = kind.units(weight)
+    inputs = weight.shape[1] * kind.groups
     if choice.score == "random":
-        scores = torch.rand(units.inputs, device=x.device)
+        scores = torch.rand(inputs, device=x.device)
     else:
         scores = kind.column_sums(x) if choice.score == "input" else kind.weight_sums(weight.detach())
-    return ops.select_rows(scores, choice.count(units.inputs, units.groups), choice.block, units.groups)
+    return ops.select_rows(scores, choice.count(inputs, kind.groups), choice.block, kind.groups)

@@ -1,4 +1,4 @@
-"""Turns the nn.Linear and nn.Conv2d layers of an existing model into skippable ones, and back."""
+"""Turns the nn.Linear and nn.Conv2d layers of an existing model, and transformers' Conv1D, into skippable ones, and back."""
 
 import logging
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from wuskern import ops
 from wuskern.choices import Parts
+from wuskern.layers import conv1d
 from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -18,9 +19,7 @@ VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside it
 LEFT_OUT = "filter_fn left it out"
 
 _log = logging.getLogger("wuskern")
-_SKIPPABLE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear, nn.Conv2d: SkippableConv2d}
-_KINDS: tuple[type[nn.Module], ...] = tuple(_SKIPPABLE)
-_STOCK = {skippable: stock for stock, skippable in _SKIPPABLE.items()}
+_OF_TORCH: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear, nn.Conv2d: SkippableConv2d}
 _NO_KERNEL = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
 _NO_PRODUCT = (
     nn.Embedding,
@@ -40,11 +39,29 @@ class Finding:
     obstacle: str | None  # None: it is, or will be, converted
 
 
-def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> list[Finding]:
-    """Every layer with a weight matrix, in the order of ``named_modules``, and why ``convert`` leaves it alone, if it does."""
-    findings = []
+class Findings(list[Finding]):
+    """What :func:`survey` has found, a list."""
+
+    @property
+    def share(self) -> float:
+        """The share, from 0 to 1, of the weights in these layers that is, or will be, in converted ones; 0 without any."""
+        covered = _weights([finding for finding in self if finding.obstacle is None])
+        return covered / max(1, _weights(self))
+
+
+def _skippable() -> dict[type[nn.Module], type[nn.Module]]:
+    """The skippable class for each stock class, and for Conv1D if transformers is imported."""
+    of_transformers = conv1d.stock()
+    return _OF_TORCH if of_transformers is None else _OF_TORCH | {of_transformers: conv1d.skippable(of_transformers)}
+
+
+def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> Findings:
+    """Every layer with a weight matrix, in the order of ``named_modules``, and why ``convert`` leaves it alone, if it does; the
+    list has a ``share``, of all their weights, that is converted."""
+    findings = Findings()
+    stock = tuple(_skippable())
     for name, module in model.named_modules():
-        if isinstance(module, _KINDS):
+        if isinstance(module, stock):
             findings.append(Finding(name, module, _obstacle(module) or _choice(module, name, filter_fn)))
         elif reason := _no_skip(module):
             findings.append(Finding(name, module, reason))
@@ -52,9 +69,10 @@ def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> list[Finding]
 
 
 def _obstacle(module: nn.Module) -> str | None:
-    """Why a Linear or Conv2d, or something derived from one, cannot skip; None where it can."""
+    """Why a layer of a stock class, or something derived from one, cannot skip; None where it can."""
     if isinstance(module, Skippable):
         return None
+    skippable = _skippable()
     if is_parametrized(module):
         return "its weight is parametrized"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
@@ -63,11 +81,11 @@ def _obstacle(module: nn.Module) -> str | None:
         return "MultiheadAttention reads its weight and never calls it"
     if _is_quantised(module):
         return f"it is quantised: {type(module).__module__}.{type(module).__name__}"
-    if type(module) in _SKIPPABLE and not isinstance(module._parameters.get("weight"), Parameter):
+    if type(module) in skippable and not isinstance(module._parameters.get("weight"), Parameter):
         return "its weight is computed from other parameters"
     if "forward" in module.__dict__ or "_conv_forward" in module.__dict__:
         return "its forward was replaced on the object"
-    if type(module) not in _SKIPPABLE:
+    if type(module) not in skippable:
         return f"{type(module).__name__} is a subclass with a behaviour of its own"
     if shadowed := [name for name in VIEWS if name in module.__dict__]:
         return f"it has an attribute {shadowed[0]} of its own"
@@ -79,7 +97,7 @@ def _obstacle(module: nn.Module) -> str | None:
 
 
 def _choice(module: nn.Module, name: str, filter_fn: FilterFn | None) -> str | None:
-    taken = type(module) not in _SKIPPABLE or filter_fn is None or filter_fn(module, name)
+    taken = isinstance(module, Skippable) or filter_fn is None or filter_fn(module, name)
     return None if taken else LEFT_OUT
 
 
@@ -100,14 +118,15 @@ def _is_quantised(module: nn.Module) -> bool:
 
 
 def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
-    """Makes every ``nn.Linear`` and ``nn.Conv2d`` of a model skippable, in place, and returns the model.
+    """Makes every ``nn.Linear``, ``nn.Conv2d`` and, of transformers, ``Conv1D`` of a model skippable, in place, and returns the
+    model.
 
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
     root itself included. Results do not change until a flag is set. Exact types only: subclasses, whose owner may read
     their weight without calling them, are left alone, as are parametrized, lazy and quantised layers and weights that
-    are no plain Parameter. Each layer left alone and its reason goes to the logger "wuskern" (level INFO, and one line of
-    level WARNING where they hold most of the weights) and is listed by :func:`survey`. Calling it again converts what has
-    become convertible, and nothing else.
+    are no plain Parameter. Each layer left alone and its reason goes to the logger "wuskern" and is listed by :func:`survey`;
+    so does the share of the weights that converted layers hold (level INFO, and one line of level WARNING where the layers
+    left alone hold more). Calling it again converts what has become convertible, and nothing else.
 
     Tools that look layers up by their exact type pass converted ones over: dynamic quantisation and ``prepare_qat`` (there is
     a warning then), ``fuse_modules``, thop, initialisers that ask ``type(module) is nn.Linear``. Call :func:`revert` first.
@@ -129,12 +148,17 @@ def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
     left_alone = [f"{f.name or 'the model itself'}: {f.obstacle}" for f in findings if f.obstacle]
     if len(left_alone) == len(findings):
         reasons = "; ".join(left_alone) or "it has no layer with a weight matrix"
-        raise ValueError(f"model: expected an nn.Linear or nn.Conv2d to convert, got {type(model).__name__}: {reasons}")
+        raise ValueError(
+            f"model: expected an nn.Linear, nn.Conv2d or transformers' Conv1D to convert, got {type(model).__name__}: {reasons}"
+        )
+    skippable = _skippable()
     for finding in findings:
-        if finding.obstacle is None and type(finding.module) in _SKIPPABLE:
-            finding.module.__class__ = _SKIPPABLE[type(finding.module)]
+        if finding.obstacle is None and type(finding.module) in skippable:
+            finding.module.__class__ = skippable[type(finding.module)]
     for line in left_alone:
         _log.info("left alone: %s", line)
+    converted = len(findings) - len(left_alone)
+    _log.info("converted: %d of %d layers, with %.0f %% of the weights", converted, len(findings), 100 * findings.share)
     _warn_of_most_left_alone(findings)
     return model
 
@@ -172,8 +196,8 @@ def revert(model: Model) -> Model:
 
 def _stock_class(cls: type[nn.Module]) -> type[nn.Module] | None:
     """The stock twin of a skippable class, also of the subclass that ``register_parametrization`` made of it; else None."""
-    base = cls.__bases__[0]
-    if base in _STOCK and cls.__name__ == f"Parametrized{base.__name__}":
+    base, stock_of = cls.__bases__[0], {skippable: stock for stock, skippable in _skippable().items()}
+    if base in stock_of and cls.__name__ == f"Parametrized{base.__name__}":
         namespace = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-        return type(f"Parametrized{_STOCK[base].__name__}", (_STOCK[base],), namespace)
-    return _STOCK.get(cls)
+        return type(f"Parametrized{stock_of[base].__name__}", (stock_of[base],), namespace)
+    return stock_of.get(cls)

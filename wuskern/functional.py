@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
 from wuskern.autograd import Call, LayerFunction
-from wuskern.choices import DENSE, Parts, PerExample, Plan
+from wuskern.choices import DENSE, Parts, Plan
 from wuskern.delivery.grad_home import GradHome
 from wuskern.gradients import conv2d_backward, linear_backward
-from wuskern.kinds import LINEAR, Conv2d, Kind, Sides, pair
+from wuskern.kinds import LINEAR, Conv2d, Kind, Linear, Sides, pair
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,17 +84,20 @@ def conv2d(
     return planned_conv2d(x, weight, bias, (stride, padding, dilation, groups), plan, None)
 
 
-def planned_linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, home: GradHome | None) -> Tensor:
-    """The output of :func:`linear` for a layer, by a plan whose choices leave something out; ``home``: of its gradient."""
+def planned_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, home: GradHome | None, kind: Linear = LINEAR
+) -> Tensor:
+    """The output of :func:`linear` for a layer, by a plan whose choices leave something out; ``home``: of its gradient.
+    ``kind``: a Linear, or one whose weight lies otherwise."""
     if plan.skip and not _is_together():
-        return F.linear(x, _stock_weight(x, weight, plan), bias)
-    followed = _followed(plan, x, weight, bias, LINEAR)
+        return kind.fprop(x, _stock_weight(x, weight, plan), bias)
+    followed = _followed(plan, x, weight, bias, kind)
     if followed is None:
-        return F.linear(x, _stock_weight(x, weight, plan), bias)
+        return kind.fprop(x, _stock_weight(x, weight, plan), bias)
     cast_x, dtype, cast_bias = _autocast(x, weight, bias)
     if cast_x.dtype != dtype:  # stock raises, in its own words
-        return F.linear(x, weight, bias)
-    return _apply(cast_x, weight, cast_bias, LINEAR, followed, home)
+        return kind.fprop(x, weight, bias)
+    return _apply(cast_x, weight, cast_bias, kind, followed, home)
 
 
 def planned_conv2d(
@@ -150,15 +153,14 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Pla
     if plan.observer is not None and plan.observer.only_eager and torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="rows by the scores of all processes (exact=True) are chosen outside of compiled code")
     in_graph = weight.detach() if plan.skip and not _is_together() else weight
-    y: Tensor = LayerFunction.apply(x, in_graph, bias, Call(kind, plan, weight, _is_sparse(plan, weight, home), home))
+    sparse = not plan.skip and plan.is_sparse(kind.transposed) and _may_be_sparse(weight, home)
+    y: Tensor = LayerFunction.apply(x, in_graph, bias, Call(kind, plan, weight, sparse, home))
     return y
 
 
-def _is_sparse(plan: Plan, weight: Tensor, home: GradHome | None) -> bool:
-    """Whether the gradient of ``weight`` is to be torch's sparse tensor. Under a prepared DDP it is dense until backward has
+def _may_be_sparse(weight: Tensor, home: GradHome | None) -> bool:
+    """Whether the gradient of ``weight`` may be torch's sparse tensor. Under a prepared DDP it is dense until backward has
     ended; compiled code has to know the layer, and no hook may want to see the gradient."""
-    if plan.skip or plan.columns is not None or isinstance(plan.rows, PerExample | None) or not plan.rows.sparse:
-        return False
     if type(weight) is not Parameter:
         return False
     if torch.compiler.is_compiling():

@@ -1,7 +1,8 @@
 """What each kind of layer does with its weight: one frozen value for each, which says how its products are called.
 
 Shapes: ``x`` is the layer's input, ``dy`` the gradient of its output. ``like``: how the gradient of x has to lie in memory, as
-the kind's ``like`` said in forward.
+the kind's ``like`` said in forward. ``units`` and ``fprop`` take the weight as the layer has it, all others with its output
+units in dimension 0, as ``rows_first`` gives it, and gradients of it have them there, too.
 """
 
 import math
@@ -34,9 +35,11 @@ class Kind(Protocol):
 
     Attributes:
         dim: the dimension of y that holds the output units. groups: into how many equal parts these fall.
+        transposed: whether the weight has its input units in dimension 0, and the output units in dimension 1.
     """
 
     dim: ClassVar[int]
+    transposed: ClassVar[bool]
 
     @property
     def groups(self) -> int: ...
@@ -96,6 +99,7 @@ class Linear:
     transposed in memory."""
 
     dim: ClassVar[int] = -1
+    transposed: ClassVar[bool] = False
     groups: ClassVar[int] = 1  # type: ignore[misc]
 
     def units(self, weight: Tensor) -> Units:
@@ -181,6 +185,7 @@ class Conv2d:
     dilation: Pair = (1, 1)
     groups: int = 1
     dim: ClassVar[int] = 1
+    transposed: ClassVar[bool] = False
 
     @property
     def _geometry(self) -> tuple[Pair, Pair, Pair, int]:

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from wuskern import functional
 from wuskern.choices import DENSE, Parts, Plan, Planned, Units
+from wuskern.common.shapes import rows_first
 from wuskern.delivery.grad_home import GradHome, refuse_momentum
 from wuskern.kinds import LINEAR, Conv2d, Kind
 
@@ -64,7 +65,7 @@ class Skippable(Planned, nn.Module):
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
     _planned: bool = False  # whether ``_in_use`` is anything but the dense backward
     qconfig = _QConfig()
-    __jit_unused_properties__ = ("plan", "kind", "units", "is_sparse", *Parts.__annotations__)
+    __jit_unused_properties__ = ("plan", "kind", "units", "weight_by_rows", "is_sparse", *Parts.__annotations__)
     __jit_ignored_attributes__ = (*__jit_unused_properties__, *PLAN_ATTRIBUTES, "qconfig")
 
     @property
@@ -94,7 +95,7 @@ class Skippable(Planned, nn.Module):
     def _resolve(self) -> None:
         self._in_use = self._plan.restricting(self.units, many_tokens) or DENSE
         if self._asked:
-            self._in_use = self._in_use.with_sparse()
+            self._in_use = self._in_use.with_sparse(self.units.transposed)
         self._planned = self._in_use != DENSE
         if self.is_sparse:
             refuse_momentum()
@@ -102,7 +103,7 @@ class Skippable(Planned, nn.Module):
     @property
     def is_sparse(self) -> bool:
         """Whether the gradient of the weight is sparse."""
-        return self._in_use.columns is None and bool(getattr(self._in_use.rows, "sparse", False))
+        return self._in_use.is_sparse(self.units.transposed)
 
     @property
     def kind(self) -> Kind:
@@ -113,6 +114,11 @@ class Skippable(Planned, nn.Module):
     def units(self) -> Units:
         """The units that choices have to fit."""
         raise NotImplementedError
+
+    @property
+    def weight_by_rows(self) -> Tensor:
+        """The weight with its output units in dimension 0, a constant: a view of one that lies transposed."""
+        return rows_first(self.weight.detach(), self.units.transposed)  # type: ignore[operator]
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         super().register_parameter(name, param)

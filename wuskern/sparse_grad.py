@@ -26,7 +26,7 @@ _ascending: dict[int, StorageWeakRef] = {}  # storages of indices that are ascen
 
 @dataclass(frozen=True)
 class RowGrad:
-    """A gradient that is zero outside of ``rows``: row ``rows[i]`` is ``values[i]``.
+    """A gradient that is zero outside of ``rows`` in dimension 0 of the weight: row ``rows[i]`` is ``values[i]``.
 
     Attributes:
         rows: ``[k]``, int64, ascending, each once. values: ``[k, ...]``.

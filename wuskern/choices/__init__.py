@@ -1,8 +1,9 @@
 """What a layer's next backward does about its weight: the choices, and the plan that has one of each. Frozen values, no state.
 
 A row is one output unit: a row of a Linear's ``[out, in]`` weight, an output channel of a Conv2d's
-``[out, in / groups, kh, kw]``. A column is one input unit: a column of a Linear's weight, an input channel of a Conv2d's. A
-token is an element of the leading dimensions of a Linear's input, an image of a Conv2d's.
+``[out, in / groups, kh, kw]``. A column is one input unit: a column of a Linear's weight, an input channel of a Conv2d's. Of a
+transposed weight, ``[in, out]`` as in transformers' Conv1D, rows are still output units. A token is an element of the leading
+dimensions of a Linear's input, an image of a Conv2d's.
 """
 
 from wuskern.choices.base import Choice, Units

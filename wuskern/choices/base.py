@@ -5,12 +5,17 @@ from typing import Any, NamedTuple
 
 
 class Units(NamedTuple):
-    """What a layer has to choose from: its kind ("Linear", "Conv2d"), rows, columns, and equal groups of both."""
+    """What a layer has to choose from: its kind ("Linear", "Conv2d", "Conv1D"), rows, columns, and equal groups of both.
+
+    Attributes:
+        transposed: whether the weight lies ``[inputs, out]``: columns are then its dimension 0, and rows its dimension 1.
+    """
 
     layer: str
     out: int
     inputs: int
     groups: int = 1
+    transposed: bool = False
 
     @property
     def is_depthwise(self) -> bool:
@@ -20,6 +25,8 @@ class Units(NamedTuple):
 
 class Choice:
     """What a plan's choices of one kind or another have in common."""
+
+    sparse: bool | None = False  # whether the weight's gradient is to be torch's sparse tensor; None: as the optimizer likes it
 
     def check(self, units: Units) -> None:
         """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the choice."""
@@ -34,6 +41,12 @@ class Choice:
     def key(self) -> Any:
         """What a captured graph of the backward depends on."""
         return self
+
+
+def check_sparse(value: object) -> None:
+    """Refuses what is no wish for the form of a gradient."""
+    if not isinstance(value, bool | None):
+        raise TypeError(f"sparse: expected True, False or None, got {value!r}")
 
 
 def count_of(ratio: float | None, k: int | None, out: int, unit: int) -> int:

@@ -81,20 +81,34 @@ class Plan:
             parts = {"observer": None} | parts
         return dataclasses.replace(self, **parts)
 
-    def with_sparse(self) -> "Plan":
-        """This plan with a sparse gradient, if its rows leave open whether the gradient is sparse; else the plan itself."""
-        rows = self.rows
-        if not isinstance(rows, TopK | Rows) or rows.sparse is not None or self.columns is not None:
+    def of_first(self, transposed: bool) -> RowChoice | ColumnChoice | None:
+        """The choice along the weight's dimension 0, of which alone torch has a sparse form; None where there is none, or one
+        along dimension 1 as well. ``transposed``: as in :class:`Units`."""
+        first, second = (self.columns, self.rows) if transposed else (self.rows, self.columns)
+        return first if second is None else None
+
+    def is_sparse(self, transposed: bool) -> bool:
+        """Whether the gradient of the weight is to be sparse."""
+        choice = self.of_first(transposed)
+        return choice is not None and bool(choice.sparse)
+
+    def with_sparse(self, transposed: bool) -> "Plan":
+        """This plan with a sparse gradient, if its choice leaves open whether the gradient is sparse; else the plan itself."""
+        choice = self.of_first(transposed)
+        if choice is None or choice.sparse is not None:
             return self
-        return self.replace(rows=_as_sparse(rows), observer=self.observer)
+        name = "columns" if transposed else "rows"
+        return self.replace(**{name: _as_sparse(choice)}, observer=self.observer)
 
     def check(self, units: Units) -> None:
         """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the plan."""
         for name in CHOICES:
             if (choice := getattr(self, name)) is not None:
                 choice.check(units)
-        if self.columns is not None and getattr(self.rows, "sparse", None):
-            raise ValueError("sparse: expected None or False with columns, for which torch has no sparse form, got True")
+        first = self.of_first(units.transposed)
+        if any(choice is not None and choice.sparse and choice is not first for choice in (self.rows, self.columns)):
+            others = f"rows of a {units.layer}" if units.transposed else "columns"
+            raise ValueError(f"sparse: expected None or False with {others}, for which torch has no sparse form, got True")
 
     @property
     def asks_input(self) -> bool:
@@ -194,8 +208,8 @@ class Planned:
         self.plan = self.plan.replace(tokens=value)
 
 
-def _as_sparse(rows: TopK | Rows) -> TopK | Rows:
+def _as_sparse(choice: RowChoice | ColumnChoice) -> RowChoice | ColumnChoice:
     """A copy with a sparse gradient; it shares the index, which captured graphs read."""
-    sparse_rows = copy.copy(rows)
-    object.__setattr__(sparse_rows, "sparse", True)
-    return sparse_rows
+    sparse_choice = copy.copy(choice)
+    object.__setattr__(sparse_choice, "sparse", True)
+    return sparse_choice

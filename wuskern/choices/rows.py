@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wuskern import ops
-from wuskern.choices.base import Choice, Units, count_of
+from wuskern.choices.base import Choice, Units, check_sparse, count_of
 from wuskern.choices.index import FixedIndex
 from wuskern.common.arguments import amount, one_of, whole
 
@@ -46,7 +46,8 @@ class TopK(RowwiseChoice):
             which as many are taken, ``ratio`` rounds down to whole blocks, at least one of each group.
         bias: "dense": the whole bias gradient. "rows": zero outside of the chosen rows.
         sparse: True: ``weight.grad`` is torch's hybrid sparse tensor, as of ``nn.Embedding(sparse=True)``; False: dense, zero
-            in the other rows. None: sparse in a layer whose weight an optimizer of ``wuskern.optim`` holds, else dense.
+            in the other rows, and always so of a Conv1D. None: sparse in a layer whose weight an optimizer of
+            ``wuskern.optim`` holds, else dense.
 
     Raises:
         TypeError, ValueError: an argument out of its range. Whether it fits a layer shows in :meth:`check`.
@@ -78,8 +79,8 @@ class TopK(RowwiseChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class PerExample(RowwiseChoice):
-    """The first form of meProp (arXiv 1706.06197), for comparison with the paper: of a Linear's dY, the ``k`` largest
-    ``|dY_i|`` of each example are kept, and weight and input gradient come from those alone; the bias gradient is dense.
+    """The first form of meProp (arXiv 1706.06197), for comparison with the paper: of a Linear's (or Conv1D's) dY, the ``k``
+    largest ``|dY_i|`` of each example are kept; weight and input gradient come from those alone, and the bias gradient is dense.
 
     It is exact, and no faster than dense: the products are sparse without a pattern, and are computed whole. Equal values: the
     lower index wins; NaN ranks first. An example is an element of the leading dimensions: one token.
@@ -99,7 +100,7 @@ class PerExample(RowwiseChoice):
         return count_of(self.ratio, self.k, out, 1)
 
     def check(self, units: Units) -> None:
-        if units.layer != "Linear":
+        if units.layer not in ("Linear", "Conv1D"):
             raise TypeError(
                 f"rows: expected TopK or Rows for a {units.layer}, got PerExample, which its paper defines for Linear"
             )
@@ -173,5 +174,4 @@ RowChoice = TopK | Rows | PerExample
 def _check_form(choice: TopK | Rows) -> None:
     one_of("scope", choice.scope, SCOPES)
     one_of("bias", choice.bias, BIASES)
-    if not isinstance(choice.sparse, bool | None):
-        raise TypeError(f"sparse: expected True, False or None, got {choice.sparse!r}")
+    check_sparse(choice.sparse)

@@ -41,6 +41,11 @@ def as_matrix(t: Tensor) -> Tensor:
     return t[None] if t.ndim == 1 else t.flatten(0, -2)
 
 
+def rows_first(weight: Tensor, transposed: bool) -> Tensor:
+    """The weight with its output units in dimension 0: a view of one that is ``transposed``, ``[in, out]``."""
+    return weight.t() if transposed else weight
+
+
 def output_size(
     size: Sequence[int],
     kernel_size: Sequence[int],

@@ -98,7 +98,7 @@ class GradHome:
             who = "a hook" if accumulated else "autograd.grad"
             raise RuntimeError(
                 f"weight: {who} wants its gradient, which compiled code gives in chosen rows alone: set sparse=False in the "
-                "layer's rows, or register hooks before the model is compiled"
+                "layer's rows or columns, or register hooks before the model is compiled"
             )
         if accumulated:
             accumulate(weight, RowGrad(rows, values))
@@ -166,5 +166,5 @@ def _check(optimizer: Optimizer, tensor_of: Callable[[Parameter], Tensor | None]
         if id(parameter) in ours and tensor is not None and tensor.is_sparse:
             raise ValueError(
                 f"optimizer: expected wuskern.optim.SGD for a sparse gradient, got {type(optimizer).__name__} of torch with "
-                "momentum, whose buffer would grow in each step (or set sparse=False in the layer's rows)"
+                "momentum, whose buffer would grow in each step (or set sparse=False in the layer's rows or columns)"
             )

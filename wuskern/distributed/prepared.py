@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern import ops
-from wuskern.choices import DENSE, Plan, Rows, TopK
+from wuskern.choices import DENSE, Columns, Plan, Rows, TopK
 from wuskern.delivery.observer import Observer
 from wuskern.distributed import flags, hook
 from wuskern.distributed.rowchoice import LaggedRows
@@ -126,7 +126,7 @@ class Prepared:
             self.layers[name].plan = plans[name]
         for name, share in self.share_of.items():
             if not plans[name].skip:
-                _add(share, plans[name])
+                _add(share, plans[name], self.layers[name].units.transposed)
 
     def _refuse_missing(self) -> None:
         """Refuses a skip in the first iteration, after which DDP sends only those gradients that there were in it."""
@@ -139,7 +139,7 @@ class Prepared:
 
     def _agreement(self, name: str, top_k: TopK) -> Callable[[Tensor], Tensor]:
         out, groups = self.layers[name].units.out, self.layers[name].units.groups
-        share = self.share_of.get(name)
+        share = None if self.layers[name].units.transposed else self.share_of.get(name)
 
         def agree(scores: Tensor) -> Tensor:
             if top_k.score == "random":
@@ -216,12 +216,14 @@ class _Agreed(Observer):
             self.policy.tell(scores, chosen, home)
 
 
-def _add(share: Share, plan: Plan) -> None:
-    """Adds to a share what a forward with this plan trains; rows that all processes agree on come in backward."""
-    if isinstance(plan.rows, Rows):
-        if not share.rows or share.rows[-1] is not plan.rows.index:
-            share.rows.append(plan.rows.index)
-    elif not isinstance(plan.rows, TopK):
+def _add(share: Share, plan: Plan, transposed: bool) -> None:
+    """Adds to a share what a forward with this plan trains along dimension 0 of the weight, which are the columns of one that
+    is ``transposed``; rows that all processes agree on come in backward."""
+    first = plan.columns if transposed else plan.rows
+    if isinstance(first, Rows | Columns):
+        if not share.rows or share.rows[-1] is not first.index:
+            share.rows.append(first.index)
+    elif not isinstance(first, TopK):
         share.dense = True
 
 

@@ -76,7 +76,7 @@ class LaggedRows:
         return torch.zeros(self.layers[name].units.out) if observer.total is None else observer.total
 
     def _norms(self, name: str) -> Tensor:
-        return self.layers[name].weight.detach().flatten(1).abs().sum(1)
+        return self.layers[name].weight_by_rows.flatten(1).abs().sum(1)
 
     def _reduce(self, mine: dict[str, Tensor]) -> None:
         """Adds up scores over the processes, in one tensor; zeros alone say nothing and do not replace known scores."""

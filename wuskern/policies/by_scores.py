@@ -120,7 +120,7 @@ class ByScores(Policy):
         return self.layers[name].units.out
 
     def _norms(self, name: str) -> Tensor:
-        return self.layers[name].weight.detach().flatten(1).abs().sum(1, dtype=torch.float64).cpu()
+        return self.layers[name].weight_by_rows.flatten(1).abs().sum(1, dtype=torch.float64).cpu()
 
     def _largest(self, name: str, values: Tensor, k: int) -> Tensor:
         return ops.select_rows(values, k, self.block, self.layers[name].units.groups)

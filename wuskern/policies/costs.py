@@ -49,7 +49,7 @@ def costs(model: nn.Module, example: Example) -> dict[str, Cost]:
     def count(name: str) -> Any:
         def hook(layer: SkippableLayer, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
             x = next(tensors((args, kwargs)))
-            fprop = 2 * output.numel() * layer.weight[0].numel() // batch
+            fprop = 2 * output.numel() * layer.weight.numel() // layer.units.out // batch
             before = by_name.get(name, Cost(0, 0, 0, 0))
             dgrad = before.dgrad + fprop * x.requires_grad
             leaves = before.leaves | _leaves(x)

@@ -63,8 +63,8 @@ class MeSimp(Policy):
             how often each row was chosen, and of how many choices, since it was last time to prune, without this epoch.
 
     Raises:
-        ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, or whose weight, bias or
-            norm is shared or computed, by name.
+        ValueError, TypeError: an argument out of its range, or a layer that cannot have the choice, a Conv1D, or one whose
+            weight, bias or norm is shared or computed, by name.
     """
 
     name = "mesimp"
@@ -126,6 +126,8 @@ class MeSimp(Policy):
 
     def _all_alive(self, name: str) -> Observer:
         layer, where = self.layers[name], name or "the model itself"
+        if layer.units.transposed:
+            raise ValueError(f"dense: expected {where} in it, a {layer.units.layer}, of which simplify removes no rows")
         for tensor in ("weight", "bias"):
             if tensor not in layer._parameters:
                 raise ValueError(

@@ -87,7 +87,7 @@ class PaCA(Policy):
             layer, units = self.layers[name], self.layers[name].units
             scores = torch.rand(units.inputs, generator=self.generator)
             if self.score == "weight":
-                scores = layer.kind.weight_sums(layer.weight.detach()).cpu()
+                scores = layer.kind.weight_sums(layer.weight_by_rows).cpu()
             index = ops.select_rows(scores, self._count(name), self.block, units.groups)
             self.columns[name] = Columns(index.to(layer.weight.device))
         self.done = 0

@@ -104,6 +104,8 @@ class SparseTraining(Policy):
         owners = sum(weight is p for module in self.model.modules() for p in module._parameters.values())
         if owners != 1 or type(weight) is not Parameter:
             raise ValueError(f"dense: expected {where} in it, whose weight is shared or no plain parameter of its own")
+        if self.layout.m and layer.units.transposed:
+            raise ValueError(f"dense: expected {where} in it, a {layer.units.layer}, whose inputs lie in no row for n:m")
         try:
             self.layout.check(weight)
         except ValueError as error:
