@@ -12,7 +12,7 @@ from tests.layers import stand_in
 from tests.layers.stand_in import Conv1D, linear_of
 
 PLANS = {
-    "dense": {},
+    "dense": {"skip": False},
     "skip": {"skip": True},
     "rows": {"rows": wk.Rows([1, 5])},
     "rows of both": {"rows": wk.Rows([1, 5], scope="both")},

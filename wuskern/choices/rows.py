@@ -79,8 +79,9 @@ class TopK(RowwiseChoice):
 
 @dataclass(frozen=True, kw_only=True)
 class PerExample(RowwiseChoice):
-    """The first form of meProp (arXiv 1706.06197), for comparison with the paper: of a Linear's (or Conv1D's) dY, the ``k``
-    largest ``|dY_i|`` of each example are kept; weight and input gradient come from those alone, and the bias gradient is dense.
+    """The first form of meProp (arXiv 1706.06197), for comparison with the paper: of the dY of a Linear or Conv1D, the ``k``
+    largest ``|dY_i|`` of each example are kept, and weight and input gradient come from those alone; the bias gradient is
+    dense.
 
     It is exact, and no faster than dense: the products are sparse without a pattern, and are computed whole. Equal values: the
     lower index wins; NaN ranks first. An example is an element of the leading dimensions: one token.
