@@ -124,9 +124,9 @@ def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
     root itself included. Results do not change until a flag is set. Exact types only: subclasses, whose owner may read
     their weight without calling them, are left alone, as are parametrized, lazy and quantised layers and weights that
-    are no plain Parameter. Each layer left alone and its reason goes to the logger "wuskern" and is listed by :func:`survey`;
-    so does the share of the weights that converted layers hold (level INFO, and one line of level WARNING where the layers
-    left alone hold more). Calling it again converts what has become convertible, and nothing else.
+    are no plain Parameter. The logger "wuskern" gets each layer left alone with its reason, and the share of the weights that
+    converted layers hold (level INFO; one line of level WARNING where layers left alone hold more); :func:`survey` gives both.
+    Calling it again converts what has become convertible, and nothing else.
 
     Tools that look layers up by their exact type pass converted ones over: dynamic quantisation and ``prepare_qat`` (there is
     a warning then), ``fuse_modules``, thop, initialisers that ask ``type(module) is nn.Linear``. Call :func:`revert` first.
