@@ -12,7 +12,7 @@ from wuskern.doctor import doctor
 from wuskern.kernels.backends import backend
 from wuskern.kernels.triton.tuning import autotune
 from wuskern.modules import SkippableConv2d, SkippableLinear
-from wuskern.optim import unscale_
+from wuskern.optim import load_part_, part_state_dict, unscale_
 from wuskern.plans import set_columns, set_plan, set_rows, set_skip, set_tokens, skipping
 from wuskern.simplify import fit_, simplify, simplify_
 from wuskern.sparse_grad import RowGrad
@@ -43,8 +43,10 @@ __all__ = [
     "doctor",
     "fit_",
     "functional",
+    "load_part_",
     "ops",
     "optim",
+    "part_state_dict",
     "policies",
     "revert",
     "set_columns",

@@ -13,9 +13,10 @@ from torch.nn import Parameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from wuskern import functional
-from wuskern.choices import DENSE, Parts, Plan, Planned, Units
+from wuskern.choices import DENSE, Columns, Parts, Plan, Planned, Rows, Units
 from wuskern.common.shapes import rows_first
 from wuskern.delivery.grad_home import GradHome, refuse_momentum
+from wuskern.delivery.part import Part
 from wuskern.kinds import LINEAR, Conv2d, Kind
 
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # what wrappers call the module inside
@@ -65,7 +66,7 @@ class Skippable(Planned, nn.Module):
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
     _planned: bool = False  # whether ``_in_use`` is anything but the dense backward
     qconfig = _QConfig()
-    __jit_unused_properties__ = ("plan", "kind", "units", "weight_by_rows", "is_sparse", *Parts.__annotations__)
+    __jit_unused_properties__ = ("plan", "kind", "units", "weight_by_rows", "is_sparse", "fixed_part", *Parts.__annotations__)
     __jit_ignored_attributes__ = (*__jit_unused_properties__, *PLAN_ATTRIBUTES, "qconfig")
 
     @property
@@ -104,6 +105,17 @@ class Skippable(Planned, nn.Module):
     def is_sparse(self) -> bool:
         """Whether the gradient of the weight is sparse."""
         return self._in_use.is_sparse(self.units.transposed)
+
+    @property
+    def fixed_part(self) -> Part | None:
+        """The part of the weight that trains, if an optimizer of ``wuskern.optim`` holds it and the choice is a fixed one."""
+        plan, device = self._in_use, self.weight.device  # also of a skip that was set after the backward
+        rows = plan.rows.index.to(device) if isinstance(plan.rows, Rows) else None
+        if not self._asked:
+            return None
+        if isinstance(plan.columns, Columns):
+            return Part(rows, plan.columns.index.to(device), self.units.groups)
+        return Part(rows, None) if rows is not None and self.is_sparse else None
 
     @property
     def kind(self) -> Kind:

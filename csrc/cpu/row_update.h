@@ -36,7 +36,7 @@ void transpose_run(const T* row, const RowMemory& memory, int64_t first, int64_t
   }
 }
 
-// Calls body(offset in the parameter, GradientRun) for runs that make up the chosen rows.
+// Calls body(offset in the parameter, offset in its state, GradientRun) for runs that make up the chosen rows.
 template <typename T, typename Body>
 void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values, Body&& body) {
   if (memory.elements == 0) return;
@@ -47,12 +47,14 @@ void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values,
     T scratch[kRun];
     for (int64_t run = begin; run < end; ++run) {
       const int64_t i = run / per_row, first = run % per_row * kRun, offset = row[i] * memory.elements + first;
+      const int64_t state_offset = memory.compact_state ? i * memory.elements + first : offset;
       const int64_t count = std::min(kRun, memory.elements - first);
       const T* const its = from + i * memory.elements;
       if (memory.taps > 1) transpose_run(its, memory, first, count, scratch);
       const bool same_row = first + kRun < memory.elements || run + 1 == end;
       const int64_t ahead = same_row ? kRun : row[i + 1] * memory.elements - offset;
-      body(offset, GradientRun<T>{memory.taps > 1 ? scratch : its + first, count, ahead});
+      const int64_t state_ahead = memory.compact_state ? count : ahead;
+      body(offset, state_offset, GradientRun<T>{memory.taps > 1 ? scratch : its + first, count, ahead, state_ahead});
     }
   });
 }

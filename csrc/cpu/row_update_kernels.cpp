@@ -41,10 +41,10 @@ WUSKERN_INLINE void sgd_vector(const SgdNumbers<Arithmetic<T>>& n, T* param, T* 
 
 template <bool has_buffer, typename T>
 WUSKERN_INLINE void sgd_run(const SgdNumbers<Arithmetic<T>> n, T* param, T* buffer, const GradientRun<T> gradient) {
-  const auto [values, count, ahead] = gradient;
+  const auto [values, count, ahead, state_ahead] = gradient;
   int64_t i = 0;
   for (; i + kLanesOf<T> <= count; i += kLanesOf<T>) {
-    prefetch(param + i + ahead, has_buffer ? buffer + i + ahead : nullptr);
+    prefetch(param + i + ahead, has_buffer ? buffer + i + state_ahead : nullptr);
     sgd_vector<has_buffer>(n, param + i, has_buffer ? buffer + i : nullptr, values + i);
   }
   if (i == count) return;
@@ -84,10 +84,11 @@ WUSKERN_INLINE void adam_vector(const AdamNumbers<Arithmetic<T>>& n, T* param, T
 template <bool amsgrad, typename T>
 WUSKERN_INLINE void adam_run(const AdamNumbers<Arithmetic<T>> n, T* param, T* first, T* second, T* most,
                              const GradientRun<T> gradient) {
-  const auto [values, count, ahead] = gradient;
+  const auto [values, count, ahead, state_ahead] = gradient;
   int64_t i = 0;
   for (; i + kLanesOf<T> <= count; i += kLanesOf<T>) {
-    prefetch(param + i + ahead, first + i + ahead, second + i + ahead, amsgrad ? most + i + ahead : nullptr);
+    prefetch(param + i + ahead, first + i + state_ahead, second + i + state_ahead,
+             amsgrad ? most + i + state_ahead : nullptr);
     adam_vector<amsgrad>(n, param + i, first + i, second + i, amsgrad ? most + i : nullptr, values + i);
   }
   if (i == count) return;

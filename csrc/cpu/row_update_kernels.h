@@ -13,11 +13,12 @@ namespace wuskern {
 template <typename T>
 using Arithmetic = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// The gradient of `count` neighbours. Those that come next lie `ahead` elements from them in a parameter and its state.
+// The gradient of `count` neighbours. Those that come next lie `ahead` elements from them in a parameter, and
+// `state_ahead` in its state.
 template <typename T>
 struct GradientRun {
   const T* values;
-  int64_t count, ahead;
+  int64_t count, ahead, state_ahead;
 };
 
 // Each updates the neighbours of a run, and prefetches the next: a row ends too soon for the processor's own

@@ -23,8 +23,9 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
     const auto update = row_update_kernels<T>().adam;
     T *const p = data_of<T>(param), *const m = data_of<T>(first), *const v = data_of<T>(second),
              *const w = data_of<T>(most);
-    for_runs<T>(memory, rows, values, [&](int64_t offset, const GradientRun<T>& gradient) {
-      update(numbers, p + offset, m + offset, v + offset, w ? w + offset : nullptr, gradient);
+    for_runs<T>(memory, rows, values, [&](int64_t offset, int64_t state_offset, const GradientRun<T>& gradient) {
+      T* const most_of = w ? w + state_offset : nullptr;
+      update(numbers, p + offset, m + state_offset, v + state_offset, most_of, gradient);
     });
   });
 }

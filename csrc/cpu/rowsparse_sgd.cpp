@@ -12,8 +12,8 @@ void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Ten
     const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
     const auto update = row_update_kernels<T>().sgd;
     T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
-    for_runs<T>(memory, rows, values, [&](int64_t offset, const GradientRun<T>& gradient) {
-      update(numbers, p + offset, b ? b + offset : nullptr, gradient);
+    for_runs<T>(memory, rows, values, [&](int64_t offset, int64_t state_offset, const GradientRun<T>& gradient) {
+      update(numbers, p + offset, b ? b + state_offset : nullptr, gradient);
     });
   });
 }

@@ -20,19 +20,21 @@ struct ChosenRows {
   RowMemory memory;
 };
 
-// Calls body(place in the parameter, gradient) for each vector of this thread. vec > 1 wants taps == 1.
+// Calls body(place in the parameter, place in its state, gradient) for each vector of this thread. vec > 1 wants
+// taps == 1.
 template <int vec, typename T, typename Body>
 __device__ __forceinline__ void for_vectors(const ChosenRows<T>& chosen, int64_t stretches, Body&& body) {
   const int64_t i = blockIdx.x / stretches, stretch = blockIdx.x % stretches;
   const RowMemory& memory = chosen.memory;
   const int64_t start = chosen.rows[i] * memory.elements;
+  const int64_t state_start = memory.compact_state ? i * memory.elements : start;
   const T* const values = chosen.values + i * memory.elements;
 #pragma unroll
   for (int u = 0; u < kVectorsPerThread; ++u) {
     const int64_t e = ((stretch * kVectorsPerThread + u) * kThreads + threadIdx.x) * vec;
     if (e >= memory.elements) return;
     const int64_t its = memory.taps == 1 ? e : e % memory.channels * memory.taps + e / memory.channels;
-    body(start + e, load_vector<vec>(values + its));
+    body(start + e, state_start + e, load_vector<vec>(values + its));
   }
 }
 

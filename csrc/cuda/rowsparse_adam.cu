@@ -22,10 +22,10 @@ __global__ void __launch_bounds__(kThreads, 4)
                 int64_t stretches) {
   using Acc = Accumulator<T>;
   const AdamNumbers<Acc> numbers = counted ? *counted : given;
-  for_vectors<vec>(chosen, stretches, [&](int64_t place, const Vector<T, vec>& gradient) {
-    auto p = load_vector<vec>(param + place), m = load_vector<vec>(first + place), v = load_vector<vec>(second + place),
+  for_vectors<vec>(chosen, stretches, [&](int64_t place, int64_t kept, const Vector<T, vec>& gradient) {
+    auto p = load_vector<vec>(param + place), m = load_vector<vec>(first + kept), v = load_vector<vec>(second + kept),
          w = v;
-    if constexpr (amsgrad) w = load_vector<vec>(most + place);
+    if constexpr (amsgrad) w = load_vector<vec>(most + kept);
 #pragma unroll
     for (int i = 0; i < vec; ++i) {
       Acc x = static_cast<Acc>(p.at[i]), y = static_cast<Acc>(m.at[i]), z = static_cast<Acc>(v.at[i]),
@@ -37,9 +37,9 @@ __global__ void __launch_bounds__(kThreads, 4)
       w.at[i] = static_cast<T>(top);
     }
     store_vector<vec>(param + place, p);
-    store_vector<vec>(first + place, m);
-    store_vector<vec>(second + place, v);
-    if constexpr (amsgrad) store_vector<vec>(most + place, w);
+    store_vector<vec>(first + kept, m);
+    store_vector<vec>(second + kept, v);
+    if constexpr (amsgrad) store_vector<vec>(most + kept, w);
   });
 }
 

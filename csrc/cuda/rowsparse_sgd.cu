@@ -9,9 +9,9 @@ __global__ void __launch_bounds__(kThreads, 4)
     update_sgd(SgdNumbers<Accumulator<T>> numbers, T* __restrict__ param, T* __restrict__ buffer, ChosenRows<T> chosen,
                int64_t stretches) {
   using Acc = Accumulator<T>;
-  for_vectors<vec>(chosen, stretches, [&](int64_t place, const Vector<T, vec>& gradient) {
+  for_vectors<vec>(chosen, stretches, [&](int64_t place, int64_t kept, const Vector<T, vec>& gradient) {
     auto p = load_vector<vec>(param + place), b = p;
-    if constexpr (has_buffer) b = load_vector<vec>(buffer + place);
+    if constexpr (has_buffer) b = load_vector<vec>(buffer + kept);
 #pragma unroll
     for (int v = 0; v < vec; ++v) {
       Acc x = static_cast<Acc>(p.at[v]), m = static_cast<Acc>(b.at[v]);
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, 4)
       b.at[v] = static_cast<T>(m);
     }
     store_vector<vec>(param + place, p);
-    if constexpr (has_buffer) store_vector<vec>(buffer + place, b);
+    if constexpr (has_buffer) store_vector<vec>(buffer + kept, b);
   });
 }
 

@@ -164,22 +164,24 @@ inline void check_choice(const Tensor& scores, int64_t k, int64_t block, int64_t
 
 using States = std::vector<const Tensor*>;  // of a parameter; a null one is not kept
 
-// Of an update of the chosen rows of `param` and its states, one of which is never the memory of another.
+// Of an update of the chosen rows of `param` and its states, one of which is never the memory of another. All states
+// have the rows of param, or the chosen ones alone.
 inline void check_row_update(const Tensor& param, const States& states, const Tensor& rows, const Tensor& values) {
   check_rows_of(param, "param");
   std::vector<int64_t> sizes = sizes_of(param);
+  check_index(rows, param, sizes[0], "param");
   const bool contiguous = param.is_contiguous();
   States written{&param};
   for (const Tensor* state : states) {
     if (state == nullptr) continue;
     check_like(*state, "state", param, "param");
+    if (written.size() == 1 && state->dim() >= 1 && state->size(0) == rows.numel()) sizes[0] = rows.numel();
     check_sizes(*state, "state", sizes);
     STD_TORCH_CHECK(contiguous ? state->is_contiguous() : fills_channels_last(*state),
                     "state: expected the memory format of param");
     for (const Tensor* other : written) check_apart(*state, "state", *other, "param or another state");
     written.push_back(state);
   }
-  check_index(rows, param, sizes[0], "param");
   sizes[0] = rows.numel();
   check_like(values, "values", param, "param");
   check_sizes(values, "values", sizes);

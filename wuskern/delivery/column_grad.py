@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from wuskern.delivery.part import Part
 from wuskern.sparse_grad import RowGrad
 
 
@@ -23,11 +23,14 @@ class ColumnGrad:
     groups: int = 1
     rows: Tensor | None = None
 
+    @property
+    def part(self) -> Part:
+        """Where the values belong."""
+        return Part(self.rows, self.columns, self.groups)
+
     def write(self, target: Tensor) -> Tensor:
         """The target ``[out, in / groups, ...]`` with the values in their places; the rest stays as it was."""
-        if self.groups == 1 and self.rows is None:
-            return target.index_copy_(1, self.columns, self.values.to(target.dtype))
-        return target.index_put_(places(target, self.columns, self.groups, self.rows), self.values.to(target.dtype))
+        return self.part.put(target, self.values.to(target.dtype))
 
     def dense(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape in the dtype of the values: these, and zeros elsewhere."""
@@ -42,10 +45,3 @@ def transposed(grad: RowGrad | ColumnGrad | Tensor) -> RowGrad | ColumnGrad | Te
     if isinstance(grad, RowGrad):
         return ColumnGrad(grad.rows, values)
     return RowGrad(grad.columns, values) if grad.rows is None else ColumnGrad(grad.rows, values, rows=grad.columns)
-
-
-def places(target: Tensor, columns: Tensor, groups: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The index ``[rows, 1], [rows, k / groups]`` of these columns, in these rows or in all, of a gradient."""
-    out, of_group = target.shape[:2]
-    rows = torch.arange(out, device=target.device) if rows is None else rows
-    return rows[:, None], (columns.view(groups, -1) % of_group)[rows * groups // out]

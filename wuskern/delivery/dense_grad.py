@@ -12,7 +12,6 @@ does.
 """
 
 import threading
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,43 +19,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Parameter
 
 from wuskern.common.shapes import is_channels_last
-from wuskern.delivery.column_grad import ColumnGrad, places
+from wuskern.delivery.column_grad import ColumnGrad
+from wuskern.delivery.part import Part
 from wuskern.kernels import backends
 from wuskern.sparse_grad import RowGrad
 
 LEAST = 2**21  # bytes; filling less than that with zeros costs as little as the bookkeeping here
-
-
-class Place(NamedTuple):
-    """Where a gradient is not zero: copies of its rows, or of its columns (and rows), with the layer's groups."""
-
-    rows: Tensor | None
-    columns: Tensor | None
-    groups: int
-
-    @classmethod
-    def of(cls, grad: RowGrad | ColumnGrad) -> "Place":
-        if isinstance(grad, RowGrad):
-            return cls(grad.rows.clone(), None, 1)
-        return cls(None if grad.rows is None else grad.rows.clone(), grad.columns.clone(), grad.groups)
-
-    def same(self, other: "Place") -> bool:
-        """Whether the two are equal, or hold nothing that the other does not."""
-        return all(_equal(a, b) for a, b in ((self.rows, other.rows), (self.columns, other.columns)))
-
-    def clear(self, target: Tensor) -> None:
-        """Sets target to zero there."""
-        if self.columns is None:
-            assert self.rows is not None
-            target.index_fill_(0, self.rows, 0)
-        elif self.groups == 1 and self.rows is None:
-            target.index_fill_(1, self.columns, 0)
-        else:
-            target.index_put_(places(target, self.columns, self.groups, self.rows), target.new_zeros(()))
-
-
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def dense_grad(weight: Tensor, grad: RowGrad | ColumnGrad, recycled: "Recycled | None" = None) -> Tensor:
@@ -69,7 +37,7 @@ def dense_grad(weight: Tensor, grad: RowGrad | ColumnGrad, recycled: "Recycled |
     return _write(_zeros(weight), None, grad)
 
 
-def _write(target: Tensor, stale: Place | None, grad: RowGrad | ColumnGrad) -> Tensor:
+def _write(target: Tensor, stale: Part | None, grad: RowGrad | ColumnGrad) -> Tensor:
     """Clears the places ``stale`` of target, writes those of ``grad``, and returns target."""
     if isinstance(grad, ColumnGrad):
         if stale is not None:
@@ -113,7 +81,7 @@ class Recycled:
 
     def _discard(self) -> None:
         self._tensor: Tensor | None = None
-        self._place: Place | None = None  # a copy: nobody else can change it
+        self._place: Part | None = None  # a copy: nobody else can change it
         self._lent: StorageWeakRef | None = None
 
     def lend(self, weight: Tensor, grad: RowGrad | ColumnGrad) -> Tensor | None:
@@ -127,7 +95,7 @@ class Recycled:
             self._discard()  # what an exception leaves half-written is gone
             if tensor is None or not _alike(tensor, weight):
                 tensor, stale = _zeros(weight), None
-            place = Place.of(grad)
+            place = _place_of(grad).copied()
             if stale is not None and stale.same(place):
                 stale = None
             lent: Tensor = torch._lazy_clone(_write(tensor, stale, grad))  # type: ignore[attr-defined]
@@ -136,6 +104,19 @@ class Recycled:
             return lent
         finally:
             self._lock.release()
+
+    def holds(self, grad: Tensor, part: Part) -> bool:
+        """Whether ``grad`` is what was lent last, nobody has written to it since, and it is zero outside of ``part``. A write by
+        whatever way would have given it memory of its own."""
+        kept, place = self._tensor, self._place
+        if kept is None or place is None or not _alike(kept, grad):
+            return False
+        address = torch._C._data_address  # type: ignore[attr-defined]  # which gives no lazy copy memory of its own
+        return address(kept) == address(grad) and place.same(part)
+
+
+def _place_of(grad: RowGrad | ColumnGrad) -> Part:
+    return Part(grad.rows, None) if isinstance(grad, RowGrad) else grad.part
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

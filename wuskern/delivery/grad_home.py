@@ -7,7 +7,7 @@ Optimizers of ``wuskern.optim`` ask for the compact form as long as they live; n
 import functools
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from wuskern.delivery import deliver
 from wuskern.delivery.dense_grad import Recycled
+from wuskern.delivery.part import Part
 from wuskern.sparse_grad import RowGrad, accumulate, has_hooks, is_used
 
 
@@ -32,6 +33,10 @@ class Layer(Protocol):
     @property
     def is_sparse(self) -> bool:
         """Whether the gradient of the layer's weight is sparse now."""
+
+    @property
+    def fixed_part(self) -> Part | None:
+        """The part of the weight that a fixed choice trains; None: all, or another one each time."""
 
 
 _homes: "weakref.WeakSet[GradHome]" = weakref.WeakSet()
@@ -115,6 +120,29 @@ def ask(optimizer: Optimizer) -> None:
 def _held() -> set[int]:
     """The ids of the parameters in living optimizers, which keep them alive: so no id is used twice."""
     return {id(p) for optimizer in list(_optimizers) for group in optimizer.param_groups for p in group["params"]}
+
+
+class FixedPart(NamedTuple):
+    """A part of a weight that trains and stays the same, and the zeros that its gradient may lie in."""
+
+    part: Part
+    recycled: Recycled
+
+
+def fixed_parts() -> dict[int, FixedPart | None]:
+    """The parts that fixed choices train of the weights that optimizers of ``wuskern.optim`` hold, by the id of the weight; None
+    where its layers have different ones."""
+    parts: dict[int, FixedPart | None] = {}
+    for home in list(_homes):
+        layer = home.owner()
+        part = None if layer is None else layer.fixed_part
+        if layer is None or part is None:
+            continue
+        key = id(_own_weight(layer))
+        known = parts.setdefault(key, FixedPart(part, home.recycled))
+        if known is not None and not known.part.same(part):
+            parts[key] = None
+    return parts
 
 
 def _layers() -> list[Layer]:

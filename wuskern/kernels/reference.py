@@ -141,8 +141,9 @@ def rowsparse_sgd_(
     if weight_decay:
         gradient = gradient + weight_decay * old
     if momentum_buffer is not None:
-        buffer = momentum * _wide_rows(momentum_buffer, rows) + (1 - dampening) * gradient
-        _put(momentum_buffer, rows, buffer)
+        kept = _kept(momentum_buffer, param, rows)
+        buffer = momentum * _wide_rows(momentum_buffer, kept) + (1 - dampening) * gradient
+        _put(momentum_buffer, kept, buffer)
         gradient = gradient + momentum * buffer if nesterov else buffer
     _put(param, rows, old - lr * gradient)
 
@@ -170,15 +171,21 @@ def rowsparse_adam_(
         gradient = gradient + weight_decay * old
     if decoupled:
         old = old * (1 - lr * weight_decay)
-    first = beta1 * _wide_rows(exp_avg, rows) + (1 - beta1) * gradient
-    second = beta2 * _wide_rows(exp_avg_sq, rows) + (1 - beta2) * gradient.square()
-    _put(exp_avg, rows, first)
-    _put(exp_avg_sq, rows, second)
+    kept = _kept(exp_avg, param, rows)
+    first = beta1 * _wide_rows(exp_avg, kept) + (1 - beta1) * gradient
+    second = beta2 * _wide_rows(exp_avg_sq, kept) + (1 - beta2) * gradient.square()
+    _put(exp_avg, kept, first)
+    _put(exp_avg_sq, kept, second)
     if max_exp_avg_sq is not None:
-        second = torch.maximum(_wide_rows(max_exp_avg_sq, rows), second)
-        _put(max_exp_avg_sq, rows, second)
+        second = torch.maximum(_wide_rows(max_exp_avg_sq, kept), second)
+        _put(max_exp_avg_sq, kept, second)
     size, root_factor = lr / (1 - beta1**steps), (1 - beta2**steps).rsqrt()
     _put(param, rows, old - size * (first / (second.sqrt() * root_factor + eps)))
+
+
+def _kept(state: Tensor, param: Tensor, rows: Tensor) -> Tensor:
+    """The rows of a state that belong to the chosen ones: these, or all where it holds no others."""
+    return rows if len(state) == len(param) else torch.arange(len(rows), device=rows.device)
 
 
 def _wide_rows(t: Tensor, rows: Tensor) -> Tensor:

@@ -148,11 +148,15 @@ def rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
     _like(param, "values", values, (rows.shape[0], *param.shape[1:]))
 
 
-def states_of(param: Tensor, **states: Tensor | None) -> None:
-    for name, state in states.items():
-        if state is not None:
-            _like(param, name, state, param.shape)
-            writable(name, state)
+def states_of(param: Tensor, rows: Tensor, **states: Tensor | None) -> None:
+    """Raises unless all states are as param, or all of them as the chosen rows of it."""
+    held = {name: state for name, state in states.items() if state is not None}
+    k, shape = rows.shape[0], param.shape
+    if k != shape[0] and any(state.ndim and state.shape[0] == k for state in held.values()):
+        shape = torch.Size((k, *shape[1:]))
+    for name, state in held.items():
+        _like(param, name, state, shape)
+        writable(name, state)
 
 
 def _like(param: Tensor, name: str, other: Tensor, shape: Sequence[int]) -> None:

@@ -28,8 +28,8 @@ def rowsparse_sgd_(
 
     Args:
         param: ``[N, ...]``; float64, float32, float16 or bfloat16. Written to.
-        momentum_buffer: as ``param``, or None for no momentum. Written to. Before the first step zeros, and that step with
-            ``dampening=0``.
+        momentum_buffer: as ``param``, or as ``values``, of the chosen rows alone; None for no momentum. Written to. Before the
+            first step zeros, and that step with ``dampening=0``.
         rows: ``[k]``, see the top of :mod:`wuskern.ops`.
         values: ``[k, ...]``, their gradient, in the dtype of ``param``.
         lr, momentum, dampening, weight_decay, nesterov, maximize: torch's.
@@ -50,7 +50,7 @@ def _check_sgd(param: Tensor, momentum_buffer: Tensor | None, rows: Tensor, valu
     checks.apart(param, momentum_buffer, rows, values)
     checks.at_least_zero(lr=lr, momentum=momentum, weight_decay=weight_decay)
     if momentum_buffer is not None:
-        checks.states_of(param, momentum_buffer=momentum_buffer)
+        checks.states_of(param, rows, momentum_buffer=momentum_buffer)
     elif momentum:
         raise ValueError(f"momentum: expected 0 without a momentum_buffer, got {momentum}")
 
@@ -96,7 +96,8 @@ def rowsparse_adam_(
 
     Args:
         param: ``[N, ...]``; float64, float32, float16 or bfloat16. Written to.
-        exp_avg, exp_avg_sq: as ``param``. Written to. max_exp_avg_sq: the same for AMSGrad, else None.
+        exp_avg, exp_avg_sq: as ``param``, or both as ``values``, of the chosen rows alone. Written to. max_exp_avg_sq: the same
+            for AMSGrad, else None.
         step: one number, float32 or float64, on the CPU or where ``param`` is: the steps before this one. Counted up.
         rows: ``[k]``, see the top of :mod:`wuskern.ops`.
         values: ``[k, ...]``, their gradient, in the dtype of ``param``.
@@ -124,7 +125,7 @@ def _check_adam(
 ) -> None:
     lr, beta1, beta2, eps, weight_decay, *_ = numbers
     checks.rows_of(param, rows, values)
-    checks.states_of(param, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, max_exp_avg_sq=max_exp_avg_sq)
+    checks.states_of(param, rows, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, max_exp_avg_sq=max_exp_avg_sq)
     checks.apart(param, exp_avg, exp_avg_sq, max_exp_avg_sq, rows, values)
     checks.at_least_zero(lr=lr, eps=eps, weight_decay=weight_decay)
     checks.at_least_zero(below_one=True, beta1=beta1, beta2=beta2)

@@ -1,39 +1,39 @@
 """The Adam and AdamW that move only the rows that have a gradient."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from wuskern.ops.updates import rowsparse_adam_
-from wuskern.optim.base import Group, RowSparse
-from wuskern.optim.state import zeros_like
-from wuskern.sparse_grad import RowGrad
+from wuskern.optim.base import PartwiseOptimizer
+from wuskern.optim.moves import Group, Target
 
 
-class _RowSparseAdam(RowSparse):
-    def _update(self, group: Group, parameter: Tensor, grad: RowGrad) -> None:
+class _PartwiseAdam(PartwiseOptimizer):
+    def _moments(self, group: Group) -> Sequence[str]:
+        return "exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ())
+
+    def _update(self, group: Group, parameter: Tensor, target: Target, is_first: bool) -> None:
         state = self.state[parameter]
-        if not state:
-            state.update(_new_state(group, parameter))
-        max_exp_avg_sq = state["max_exp_avg_sq"] if group["amsgrad"] else None
+        if is_first:
+            state["step"] = _no_steps(group, parameter)
+        param, (first, second, *most), rows, values = target
         beta1, beta2 = map(float, group["betas"])
         numbers = float(group["lr"]), beta1, beta2, group["eps"], group["weight_decay"]
         flags = group["decoupled_weight_decay"], group["maximize"]
-        moments = state["exp_avg"], state["exp_avg_sq"], max_exp_avg_sq
-        rowsparse_adam_(parameter, *moments, state["step"], grad.rows, grad.values, *numbers, *flags)
+        moments = first, second, most[0] if most else None
+        rowsparse_adam_(param, *moments, state["step"], rows, values, *numbers, *flags)
 
 
-def _new_state(group: Group, parameter: Tensor) -> dict[str, Any]:
-    """The state that torch's Adam makes at the first gradient of a parameter: the step count is on the CPU unless ``fused``."""
+def _no_steps(group: Group, parameter: Tensor) -> Tensor:
+    """The step count that torch's Adam makes at the first gradient of a parameter: on the CPU unless ``fused``."""
     in_float64 = torch.get_default_dtype() == torch.float64 and not group["fused"]
     device = parameter.device if group["fused"] else "cpu"
-    names = ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group["amsgrad"] else ()))
-    step = torch.zeros((), dtype=torch.float64 if in_float64 else torch.float32, device=device)
-    return {"step": step} | {name: zeros_like(parameter) for name in names}
+    return torch.zeros((), dtype=torch.float64 if in_float64 else torch.float32, device=device)
 
 
-class Adam(_RowSparseAdam, torch.optim.Adam):
+class Adam(_PartwiseAdam, torch.optim.Adam):
     """``torch.optim.Adam`` that asks row-sparse layers for sparse gradients, and moves only those rows.
 
     Arguments, defaults and ``state_dict`` are torch's, both ways; ``capturable`` and ``differentiable`` are refused. A
@@ -55,7 +55,7 @@ class Adam(_RowSparseAdam, torch.optim.Adam):
     """
 
 
-class AdamW(_RowSparseAdam, torch.optim.AdamW):
+class AdamW(_PartwiseAdam, torch.optim.AdamW):
     """``torch.optim.AdamW`` that asks row-sparse layers for sparse gradients, and moves only those rows.
 
     It does as :class:`Adam` does, but for the decay: a row shrinks by ``lr * weight_decay`` of itself each time it is chosen,

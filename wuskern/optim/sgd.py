@@ -1,17 +1,16 @@
 """The SGD that moves only the rows that have a gradient."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from wuskern.ops.updates import rowsparse_sgd_
-from wuskern.optim.base import RowSparse
-from wuskern.optim.state import zeros_like
-from wuskern.sparse_grad import RowGrad
+from wuskern.optim.base import PartwiseOptimizer
+from wuskern.optim.moves import Group, Target
 
 
-class SGD(RowSparse, torch.optim.SGD):
+class SGD(PartwiseOptimizer, torch.optim.SGD):
     """``torch.optim.SGD`` that asks row-sparse layers for sparse gradients, and moves only those rows.
 
     Arguments, defaults and ``state_dict`` are torch's, both ways; ``differentiable`` is refused. A parameter with a dense
@@ -33,12 +32,11 @@ class SGD(RowSparse, torch.optim.SGD):
         ValueError, TypeError: as torch's; ``differentiable``.
     """
 
-    def _update(self, group: dict[str, Any], parameter: Tensor, grad: RowGrad) -> None:
-        momentum, dampening, buffer = group["momentum"], group["dampening"], None
-        if momentum != 0:
-            buffer = self.state[parameter].get("momentum_buffer")
-            if buffer is None:
-                buffer = self.state[parameter]["momentum_buffer"] = zeros_like(parameter)
-                dampening = 0
-        numbers = float(group["lr"]), momentum, dampening, float(group["weight_decay"])
-        rowsparse_sgd_(parameter, buffer, grad.rows, grad.values, *numbers, group["nesterov"], group["maximize"])
+    def _moments(self, group: Group) -> Sequence[str]:
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+
+    def _update(self, group: Group, parameter: Tensor, target: Target, is_first: bool) -> None:
+        param, moments, rows, values = target
+        buffer = moments[0] if moments else None
+        numbers = float(group["lr"]), group["momentum"], 0 if is_first else group["dampening"], float(group["weight_decay"])
+        rowsparse_sgd_(param, buffer, rows, values, *numbers, group["nesterov"], group["maximize"])
