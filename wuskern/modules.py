@@ -109,10 +109,10 @@ class Skippable(Planned, nn.Module):
     @property
     def fixed_part(self) -> Part | None:
         """The part of the weight that trains, if an optimizer of ``wuskern.optim`` holds it and the choice is a fixed one."""
-        plan, device = self._in_use, self.weight.device  # also of a skip that was set after the backward
-        rows = plan.rows.index.to(device) if isinstance(plan.rows, Rows) else None
         if not self._asked:
             return None
+        plan, device = self._in_use, self.get_parameter("weight").device  # also of a skip that was set after the backward
+        rows = plan.rows.index.to(device) if isinstance(plan.rows, Rows) else None
         if isinstance(plan.columns, Columns):
             return Part(rows, plan.columns.index.to(device), self.units.groups)
         return Part(rows, None) if rows is not None and self.is_sparse else None

@@ -113,8 +113,11 @@ def _write_rows(r: random.Random) -> list[Any]:
 def _update(r: random.Random, states: int) -> list[Any]:
     shape, dtype = r.choice([(6, 5), (9,), (5, 3, 2, 2), (4, 0), (3, 1100)]), _dtype(r)
     k = r.randint(0, shape[0])
-    held = [_values(r, *shape, dtype=dtype).abs() for _ in range(1 + states)]
-    return [*held, _rows(r, shape[0], k), torch.randn(k, *shape[1:]).to(dtype)]
+    rows = _rows(r, shape[0], k)
+    param, *held = (_values(r, *shape, dtype=dtype).abs() for _ in range(1 + states))
+    if r.random() < 0.4:  # a state of the chosen rows alone
+        held = [state[rows] for state in held]
+    return [param, *held, rows, torch.randn(k, *shape[1:]).to(dtype)]
 
 
 def _sgd(r: random.Random) -> list[Any]:

@@ -83,12 +83,24 @@ def run_torch(name: str, t: dict[str, Tensor], rows: Tensor, numbers: dict, dtyp
     return {"param": param.detach(), "first": first, "second": second, "most": most}
 
 
+def compact(t: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The same with a state of the chosen rows alone, in the memory format of the parameter."""
+    last = not t["param"].is_contiguous() and t["param"].is_contiguous(memory_format=torch.channels_last)
+    form = torch.channels_last if last else torch.contiguous_format
+    return t | {n: t[n][rows].contiguous(memory_format=form) for n in ("first", "second", "most")}
+
+
 def check(name: str, case: Case, numbers: dict, amsgrad: bool = False) -> None:
-    """The chosen rows as right as torch's in that dtype, the others untouched, the strides kept."""
+    """The chosen rows as right as torch's in that dtype, the others untouched, the strides kept; the same bits with a state of
+    those rows alone."""
     rows, start = torch.tensor(case.rows, device=case.device).long(), case.tensors()
     ours = {n: case.laid_out(x) if n != "values" else x for n, x in start.items()}
     strides = {n: x.stride() for n, x in ours.items()}
+    parts = compact({n: case.laid_out(x) if n != "values" else x for n, x in start.items()}, rows)
     run_ours(name, ours, rows, numbers, amsgrad, case.step_device)
+    run_ours(name, parts, rows, numbers, amsgrad, case.step_device)
+    assert torch.equal(parts["param"], ours["param"])
+    assert all(torch.equal(parts[n], ours[n][rows]) for n in ("first", "second", "most"))
     stock, exact = (run_torch(name, start, rows, numbers, dtype, amsgrad) for dtype in (case.dtype, torch.float64))
     others = [i for i in range(case.shape[0]) if i not in case.rows]
     for n in ("param", "first", "second", "most"):

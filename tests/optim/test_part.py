@@ -283,7 +283,7 @@ def test_the_full_state_is_torchs(plan, make):
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_loaded():
-    layer, optimizer = trained(PLANS["columns"], MAKES["AdamW"])
+    _, optimizer = trained(PLANS["columns"], MAKES["AdamW"])
     right = optimizer.state_dict()
     wrongs = {
         r"columns of state 0: expected numbers from 0 to 7": {"columns": torch.tensor([0, 3, 8])},
@@ -333,8 +333,8 @@ def test_lines_are_the_part(data):
         weight = weight.contiguous(memory_format=torch.channels_last)
     lines = lines_of(part, weight)
     assert lines.fits(weight)
-    assert torch.equal(lines.index, lines.index.sort().values)
-    taken = lines.of(weight)[lines.index].flatten()
+    assert torch.equal(lines.numbers, lines.numbers.sort().values)
+    taken = lines.of(weight)[lines.numbers].flatten()
     assert torch.equal(taken.sort().values, part.take(weight).flatten().sort().values)
     if len(taps) < 2 and groups == 1 and rows is None:
         assert lines.width >= min(each_block, 64)

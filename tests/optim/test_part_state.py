@@ -31,7 +31,8 @@ def train(model: nn.Module) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("wrap", [lambda m: m, torch.compile], ids=["plain", "compiled"])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script", "ignore:Dynamo:UserWarning")  # of torch's own
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")], ids=["plain", "compiled"])
 @pytest.mark.parametrize("convert_back", [False, True])
 def test_it_brings_a_fresh_model_to_where_the_trained_one_is(wrap, convert_back):
     model = planned()

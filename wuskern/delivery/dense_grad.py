@@ -106,8 +106,8 @@ class Recycled:
             self._lock.release()
 
     def holds(self, grad: Tensor, part: Part) -> bool:
-        """Whether ``grad`` is what was lent last, nobody has written to it since, and it is zero outside of ``part``. A write by
-        whatever way would have given it memory of its own."""
+        """Whether ``grad`` is what was lent last, nobody has written to it since, and it is zero outside of ``part``. A write
+        by whatever way would have given it memory of its own."""
         kept, place = self._tensor, self._place
         if kept is None or place is None or not _alike(kept, grad):
             return False

@@ -130,8 +130,8 @@ class FixedPart(NamedTuple):
 
 
 def fixed_parts() -> dict[int, FixedPart | None]:
-    """The parts that fixed choices train of the weights that optimizers of ``wuskern.optim`` hold, by the id of the weight; None
-    where its layers have different ones."""
+    """The parts that fixed choices train of the weights that optimizers of ``wuskern.optim`` hold, by the id of the weight;
+    None where its layers have different ones."""
     parts: dict[int, FixedPart | None] = {}
     for home in list(_homes):
         layer = home.owner()

@@ -10,7 +10,8 @@ class Part(NamedTuple):
     """The part of a weight ``[out, in / groups, ...]`` in which its gradient may be other than zero.
 
     Attributes:
-        rows: ``[k_rows]``, int64, ascending; None: all. columns: ``[k]``, int64, ascending, input units of the layer, as many of
+        rows: ``[k_rows]``, int64, ascending; None: all. columns: ``[k]``, int64, ascending, input units of the layer, as many
+        of
             each group; None: all. groups: of the layer.
     """
 
@@ -20,7 +21,8 @@ class Part(NamedTuple):
 
     def copied(self) -> "Part":
         """The same part, in memory that nobody else can change."""
-        return Part(*(index if index is None else index.clone() for index in self[:2]), self.groups)
+        rows, columns = (None if index is None else index.clone() for index in (self.rows, self.columns))
+        return Part(rows, columns, self.groups)
 
     def same(self, other: "Part") -> bool:
         """Whether the two are the same part."""

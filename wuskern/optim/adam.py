@@ -1,4 +1,4 @@
-"""The Adam and AdamW that move only the rows that have a gradient."""
+"""The Adam and AdamW that move only the part of a weight that trains."""
 
 from collections.abc import Sequence
 
@@ -34,30 +34,45 @@ def _no_steps(group: Group, parameter: Tensor) -> Tensor:
 
 
 class Adam(_PartwiseAdam, torch.optim.Adam):
-    """``torch.optim.Adam`` that asks row-sparse layers for sparse gradients, and moves only those rows.
+    """``torch.optim.Adam`` that moves only the part of a weight that its layer trains, and keeps moments for a fixed part
+    alone.
 
-    Arguments, defaults and ``state_dict`` are torch's, both ways; ``capturable`` and ``differentiable`` are refused. A
-    parameter with a dense gradient takes torch's own step, bit for bit, whatever ``foreach`` and ``fused`` say. One with rows
-    alone takes the same step in those rows, by a kernel of its own, and lazily, as ``torch.optim.SparseAdam`` does:
+    Arguments and defaults are torch's; ``capturable`` and ``differentiable`` are refused. It asks layers with rows for sparse
+    gradients. A parameter with any other dense gradient takes torch's own step, bit for bit, whatever ``foreach`` and ``fused``
+    say. The part, the rows of a sparse gradient or a layer's fixed ``Columns``, takes the same step by a kernel of its own, and
+    lazily, as ``torch.optim.SparseAdam`` does:
 
-    - A row outside of them does not move, nor do its moments (``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``); they are not
-      damped while it waits. Weight decay, which here goes into the gradient, is that of the chosen rows.
-    - ``step``, of which the bias corrections are made, counts the steps in which the parameter had a gradient in any row.
+    - What lies outside of it does not move, nor do its moments (``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``); they are not
+      damped while it waits. Weight decay, which here goes into the gradient, is that of the part.
+    - ``step``, of which the bias corrections are made, counts the steps in which the parameter had a gradient anywhere.
 
-    This equals torch's Adam on the dense form, zero in the other rows, only while the rows stay the same.
+    This equals torch's Adam on the dense form, zero elsewhere, only while the part stays the same. ``TopColumns``, which are
+    others in each step, take torch's step: their gradient does not say where it is zero on purpose.
 
-    A dense micro-batch and a row-sparse one, or the uses of a tied weight, add up to a dense gradient; rows of several
-    micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work.
-    An ``lr`` or ``betas`` on a GPU is waited for.
+    A part that is fixed, by ``Rows`` or ``Columns`` of the layer, has moments of its own shape, ``[k, in]`` or ``[out, k]``;
+    the state, and ``state_dict``, name it as ``rows`` and ``columns``. :meth:`full_state_dict` is torch's. Both load, into
+    either kind of training. The gradient of columns is known to be one where nobody has written to it, else it is looked
+    through:
+    where it is not zero outside of them, torch's step is taken.
+
+    A dense micro-batch and one of a part, or the uses of a tied weight, add up to a dense gradient; rows of several
+    micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work. An ``lr`` or
+    ``betas`` on a GPU is waited for.
+
+    Args:
+        on_change: what becomes of the moments where the part is another one than before. "widen": from then on they are those
+        of
+            the whole parameter, and nothing is forgotten. "keep": those stay that belong to the new part, too; the rest of it
+            begins with zeros, at the same ``step``. "drop": all begin anew, and ``step`` with them, as BAdam has it.
 
     Raises:
-        ValueError, TypeError: as torch's; ``capturable`` or ``differentiable``.
+        ValueError, TypeError: as torch's; ``capturable`` or ``differentiable``; ``on_change``.
     """
 
 
 class AdamW(_PartwiseAdam, torch.optim.AdamW):
-    """``torch.optim.AdamW`` that asks row-sparse layers for sparse gradients, and moves only those rows.
+    """``torch.optim.AdamW`` that moves only the part of a weight that its layer trains, and keeps moments for a fixed part
+    alone.
 
-    It does as :class:`Adam` does, but for the decay: a row shrinks by ``lr * weight_decay`` of itself each time it is chosen,
-    and not at all while it is not.
-    """
+    It does as :class:`Adam` does, but for the decay: the part shrinks by ``lr * weight_decay`` of itself in each of its steps,
+    and nothing else does."""

@@ -21,9 +21,8 @@ REFUSED = ("capturable", "differentiable")  # arguments of torch's that updates 
 class PartwiseOptimizer(Optimizer):
     """A base class that comes before one of torch's optimizers; its subclass says how rows are updated.
 
-    torch steps a parameter with a dense ``grad``. One whose ``grad`` is sparse, in rows, moves in those rows, and one whose layer
-    trains a fixed part moves in that part. A parameter without a gradient stays where it is, and so does its state.
-    """
+    torch steps a parameter with a dense ``grad``. One whose ``grad`` is sparse, in rows, moves in those rows, and one whose
+    layer trains a fixed part moves in that part. A parameter without a gradient stays where it is, and so does its state."""
 
     on_change: OnChange = "widen"
     _lines: LinesOf

@@ -16,7 +16,7 @@ class Lines(NamedTuple):
     """Lines of a weight: their numbers ``[n]``, int64, ascending, the elements of each, and whether the weight is in
     channels_last."""
 
-    index: Tensor
+    numbers: Tensor
     width: int
     is_last: bool
 
@@ -43,8 +43,8 @@ def lines_of(part: Part, weight: Tensor) -> Lines:
         of_row = math.prod(taps)
         units = (rows[:, None] * of_row + torch.arange(of_row, device=device)).flatten()
         group = group.repeat_interleave(of_row)
-    index = (units[:, None] * (of_group // each) + blocks[group]).flatten()
-    return Lines(index, each if is_last else each * math.prod(taps), is_last)
+    numbers = (units[:, None] * (of_group // each) + blocks[group]).flatten()
+    return Lines(numbers, each if is_last else each * math.prod(taps), is_last)
 
 
 def _block(columns: Tensor, of_group: int) -> int:

@@ -19,7 +19,8 @@ class Move(NamedTuple):
     """A step of one parameter in a part of it.
 
     Attributes:
-        values: the gradient of that part, where ``grad`` is sparse; else None. fixed: whether the part is the one that the layer
+        values: the gradient of that part, where ``grad`` is sparse; else None. fixed: whether the part is the one that the
+        layer
             always trains, of which alone a state may be kept.
     """
 
@@ -31,7 +32,8 @@ class Move(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Rows to be updated: of ``param`` ``[N, ...]``, with their gradient ``[k, ...]``; ``moments`` has all rows or these alone."""
+    """Rows to be updated: of ``param`` ``[N, ...]``, with their gradient ``[k, ...]``; ``moments`` has all rows or these
+    alone."""
 
     param: Tensor
     moments: list[Tensor]
@@ -41,7 +43,8 @@ class Target(NamedTuple):
 
 def moves(gradients: Sequence[tuple[Group, Tensor]], parts: dict[int, FixedPart | None]) -> list[Move]:
     """The steps that are of a part: of sparse gradients, and of dense ones that are zero outside of what the layer trains."""
-    found, in_question = [], []
+    found: list[Move] = []
+    in_question: list[Move] = []
     for group, parameter in gradients:
         known, grad = parts.get(id(parameter)), parameter.grad
         assert grad is not None
@@ -100,10 +103,10 @@ def lines_target(move: Move, moments: list[Tensor], lines: Lines) -> Target:
     parameter: Tensor = move.parameter.detach()
     grad: Tensor = move.parameter.grad  # type: ignore[assignment]
     if lines.fits(grad):
-        values = lines.of(grad).index_select(0, lines.index)
+        values = lines.of(grad).index_select(0, lines.numbers)
     else:
         values = lines.of(laid_out(move.part.take(grad), parameter))
-    return Target(lines.of(parameter), [lines.of(m) for m in moments], lines.index, values)
+    return Target(lines.of(parameter), [lines.of(m) for m in moments], lines.numbers, values)
 
 
 def copies(move: Move, moments: list[Tensor], are_of_part: bool) -> Target:

@@ -16,11 +16,12 @@ from wuskern.modules import SkippableLayer, plain_name, skippable_layers, weight
 def part_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """What the plans of a model let train, by name: tensors alone, for ``torch.save`` and safetensors.
 
-    Of a weight whose layer has fixed ``Rows`` or ``Columns`` these values, and under ``NAME:rows``, ``NAME:columns`` the numbers of
-    its rows and columns. Every other parameter that requires a gradient, whole; no weight that is skipped now. All buffers that
-    ``state_dict`` has. Call it with the plans of the training: what was trained under other ones is not in it.
+    Of a weight whose layer has fixed ``Rows`` or ``Columns`` these values, and under ``NAME:rows``, ``NAME:columns`` the
+    numbers of its rows and columns. Every other parameter that requires a gradient, whole; no weight that is skipped now. All
+    buffers that ``state_dict`` has. Call it with the plans of the training: what was trained under other ones is not in it.
 
-    Names are those of ``model.state_dict()`` without what compile, checkpointing and DDP put before them. The tensors are copies.
+    Names are those of ``model.state_dict()`` without what compile, checkpointing and DDP put before them. The tensors are
+    copies.
 
     Raises:
         ValueError: no converted layer in the model.
@@ -94,7 +95,10 @@ def _part_in(state: Mapping[str, Tensor], name: str, tensor: Tensor) -> Part:
     """The part of a tensor that a state holds, checked against the tensor."""
     values, rows, columns = state[name], state.get(f"{name}:rows"), state.get(f"{name}:columns")
     groups = 1 if columns is None else max(1, len(columns) // max(1, values.shape[1:2].numel()))
-    for axis, index, size in (("rows", rows, tensor.shape[:1].numel()), ("columns", columns, tensor.shape[1:2].numel() * groups)):
+    for axis, index, size in (
+        ("rows", rows, tensor.shape[:1].numel()),
+        ("columns", columns, tensor.shape[1:2].numel() * groups),
+    ):
         if index is None:
             continue
         if not (isinstance(index, Tensor) and index.dtype is torch.int64 and index.ndim == 1 and len(index)):

@@ -1,4 +1,4 @@
-"""The SGD that moves only the rows that have a gradient."""
+"""The SGD that moves only the part of a weight that trains."""
 
 from collections.abc import Sequence
 
@@ -11,25 +11,24 @@ from wuskern.optim.moves import Group, Target
 
 
 class SGD(PartwiseOptimizer, torch.optim.SGD):
-    """``torch.optim.SGD`` that asks row-sparse layers for sparse gradients, and moves only those rows.
+    """``torch.optim.SGD`` that moves only the part of a weight that its layer trains, and keeps momentum for a fixed part
+    alone.
 
-    Arguments, defaults and ``state_dict`` are torch's, both ways; ``differentiable`` is refused. A parameter with a dense
-    gradient takes torch's own step, bit for bit, whatever ``foreach`` and ``fused`` say. One with rows alone takes the same
-    step in those rows, by a kernel of its own, and lazily:
+    Arguments and defaults are torch's; ``differentiable`` is refused. Which gradients are of a part, ``on_change``, what a
+    state
+    holds: as for :class:`Adam`. The part takes torch's step by a kernel of its own, and lazily:
 
-    - A row outside of them does not move: neither decay nor momentum touches it. Its momentum is not damped while it waits,
-      and goes on from there when the row is chosen again.
-    - The first step of a parameter makes its ``momentum_buffer``: the gradient in the chosen rows, undampened as torch's,
-      and zero elsewhere. A row that is chosen later starts from that zero, with dampening.
+    - What lies outside of it does not move: neither decay nor momentum touches it. Its momentum is not damped while it waits,
+    and
+      goes on from there when it is chosen again.
+    - The first step of a parameter makes its ``momentum_buffer``: the gradient of the part, undampened as torch's, and zero
+      elsewhere. What is chosen later starts from that zero, with dampening.
 
-    This equals torch's SGD on the dense form, zero in the other rows, only while the rows stay the same or there is neither
-    momentum nor decay.
-
-    A dense micro-batch and a row-sparse one, or the uses of a tied weight, add up to a dense gradient; rows of several
-    micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work.
+    This equals torch's SGD on the dense form, zero elsewhere, only while the part stays the same or there is neither momentum
+    nor decay.
 
     Raises:
-        ValueError, TypeError: as torch's; ``differentiable``.
+        ValueError, TypeError: as torch's; ``differentiable``; ``on_change``.
     """
 
     def _moments(self, group: Group) -> Sequence[str]:

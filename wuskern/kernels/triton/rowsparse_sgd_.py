@@ -49,6 +49,7 @@ def rowsparse_sgd_(
         numbers = update.numbers(lr, momentum, 1 - dampening, weight_decay, -1 if maximize else 1)
         update_sgd[update.grid](
             p, p if b is None else b, update.rows, update.values, numbers, *update.sizes,
-            CHANNELS_LAST=update.channels_last, COMPACT=update.compact, HAS_BUFFER=b is not None, DECAY=weight_decay != 0, NESTEROV=nesterov,
-            ACC=accumulator(param.dtype), BLOCK=update.tile.block, num_warps=update.tile.num_warps, enable_fp_fusion=False,
+            CHANNELS_LAST=update.channels_last, COMPACT=update.compact, HAS_BUFFER=b is not None, DECAY=weight_decay != 0,
+            NESTEROV=nesterov, ACC=accumulator(param.dtype), BLOCK=update.tile.block, num_warps=update.tile.num_warps,
+            enable_fp_fusion=False,
         )  # fmt: skip
