@@ -109,9 +109,10 @@ class Skippable(Planned, nn.Module):
     @property
     def fixed_part(self) -> Part | None:
         """The part of the weight that trains, if an optimizer of ``wuskern.optim`` holds it and the choice is a fixed one."""
-        if not self._asked:
+        plan, weight = self._in_use, self._parameters.get("weight")  # the plan also of a skip that came after the backward
+        if not self._asked or weight is None:
             return None
-        plan, device = self._in_use, self.get_parameter("weight").device  # also of a skip that was set after the backward
+        device = weight.device
         rows = plan.rows.index.to(device) if isinstance(plan.rows, Rows) else None
         if isinstance(plan.columns, Columns):
             return Part(rows, plan.columns.index.to(device), self.units.groups)
