@@ -13,6 +13,7 @@ namespace wuskern {
 
 constexpr int64_t kRun = 1024;   // elements that are updated at once; the next run's are prefetched meanwhile
 constexpr int64_t kTask = 8192;  // fewer are not worth another thread
+constexpr int64_t kShort = 256;  // elements of a row up to which several are updated at once
 
 template <typename T>
 RowUpdateKernels<T> row_update_kernels() {
@@ -36,10 +37,14 @@ void transpose_run(const T* row, const RowMemory& memory, int64_t first, int64_t
   }
 }
 
-// Calls body(offset in the parameter, offset in its state, GradientRun) for runs that make up the chosen rows.
+// Where the values of the i-th chosen row begin.
+inline int64_t values_offset(const RowMemory& memory, int64_t i, int64_t row) {
+  return (memory.compact_values ? i : row) * memory.elements;
+}
+
+// Calls body(elements of the parameter, offset in its state, GradientRun) for runs that make up the chosen rows.
 template <typename T, typename Body>
-void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values, Body&& body) {
-  if (memory.elements == 0) return;
+void for_long_runs(const RowMemory& memory, T* param, const Tensor& rows, const Tensor& values, Body&& body) {
   const int64_t* const row = indices_of(rows);
   const T* const from = const_data_of<T>(values);
   const int64_t per_row = ceil_div(memory.elements, kRun), least = kTask / std::min(memory.elements, kRun);
@@ -49,14 +54,52 @@ void for_runs(const RowMemory& memory, const Tensor& rows, const Tensor& values,
       const int64_t i = run / per_row, first = run % per_row * kRun, offset = row[i] * memory.elements + first;
       const int64_t state_offset = memory.compact_state ? i * memory.elements + first : offset;
       const int64_t count = std::min(kRun, memory.elements - first);
-      const T* const its = from + i * memory.elements;
+      const T* const its = from + values_offset(memory, i, row[i]);
       if (memory.taps > 1) transpose_run(its, memory, first, count, scratch);
       const bool same_row = first + kRun < memory.elements || run + 1 == end;
       const int64_t ahead = same_row ? kRun : row[i + 1] * memory.elements - offset;
       const int64_t state_ahead = memory.compact_state ? count : ahead;
-      body(offset, state_offset, GradientRun<T>{memory.taps > 1 ? scratch : its + first, count, ahead, state_ahead});
+      const T* const gradient = memory.taps > 1 ? scratch : its + first;
+      body(param + offset, state_offset, GradientRun<T>{gradient, count, ahead, state_ahead});
     }
   });
+}
+
+// The same for rows so short that memory would be waited for at each: as many as make a run are copied, which asks for
+// all of them at once, updated together, and copied back. Their state is compact.
+template <typename T, typename Body>
+void for_bundles(const RowMemory& memory, T* param, const Tensor& rows, const Tensor& values, Body&& body) {
+  const int64_t* const row = indices_of(rows);
+  const T* const from = const_data_of<T>(values);
+  const int64_t elements = memory.elements, each = kRun / elements, bundles = ceil_div(rows.numel(), each);
+  torch::stable::parallel_for(0, bundles, kTask / kRun, [&](int64_t begin, int64_t end) {
+    T own[kRun], gradient[kRun];
+    for (int64_t bundle = begin; bundle < end; ++bundle) {
+      const int64_t first = bundle * each, last = std::min(first + each, rows.numel());
+      for (int64_t i = first; i < last; ++i) {
+        const T* const its = from + values_offset(memory, i, row[i]);
+        for (int64_t e = 0; e < elements; ++e) {
+          own[(i - first) * elements + e] = param[row[i] * elements + e];
+          gradient[(i - first) * elements + e] = its[e];
+        }
+      }
+      const int64_t count = (last - first) * elements;
+      body(own, first * elements, GradientRun<T>{gradient, count, 0, count});
+      for (int64_t i = first; i < last; ++i) {
+        for (int64_t e = 0; e < elements; ++e) param[row[i] * elements + e] = own[(i - first) * elements + e];
+      }
+    }
+  });
+}
+
+template <typename T, typename Body>
+void for_runs(const RowMemory& memory, T* param, const Tensor& rows, const Tensor& values, Body&& body) {
+  if (memory.elements == 0) return;
+  if (memory.compact_state && memory.taps == 1 && memory.elements <= kShort) {
+    for_bundles<T>(memory, param, rows, values, body);
+  } else {
+    for_long_runs<T>(memory, param, rows, values, body);
+  }
 }
 
 }  // namespace wuskern

@@ -21,12 +21,12 @@ void rowsparse_adam_(Tensor param, Tensor first, Tensor second, std::optional<Te
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const auto numbers = adam_numbers<Arithmetic<T>>(arguments, steps);
     const auto update = row_update_kernels<T>().adam;
-    T *const p = data_of<T>(param), *const m = data_of<T>(first), *const v = data_of<T>(second),
-             *const w = data_of<T>(most);
-    for_runs<T>(memory, rows, values, [&](int64_t offset, int64_t state_offset, const GradientRun<T>& gradient) {
-      T* const most_of = w ? w + state_offset : nullptr;
-      update(numbers, p + offset, m + state_offset, v + state_offset, most_of, gradient);
-    });
+    T *const m = data_of<T>(first), *const v = data_of<T>(second), *const w = data_of<T>(most);
+    for_runs<T>(memory, data_of<T>(param), rows, values,
+                [&](T* p, int64_t state_offset, const GradientRun<T>& gradient) {
+                  T* const most_of = w ? w + state_offset : nullptr;
+                  update(numbers, p, m + state_offset, v + state_offset, most_of, gradient);
+                });
   });
 }
 

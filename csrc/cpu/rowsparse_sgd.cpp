@@ -11,10 +11,11 @@ void rowsparse_sgd_(Tensor param, std::optional<Tensor> buffer, Tensor rows, Ten
   for_dtype<Half, BFloat16>(param.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     const auto numbers = sgd_numbers<Arithmetic<T>>(lr, momentum, dampening, weight_decay, nesterov, maximize);
     const auto update = row_update_kernels<T>().sgd;
-    T *const p = data_of<T>(param), *const b = data_of<T>(buffer);
-    for_runs<T>(memory, rows, values, [&](int64_t offset, int64_t state_offset, const GradientRun<T>& gradient) {
-      update(numbers, p + offset, b ? b + state_offset : nullptr, gradient);
-    });
+    T* const b = data_of<T>(buffer);
+    for_runs<T>(memory, data_of<T>(param), rows, values,
+                [&](T* p, int64_t state_offset, const GradientRun<T>& gradient) {
+                  update(numbers, p, b ? b + state_offset : nullptr, gradient);
+                });
   });
 }
 

@@ -28,7 +28,7 @@ __device__ __forceinline__ void for_vectors(const ChosenRows<T>& chosen, int64_t
   const RowMemory& memory = chosen.memory;
   const int64_t start = chosen.rows[i] * memory.elements;
   const int64_t state_start = memory.compact_state ? i * memory.elements : start;
-  const T* const values = chosen.values + i * memory.elements;
+  const T* const values = chosen.values + (memory.compact_values ? i * memory.elements : start);
 #pragma unroll
   for (int u = 0; u < kVectorsPerThread; ++u) {
     const int64_t e = ((stretch * kVectorsPerThread + u) * kThreads + threadIdx.x) * vec;

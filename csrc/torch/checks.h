@@ -165,7 +165,7 @@ inline void check_choice(const Tensor& scores, int64_t k, int64_t block, int64_t
 using States = std::vector<const Tensor*>;  // of a parameter; a null one is not kept
 
 // Of an update of the chosen rows of `param` and its states, one of which is never the memory of another. All states
-// have the rows of param, or the chosen ones alone.
+// have the rows of param, or the chosen ones alone, and so have values.
 inline void check_row_update(const Tensor& param, const States& states, const Tensor& rows, const Tensor& values) {
   check_rows_of(param, "param");
   std::vector<int64_t> sizes = sizes_of(param);
@@ -182,8 +182,9 @@ inline void check_row_update(const Tensor& param, const States& states, const Te
     for (const Tensor* other : written) check_apart(*state, "state", *other, "param or another state");
     written.push_back(state);
   }
-  sizes[0] = rows.numel();
   check_like(values, "values", param, "param");
+  check_rank(values, "values", param.dim());
+  sizes[0] = values.size(0) == param.size(0) ? param.size(0) : rows.numel();
   check_sizes(values, "values", sizes);
 }
 

@@ -10,7 +10,7 @@ namespace wuskern {
 // is 1 where the two are the same.
 struct RowMemory {
   int64_t elements, channels, taps;
-  bool compact_state = false;  // a state holds the chosen rows alone, one behind the other
+  bool compact_state = true, compact_values = true;  // they hold the chosen rows alone, one behind the other
 
   // Of a tensor that is contiguous or fills channels_last.
   explicit RowMemory(const Tensor& param) {
@@ -27,7 +27,8 @@ inline RowMemory checked_row_memory(const Tensor& param, const States& states, T
   make_contiguous(values);
   check_not_written(rows, values, param, states);
   RowMemory memory(param);
-  for (const Tensor* state : states) memory.compact_state |= state != nullptr && state->size(0) != param.size(0);
+  for (const Tensor* state : states) memory.compact_state &= state == nullptr || state->size(0) != param.size(0);
+  memory.compact_values = values.size(0) == rows.numel();
   return memory;
 }
 

@@ -137,7 +137,7 @@ def rowsparse_sgd_(
     nesterov: bool,
     maximize: bool,
 ) -> None:
-    old, gradient = _wide_rows(param, rows), _gradient(values, maximize)
+    old, gradient = _wide_rows(param, rows), _gradient(values, rows, maximize)
     if weight_decay:
         gradient = gradient + weight_decay * old
     if momentum_buffer is not None:
@@ -165,7 +165,7 @@ def rowsparse_adam_(
     decoupled: bool,
     maximize: bool,
 ) -> None:
-    old, gradient = _wide_rows(param, rows), _gradient(values, maximize)
+    old, gradient = _wide_rows(param, rows), _gradient(values, rows, maximize)
     steps = step.add_(1).double()
     if weight_decay and not decoupled:
         gradient = gradient + weight_decay * old
@@ -192,7 +192,8 @@ def _wide_rows(t: Tensor, rows: Tensor) -> Tensor:
     return t.index_select(0, rows).to(torch.promote_types(t.dtype, torch.float32))
 
 
-def _gradient(values: Tensor, maximize: bool) -> Tensor:
+def _gradient(values: Tensor, rows: Tensor, maximize: bool) -> Tensor:
+    values = values if len(values) == len(rows) else values.index_select(0, rows)
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     return -wide if maximize else wide
 

@@ -13,6 +13,7 @@ RANKS = {1: "one dimension", 2: "two dimensions", 4: "four dimensions"}
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _STRIDED = torch.strided
+_address = torch._C._data_address  # type: ignore[attr-defined]  # data_ptr() would give a lazy copy memory of its own
 _INTEGERS = (int, torch.SymInt)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": (_INTEGERS, "an integer"),
@@ -145,7 +146,8 @@ def rows_of(param: Tensor, rows: Tensor, values: Tensor) -> None:
     writable("param", param)
     indices(rows)
     at_most(rows, param.shape[0], "param")
-    _like(param, "values", values, (rows.shape[0], *param.shape[1:]))
+    k = values.shape[0] if values.shape[:1] == param.shape[:1] else rows.shape[0]
+    _like(param, "values", values, (k, *param.shape[1:]))
 
 
 def states_of(param: Tensor, rows: Tensor, **states: Tensor | None) -> None:
@@ -178,9 +180,9 @@ def apart(param: Tensor, *others: Tensor | None) -> None:
     """Raises where two are one memory; in compiled code there is none to ask for."""
     if type(param) not in _PLAIN or torch.compiler.is_compiling():
         return
-    starts = [t.data_ptr() for t in (param, *others) if t is not None]
+    starts = [_address(t) for t in (param, *others) if t is not None]
     if len(set(starts)) < len(starts):  # or some have none
-        starts = [t.data_ptr() for t in (param, *others) if t is not None and t.numel() and not t.is_meta]
+        starts = [_address(t) for t in (param, *others) if t is not None and t.numel() and not t.is_meta]
         if len(set(starts)) < len(starts):
             raise ValueError("param: expected it, its state, rows and values in memory of their own, got two of them in one")
 

@@ -31,7 +31,7 @@ def rowsparse_sgd_(
         momentum_buffer: as ``param``, or as ``values``, of the chosen rows alone; None for no momentum. Written to. Before the
             first step zeros, and that step with ``dampening=0``.
         rows: ``[k]``, see the top of :mod:`wuskern.ops`.
-        values: ``[k, ...]``, their gradient, in the dtype of ``param``.
+        values: ``[k, ...]``, their gradient, or ``[N, ...]``, that of all rows; in the dtype of ``param``.
         lr, momentum, dampening, weight_decay, nesterov, maximize: torch's.
 
     Raises:
@@ -59,7 +59,7 @@ def _sgd_flops(param_shape, buffer_shape, rows_shape, values_shape, *numbers, **
     """Products and sums: two for the step, two for decay, three for momentum, two more for Nesterov's."""
     _lr, _momentum, _dampening, weight_decay, nesterov, _maximize = numbers
     each = 2 + 2 * bool(weight_decay) + (3 + 2 * nesterov) * (buffer_shape is not None)
-    return values_shape.numel() * each
+    return rows_shape.numel() * values_shape[1:].numel() * each
 
 
 declare(
@@ -100,7 +100,7 @@ def rowsparse_adam_(
             for AMSGrad, else None.
         step: one number, float32 or float64, on the CPU or where ``param`` is: the steps before this one. Counted up.
         rows: ``[k]``, see the top of :mod:`wuskern.ops`.
-        values: ``[k, ...]``, their gradient, in the dtype of ``param``.
+        values: ``[k, ...]``, their gradient, or ``[N, ...]``, that of all rows; in the dtype of ``param``.
         lr, beta1, beta2, eps, weight_decay, maximize: torch's. decoupled: AdamW's decay of the weights themselves.
 
     Raises:
@@ -139,7 +139,7 @@ def _check_adam(
 def _adam_flops(param_shape, first, second, most, step, rows_shape, values_shape, *numbers, **_) -> int:  # type: ignore[no-untyped-def]
     """Products, sums, a root and a quotient; a comparison for AMSGrad, and what decay takes."""
     _lr, _beta1, _beta2, _eps, decay, decoupled, _maximize = numbers
-    return values_shape.numel() * (13 + (most is not None) + (1 if decoupled else 2) * bool(decay))
+    return rows_shape.numel() * values_shape[1:].numel() * (13 + (most is not None) + (1 if decoupled else 2) * bool(decay))
 
 
 declare(

@@ -98,7 +98,7 @@ class PartwiseOptimizer(Optimizer):
         is_first = fit(state, names, parameter, part if move.fixed else None, self.on_change)
         moments, are_of_part = [state[name] for name in names], is_of_part(state)
         lines = None if part.columns is None else self._lines(parameter, part)
-        in_place = lines is None or all(map(lines.fits, (parameter, *moments)))
+        in_place = lines is None or (parameter.is_cpu and all(map(lines.fits, (parameter, *moments))))
         if lines is None:
             target = whole_rows(move, moments)
         else:

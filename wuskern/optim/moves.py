@@ -32,7 +32,7 @@ class Move(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Rows to be updated: of ``param`` ``[N, ...]``, with their gradient ``[k, ...]``; ``moments`` has all rows or these
+    """Rows ``[k]`` to be updated of ``param`` ``[N, ...]``; ``moments`` and the gradient ``values`` have all rows or these
     alone."""
 
     param: Tensor
@@ -103,7 +103,7 @@ def lines_target(move: Move, moments: list[Tensor], lines: Lines) -> Target:
     parameter: Tensor = move.parameter.detach()
     grad: Tensor = move.parameter.grad  # type: ignore[assignment]
     if lines.fits(grad):
-        values = lines.of(grad).index_select(0, lines.numbers)
+        values = lines.of(grad)  # of all lines: the update reads its own
     else:
         values = lines.of(laid_out(move.part.take(grad), parameter))
     return Target(lines.of(parameter), [lines.of(m) for m in moments], lines.numbers, values)

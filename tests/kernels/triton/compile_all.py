@@ -117,7 +117,7 @@ def updates():
             constants = {"ACC": TYPES[WIDE[src]], "BLOCK": one.block}
             pointers = dict.fromkeys(("param", "buffer", "first", "second", "most", "values"), src)
             pointers |= {"rows": "i64", "numbers": "fp64", "corrections": "fp64"}
-            constants["COMPACT"] = one is short
+            constants |= {"COMPACT": one is short, "GATHERED": one is not short}
             flags = {"HAS_BUFFER": True, "DECAY": True, "NESTEROV": True}
             yield rowsparse_sgd_.update_sgd, one, only(rowsparse_sgd_.update_sgd, pointers), constants | flags
             flags = {"AMSGRAD": True, "COUPLED": True}

@@ -17,19 +17,20 @@ __all__ = ["Update", "accumulator", "places"]
 
 
 @triton.jit
-def places(rows, elements, row_channels, taps, CHANNELS_LAST: tl.constexpr, COMPACT: tl.constexpr, BLOCK: tl.constexpr):
+def places(rows, elements, row_channels, taps, CHANNELS_LAST: tl.constexpr, COMPACT: tl.constexpr, GATHERED: tl.constexpr, BLOCK: tl.constexpr):
     """The elements of one stretch of one chosen row: where they lie in the parameter, where in its state, where in values, and
     which there are. In channels_last a row holds [taps, channels] where values hold [channels, taps]; a compact state holds the
-    chosen rows alone."""
+    chosen rows alone, and so do gathered values."""
     i = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     source = e
     if CHANNELS_LAST:  # a convolution's row is far below 2^31
         short = e.to(tl.int32)
         source = (short % row_channels * taps + short // row_channels).to(tl.int64)
-    place = tl.load(rows + i) * elements + e
-    kept = i * elements + e if COMPACT else place
-    return place, kept, i * elements + source, e < elements
+    start = tl.load(rows + i) * elements
+    kept = i * elements if COMPACT else start
+    its = i * elements if GATHERED else start
+    return start + e, kept + e, its + source, e < elements
 
 
 class Update:
@@ -46,6 +47,7 @@ class Update:
         taps = param.shape[2:].numel() if last else 1
         self.channels_last = taps > 1
         self.compact = any(t is not None and len(t) != len(param) for t in state)
+        self.gathered = len(values) == k
         self.empty = k * elements == 0
         self.sizes = elements, elements // max(1, taps), taps
         self.tile = configs.update_rows(elements)
