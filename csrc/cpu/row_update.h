@@ -83,6 +83,11 @@ void for_bundles(const RowMemory& memory, T* param, const Tensor& rows, const Te
           gradient[(i - first) * elements + e] = its[e];
         }
       }
+      const int64_t next = bundle + 1 < end ? std::min(last + each, rows.numel()) : last;
+      for (int64_t i = last; i < next; ++i) {
+        __builtin_prefetch(param + row[i] * elements, 1);
+        if (!memory.compact_values) __builtin_prefetch(from + row[i] * elements);
+      }
       const int64_t count = (last - first) * elements;
       body(own, first * elements, GradientRun<T>{gradient, count, 0, count});
       for (int64_t i = first; i < last; ++i) {
