@@ -109,14 +109,17 @@ class Skippable(Planned, nn.Module):
     @property
     def fixed_part(self) -> Part | None:
         """The part of the weight that trains, if an optimizer of ``wuskern.optim`` holds it and the choice is a fixed one."""
-        plan, weight = self._in_use, self._parameters.get("weight")  # the plan also of a skip that came after the backward
+        weight = self._parameters.get("weight")
         if not self._asked or weight is None:
             return None
-        device = weight.device
+        part = self.part_of(self._in_use, weight.device)  # also of a skip that came after the backward
+        return part if part.columns is not None or (part.rows is not None and self.is_sparse) else None
+
+    def part_of(self, plan: Plan, device: torch.device) -> Part:
+        """The part of the weight, by its own dimensions, that fixed choices of a plan let train; others count as all."""
         rows = plan.rows.index.to(device) if isinstance(plan.rows, Rows) else None
-        if isinstance(plan.columns, Columns):
-            return Part(rows, plan.columns.index.to(device), self.units.groups)
-        return Part(rows, None) if rows is not None and self.is_sparse else None
+        columns = plan.columns.index.to(device) if isinstance(plan.columns, Columns) else None
+        return Part(columns, rows) if self.units.transposed else Part(rows, columns, self.units.groups)
 
     @property
     def kind(self) -> Kind:

@@ -143,3 +143,37 @@ def test_hooks_clipping_and_copies():
     norm = torch.nn.utils.clip_grad_norm_([layer.weight], 1.0)
     torch.testing.assert_close(norm, dense_form(0).norm())
     torch.testing.assert_close(copy.deepcopy(layer.weight.grad).to_dense().norm().item(), 1.0, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "state", "indices"),
+    [
+        (dict(columns=wk.Columns([1, 4])), (2, 5), {"rows": [1, 4]}),
+        (dict(rows=wk.Rows([0, 3])), (6, 2), {"columns": [0, 3]}),
+        (dict(rows=wk.Rows([0, 3]), columns=wk.Columns([1, 4])), (2, 2), {"rows": [1, 4], "columns": [0, 3]}),
+    ],
+    ids=["columns", "rows", "both"],
+)
+def test_an_optimizer_keeps_the_part_by_the_dimensions_of_the_weight(plan, state, indices):
+    """Moments of the part alone, which moves as torch's AdamW moves those elements by themselves."""
+    layer = converted(5, 6, 0)
+    wk.set_plan(layer, **plan)
+    optimizer = wk.optim.AdamW([layer.weight], lr=0.1, weight_decay=0.3)
+    mask = torch.zeros(6, 5, dtype=torch.bool)
+    mask[torch.tensor(indices.get("rows", range(6)))[:, None], torch.tensor(indices.get("columns", range(5)))] = True
+    start = layer.weight.detach().clone()
+    chosen = nn.Parameter(start[mask].clone())
+    stock = torch.optim.AdamW([chosen], lr=0.1, weight_decay=0.3)
+    for seed in range(3):
+        optimizer.zero_grad()
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        layer(x).square().sum().backward()
+        grad = layer.weight.grad.to_dense() if layer.weight.grad.is_sparse else layer.weight.grad
+        chosen.grad = grad[mask].clone()
+        optimizer.step()
+        stock.step()
+    torch.testing.assert_close(layer.weight.detach()[mask], chosen.detach(), rtol=1e-12, atol=1e-14)
+    assert torch.equal(layer.weight.detach()[~mask], start[~mask])
+    held = optimizer.state[layer.weight]
+    assert held["exp_avg"].shape == state
+    assert {name: held[name].tolist() for name in ("rows", "columns") if name in held} == indices

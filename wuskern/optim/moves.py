@@ -102,11 +102,8 @@ def lines_target(move: Move, moments: list[Tensor], lines: Lines) -> Target:
     """The target of a move in columns: the lines of the weight's memory."""
     parameter: Tensor = move.parameter.detach()
     grad: Tensor = move.parameter.grad  # type: ignore[assignment]
-    if lines.fits(grad):
-        values = lines.of(grad)  # of all lines: the update reads its own
-    else:
-        values = lines.of(laid_out(move.part.take(grad), parameter))
-    return Target(lines.of(parameter), [lines.of(m) for m in moments], lines.numbers, values)
+    values = grad if lines.fits(grad) else laid_out(move.part.take(grad), parameter)  # of all lines, or of these
+    return Target(lines.of(parameter), [lines.of(m) for m in moments], lines.numbers, lines.of(values))
 
 
 def copies(move: Move, moments: list[Tensor], are_of_part: bool) -> Target:

@@ -7,10 +7,9 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import Parameter
 
-from wuskern.choices import Columns, Rows
 from wuskern.common.states import said
 from wuskern.delivery.part import Part
-from wuskern.modules import SkippableLayer, plain_name, skippable_layers, weight_owners
+from wuskern.modules import plain_name, skippable_layers, weight_owners
 
 
 def part_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -78,17 +77,10 @@ def _parts(model: nn.Module) -> dict[Tensor, Part | None]:
     """The part of each weight that belongs to converted layers alone; None: nothing of it trains."""
     parts: dict[Tensor, Part | None] = {}
     for weight, layers in weight_owners(model, skippable_layers(model)):
-        of_layers = [_part(layer) for layer in layers if not layer.skip]
+        of_layers = [layer.part_of(layer.plan, weight.device) for layer in layers if not layer.skip]
         agree = all(part.same(of_layers[0]) for part in of_layers)
         parts[weight] = None if not of_layers else of_layers[0] if agree else _WHOLE
     return parts
-
-
-def _part(layer: SkippableLayer) -> Part:
-    device = layer.weight.device
-    rows = layer.rows.index.to(device) if isinstance(layer.rows, Rows) else None
-    columns = layer.columns.index.to(device) if isinstance(layer.columns, Columns) else None
-    return Part(rows, columns, layer.units.groups)
 
 
 def _part_in(state: Mapping[str, Tensor], name: str, tensor: Tensor) -> Part:

@@ -17,7 +17,16 @@ __all__ = ["Update", "accumulator", "places"]
 
 
 @triton.jit
-def places(rows, elements, row_channels, taps, CHANNELS_LAST: tl.constexpr, COMPACT: tl.constexpr, GATHERED: tl.constexpr, BLOCK: tl.constexpr):
+def places(
+    rows,
+    elements,
+    row_channels,
+    taps,
+    CHANNELS_LAST: tl.constexpr,
+    COMPACT: tl.constexpr,
+    GATHERED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """The elements of one stretch of one chosen row: where they lie in the parameter, where in its state, where in values, and
     which there are. In channels_last a row holds [taps, channels] where values hold [channels, taps]; a compact state holds the
     chosen rows alone, and so do gathered values."""
@@ -45,9 +54,8 @@ class Update:
         self.rows, self.values = usable(rows, param.shape[0]), values.contiguous()
         k, elements = len(rows), param[:1].numel()
         taps = param.shape[2:].numel() if last else 1
-        self.channels_last = taps > 1
-        self.compact = any(t is not None and len(t) != len(param) for t in state)
-        self.gathered = len(values) == k
+        is_compact = any(t is not None and len(t) != len(param) for t in state)
+        self.layout = {"CHANNELS_LAST": taps > 1, "COMPACT": is_compact, "GATHERED": len(values) == k}
         self.empty = k * elements == 0
         self.sizes = elements, elements // max(1, taps), taps
         self.tile = configs.update_rows(elements)

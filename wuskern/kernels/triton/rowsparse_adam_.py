@@ -11,8 +11,8 @@ from wuskern.kernels.triton.row_update import Update, accumulator, places
 @triton.jit
 def update_adam(
     param, first, second, most, rows, values, numbers, corrections, elements, row_channels, taps,
-    CHANNELS_LAST: tl.constexpr, COMPACT: tl.constexpr, GATHERED: tl.constexpr, AMSGRAD: tl.constexpr, COUPLED: tl.constexpr, ACC: tl.constexpr, BLOCK:
-    tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, COMPACT: tl.constexpr, GATHERED: tl.constexpr, AMSGRAD: tl.constexpr,
+    COUPLED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """numbers: beta1, 1 - beta1, beta2, 1 - beta2, eps, coupled decay, what decoupled decay leaves, sign of a gradient;
     corrections: lr and 1, each over its bias correction"""
@@ -64,7 +64,6 @@ def rowsparse_adam_(
         p, first, second, most = update.tensors
         update_adam[update.grid](
             p, first, second, p if most is None else most, update.rows, update.values, numbers, corrections,
-            *update.sizes, CHANNELS_LAST=update.channels_last, COMPACT=update.compact, GATHERED=update.gathered, AMSGRAD=most is not None, COUPLED=coupled
-            != 0, ACC=accumulator(param.dtype), BLOCK=update.tile.block, num_warps=update.tile.num_warps,
-            enable_fp_fusion=False,
+            *update.sizes, **update.layout, AMSGRAD=most is not None, COUPLED=coupled != 0, ACC=accumulator(param.dtype),
+            BLOCK=update.tile.block, num_warps=update.tile.num_warps, enable_fp_fusion=False,
         )  # fmt: skip

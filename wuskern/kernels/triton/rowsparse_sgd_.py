@@ -11,8 +11,8 @@ from wuskern.kernels.triton.row_update import Update, accumulator, places
 @triton.jit
 def update_sgd(
     param, buffer, rows, values, numbers, elements, row_channels, taps,
-    CHANNELS_LAST: tl.constexpr, COMPACT: tl.constexpr, GATHERED: tl.constexpr, HAS_BUFFER: tl.constexpr, DECAY: tl.constexpr, NESTEROV: tl.constexpr,
-    ACC: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, COMPACT: tl.constexpr, GATHERED: tl.constexpr, HAS_BUFFER: tl.constexpr,
+    DECAY: tl.constexpr, NESTEROV: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """numbers: lr, momentum, share of a gradient in the buffer, weight decay, sign of a gradient"""
     place, kept, source, mask = places(rows, elements, row_channels, taps, CHANNELS_LAST, COMPACT, GATHERED, BLOCK)
@@ -49,7 +49,6 @@ def rowsparse_sgd_(
         numbers = update.numbers(lr, momentum, 1 - dampening, weight_decay, -1 if maximize else 1)
         update_sgd[update.grid](
             p, p if b is None else b, update.rows, update.values, numbers, *update.sizes,
-            CHANNELS_LAST=update.channels_last, COMPACT=update.compact, GATHERED=update.gathered,
-            HAS_BUFFER=b is not None, DECAY=weight_decay != 0, NESTEROV=nesterov, ACC=accumulator(param.dtype), BLOCK=update.tile.block, num_warps=update.tile.num_warps,
-            enable_fp_fusion=False,
+            **update.layout, HAS_BUFFER=b is not None, DECAY=weight_decay != 0, NESTEROV=nesterov, ACC=accumulator(param.dtype),
+            BLOCK=update.tile.block, num_warps=update.tile.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
