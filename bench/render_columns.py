@@ -1,8 +1,10 @@
-"""The sections about columns: means over layers by share of the columns and dtype."""
+"""The sections about parts of a weight: columns, the optimizer of a part, embeddings."""
 
 from typing import Any
 
-from bench.render import machine, mean, rows_of, table, worst
+from bench.render import machine, mean, number, rows_of, table, worst
+
+PEERS = ("foreach", "fused")
 
 HEADER = [
     "columns trained", "dtype", "over dense", "worst", "over a stock freeze", "over a slice in plain PyTorch", "worst",
@@ -10,7 +12,7 @@ HEADER = [
 ]  # fmt: skip
 
 
-def render(content: dict[str, Any]) -> str:
+def columns(content: dict[str, Any]) -> str:
     """Means and worst cases of Linears and of convolutions, as Markdown."""
     return f"{_layers('columns linear', content)}\n\n{_layers('columns conv2d', content)}"
 
@@ -25,3 +27,24 @@ def _layers(group: str, content: dict[str, Any]) -> str:
     layers = "Linears" if group == "columns linear" else "Conv2ds, in both memory formats"
     rounds = min(row["rounds"] for row in rows)
     return f"{table(HEADER, body)}\n\n{len(rows)} cases of {layers}; {machine(content)}, {rounds} rounds."
+
+
+def optim_part(content: dict[str, Any]) -> str:
+    """The steps of optimizers that keep moments of a part, and what they keep, as Markdown."""
+    rows = rows_of(content, "optim part")
+    body = [
+        [row["case"], *(f"{row['milliseconds'][name]:.2f}" for name in ("ours", *PEERS)), number(row, "over_best"), _share(row)]
+        for row in rows
+    ]
+    header = [
+        "AdamW, the part that trains",
+        "ours ms",
+        *(f"torch's {name} ms" for name in PEERS),
+        "faster than the best",
+        "moments",
+    ]
+    return f"{table(header, body)}\n\n{machine(content)}, {min(row['rounds'] for row in rows)} rounds."
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f"{row['of_state']:.1%} of torch's"

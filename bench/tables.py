@@ -14,6 +14,7 @@ from typing import Any
 from bench import (
     accelerating,
     ddp,
+    finetune_step,
     masks,
     render,
     render_columns,
@@ -45,7 +46,9 @@ RACES = {  # section -> the group that it is about, and what renders it; one tha
 }
 SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what renders the results of a script of its own
     "regret": render_rows.regret,
-    "columns": render_columns.render,
+    "columns": render_columns.columns,
+    "optim_part": render_columns.optim_part,
+    "finetune_step": finetune_step.render,
     "ddp": lambda content: ddp.table(content["rows"]),
     "whole_step": whole_step.render,
     "masks": masks.render,
