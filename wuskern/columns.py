@@ -16,10 +16,10 @@ class Saved(NamedTuple):
     """What a forward kept for its backward.
 
     Attributes:
-        x: the input, or the columns of it; None where the weight's gradient is not wanted.
+        x: the input, or the columns of it that pay; None where the weight's gradient is not wanted.
         weight: in the dtype of x, its output units first; None where nothing needs it. like: how the gradient of x has to lie
             in memory.
-        columns: ``[k]``, int64, ascending, those of x; None: all.
+        columns: ``[k]``, int64, ascending, of which the gradient is wanted; None: all.
     """
 
     x: Tensor | None
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
         whose values are nobody's; of columns with as many zeros behind them as the kind wants."""
         assert self.x is not None
         assert self.weight is not None
-        if self.columns is None:
+        if self.columns is None or self._has_all(kind):
             return self.x, self.weight
         x = kind.widened(self.x, self.weight)
         return x, kind.part(self.weight, x)
@@ -43,8 +43,15 @@ class Saved(NamedTuple):
         grad: ColumnGrad | RowGrad | Tensor = values if rows is None else RowGrad(rows, values)
         if self.columns is not None:
             of_group = len(self.columns) // kind.groups
-            grad = ColumnGrad(self.columns, values.narrow(1, 0, of_group), kind.groups, rows)
+            chosen = values.index_select(1, self.columns) if self._has_all(kind) else values.narrow(1, 0, of_group)
+            grad = ColumnGrad(self.columns, chosen, kind.groups, rows)
         return transposed(grad) if kind.transposed else grad
+
+    def _has_all(self, kind: Kind) -> bool:
+        """Whether x has all columns, though only some are chosen."""
+        assert self.x is not None
+        assert self.columns is not None
+        return self.x.shape[kind.dim] > len(self.columns)
 
 
 def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:
@@ -54,7 +61,7 @@ def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:
     if choice is None or plan.skip:
         return Saved(x, weight, like)
     columns = choice.index.to(x.device) if isinstance(choice, Columns) else _largest(kind, choice, x, weight)
-    return Saved(ops.gather_rows(x, columns, kind.dim), weight, like, columns)
+    return Saved(ops.gather_rows(x, columns, kind.dim) if kind.gathers_columns(weight) else x, weight, like, columns)
 
 
 def _largest(kind: Kind, choice: TopColumns, x: Tensor, weight: Tensor) -> Tensor:

@@ -77,6 +77,9 @@ class Kind(Protocol):
     def weight_sums(self, weight: Tensor) -> Tensor:
         """The sums ``[inputs]`` of the squares of the weight, one for each input unit."""
 
+    def gathers_columns(self, weight: Tensor) -> bool:
+        """Whether forward keeps columns of x alone: where a gather costs less than the product that it saves."""
+
     def widened(self, x: Tensor, weight: Tensor) -> Tensor:
         """Columns of x with as many zeros behind them as a library needs to be as right as it is for all columns."""
 
@@ -149,6 +152,9 @@ class Linear:
     def weight_sums(self, weight: Tensor) -> Tensor:
         return ops.row_stats(weight, -1, "l2")[1]
 
+    def gathers_columns(self, weight: Tensor) -> bool:
+        return True
+
     def widened(self, x: Tensor, weight: Tensor) -> Tensor:
         return x
 
@@ -171,6 +177,9 @@ class LikeX(NamedTuple):
     size: torch.Size
     stride: tuple[int, ...]
     format: torch.memory_format | None
+
+
+FEW = 16  # input channels: a product with fewer takes a library as long
 
 
 @dataclass(frozen=True)
@@ -258,9 +267,12 @@ class Conv2d:
     def weight_sums(self, weight: Tensor) -> Tensor:
         return torch.cat([ops.row_stats(of_group, 1, "l2")[1] for of_group in weight.chunk(self.groups)])
 
+    def gathers_columns(self, weight: Tensor) -> bool:
+        return self.groups > 1 or weight.shape[1] > FEW
+
     def widened(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The columns, in float32 16 at least where the weight has so many: of fewer oneDNN adds up in longer chains."""
-        short = min(16, weight.shape[1]) - x.shape[1]
+        """The columns, in float32 ``FEW`` at least: of fewer oneDNN adds up in longer chains."""
+        short = FEW - x.shape[1]
         if short <= 0 or self.groups > 1 or x.dtype is not torch.float32 or not x.is_cpu or self._is_product(x, weight):
             return x
         return F.pad(x, (0, 0, 0, 0, 0, short))
