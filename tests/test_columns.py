@@ -373,3 +373,16 @@ def test_few_columns_of_a_convolution_are_as_right_as_all(kernel, k, memory_form
     ours.columns = wk.Columns(columns)
     ours(x).backward(dy)
     assert_as_right_as_stock(ours.weight.grad[:, columns], grads["stock"], grads["exact"], grads["sizes"])
+
+
+def test_few_input_channels_are_kept_whole():
+    """A gather of one of three channels would cost more than it saves: the input itself is saved, and no copy of it."""
+    layer = wk.convert(nn.Conv2d(3, 8, 3))
+    layer.columns = wk.Columns([1])
+    x, kept = torch.randn(2, 3, 9, 9), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        y = layer(x)
+    assert x.data_ptr() in kept
+    y.square().sum().backward()
+    assert layer.weight.grad[:, 1].any()
+    assert not layer.weight.grad[:, [0, 2]].any()
