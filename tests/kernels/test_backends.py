@@ -57,6 +57,13 @@ def test_a_device_without_kernels_runs_the_reference():
         backends.choose("bias_grad", "meta")
 
 
+def test_a_backend_without_a_kernel_for_an_op_says_so():
+    if obstacle := backends.triton_obstacle("cpu"):
+        pytest.skip(obstacle)
+    with wk.backend("triton"), pytest.raises(RuntimeError, match="cannot run no_such_op on cpu: it has no Triton kernel yet"):
+        backends.choose("no_such_op", "cpu")
+
+
 def test_unknown_names():
     with pytest.raises(ValueError, match="name: expected one of native, triton, reference, got 'cuda'"), wk.backend("cuda"):
         pass
