@@ -5,6 +5,8 @@ too, so that a mistake in them shows where there is no GPU.
 """
 
 import contextlib
+import itertools
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor
 
 import wuskern as wk
 from tests.accuracy import assert_all_as_right
+from tests.fuzz import right_calls
 from tests.rowsparse import DTYPES, assert_near, integers, kernel_of, some_rows
 from wuskern import ops
 from wuskern.kernels import backends, reference
@@ -92,7 +95,18 @@ def adam(dtype: torch.dtype) -> tuple[Any, ...]:
     return *like, None, *rest, 1e-3, 0.9, 0.999, 1e-8, 0.01, True, False
 
 
-PROBLEMS = [
+def small(op: str) -> Callable[[torch.dtype], tuple[Any, ...]]:
+    """A call that the fuzzer draws, and that is not empty: for an op without a problem of its own."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        drawn = (right_calls.OF[op](random.Random(seed)) for seed in itertools.count())
+        arguments = next(arguments for arguments in drawn if arguments[0].numel())
+        return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
+
+    return make
+
+
+OWN = [
     Problem("bias_grad", "tokens", lambda d: (grad(3000, 130)(d), -1)),
     Problem("bias_grad", "NCHW", lambda d: (grad(5, 24, 17, 19)(d), 1)),
     Problem("row_stats", "tokens", lambda d: (grad(3000, 136)(d), -1, "l1")),
@@ -113,6 +127,7 @@ PROBLEMS = [
     ),
     Problem("rowsparse_adam_", "AdamW", adam),
 ]
+PROBLEMS = [*OWN, *(Problem(op, "small", small(op)) for op in ops.NAMES if op not in {problem.op for problem in OWN})]
 problems = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 
 
