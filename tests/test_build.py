@@ -64,11 +64,16 @@ def test_a_wish_that_cannot_be_met_ends_the_build(plan):
 
 
 def test_an_older_setuptools_is_named(monkeypatch):
-    """It would fail over pyproject.toml; the README's line asks for a newer one."""
+    """It would fail over pyproject.toml."""
     setuptools = pytest.importorskip("setuptools")
     monkeypatch.setattr(setuptools, "__version__", "65.5.0")
     with pytest.raises(SystemExit, match=r"expected setuptools 77 or later, got 65.5.0 \(pip install 'setuptools>=77'\)"):
         program("setup.py")
+
+
+def test_the_readme_asks_for_a_newer_setuptools():
+    if not (ROOT / "README.md").exists():
+        pytest.skip("there is no README beside the tests")
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if "pip install" in line and "setuptools" in line]
     assert lines
     assert all('"setuptools>=77"' in line for line in lines)
