@@ -179,13 +179,13 @@ struct Side {
     return rest < 0 ? rest + stride : rest;
   }
   WUSKERN_HOST_DEVICE PhaseTaps taps_of(int phase) const {
-    PhaseTaps found{taps, 0, 0};
+    PhaseTaps of_phase{taps, 0, 0};
     for (int tap = 0; tap < taps; ++tap) {
-      const int its = phase_of(tap);
-      found.before += its < phase;
-      if (its == phase && found.count++ == 0) found.first = tap;
+      const int met = phase_of(tap);
+      of_phase.before += met < phase;
+      if (met == phase && of_phase.count++ == 0) of_phase.first = tap;
     }
-    return found;
+    return of_phase;
   }
   // From a tap to the next one of its phase.
   WUSKERN_HOST_DEVICE int step() const {

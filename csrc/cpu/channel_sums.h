@@ -180,8 +180,8 @@ inline bool fits(const Layout& layout) {
 // How dy lies in memory, once copied if that does not fit the kernels. dy is not empty.
 inline Layout foldable(Tensor& dy, int64_t dim) {
   return layout_or_copy(dy, [&](const Tensor& t) {
-    const std::optional<Layout> found = fold(t, dim);
-    return found && fits(*found) ? found : std::nullopt;
+    const std::optional<Layout> folded = fold(t, dim);
+    return folded && fits(*folded) ? folded : std::nullopt;
   });
 }
 

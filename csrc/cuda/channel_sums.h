@@ -233,8 +233,8 @@ void sum_channels(const Context& context, const T* data, const Layout& layout, c
 // The layout of dy, of a copy where it does not fold; dy then becomes that copy.
 inline Layout foldable(Tensor& dy, int64_t dim) {
   return layout_or_copy(dy, [&](const Tensor& t) {
-    const std::optional<Layout> found = fold(t, dim);
-    return found && (found->is_rows() || found->is_planes()) ? found : std::nullopt;
+    const std::optional<Layout> folded = fold(t, dim);
+    return folded && (folded->is_rows() || folded->is_planes()) ? folded : std::nullopt;
   });
 }
 

@@ -116,14 +116,14 @@ __device__ unsigned sum_before(unsigned mine) {
   return sum - mine;
 }
 
-struct Found {
-  int bucket;
+struct WantedBucket {
+  int number;
   unsigned before, in;  // keys in the buckets before it, and in it
 };
 
 // The bucket that holds the wanted-th key.
-__device__ Found find_bucket(const unsigned* counts, int64_t wanted) {
-  __shared__ Found found;
+__device__ WantedBucket find_bucket(const unsigned* counts, int64_t wanted) {
+  __shared__ WantedBucket bucket;
   const int each = kBuckets / blockDim.x;  // both are powers of two
   const unsigned* const mine = counts + threadIdx.x * each;
   unsigned sum = 0;
@@ -132,10 +132,10 @@ __device__ Found find_bucket(const unsigned* counts, int64_t wanted) {
   if (before < wanted && wanted <= before + sum) {
     int b = 0;
     for (; before + mine[b] < wanted; ++b) before += mine[b];
-    found = {static_cast<int>(threadIdx.x) * each + b, before, mine[b]};
+    bucket = {static_cast<int>(threadIdx.x) * each + b, before, mine[b]};
   }
   __syncthreads();
-  return found;
+  return bucket;
 }
 
 template <typename Keys, typename Key = typename Keys::Key>
@@ -145,11 +145,11 @@ __device__ Threshold<Key> block_threshold(const Keys& keys, int64_t n, int64_t w
   Buckets<Key> buckets(range.low, range.high);
   for (;;) {
     count_keys(keys, n, buckets, counts);
-    const Found found = find_bucket(counts, wanted);
-    wanted -= found.before;
-    const Key last = buckets.last(found.bucket);
-    if (buckets.of_one_key() || wanted == found.in) return {last, wanted};  // all of the bucket, or ties
-    buckets = Buckets<Key>(buckets.first(found.bucket), last);
+    const WantedBucket bucket = find_bucket(counts, wanted);
+    wanted -= bucket.before;
+    const Key last = buckets.last(bucket.number);
+    if (buckets.of_one_key() || wanted == bucket.in) return {last, wanted};  // all of the bucket, or ties
+    buckets = Buckets<Key>(buckets.first(bucket.number), last);
   }
 }
 

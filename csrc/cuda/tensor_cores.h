@@ -42,8 +42,8 @@ __device__ __forceinline__ void load_rows(uint32_t tile, int depth, const Operan
 #pragma unroll
   for (int pass = 0; pass < kTileDepth / step; ++pass) {
     const int row = first + pass * step;
-    const Chunk found = operand(depth + row);
-    copy_16_async(tile + chunk_place(row, chunk), found.from, found.valid);
+    const Chunk source = operand(depth + row);
+    copy_16_async(tile + chunk_place(row, chunk), source.from, source.valid);
   }
 }
 
@@ -60,8 +60,8 @@ __device__ __forceinline__ void load_columns(uint32_t tile, int depth, const Ope
   const auto term = operand.at(depth + chunk * 8);
 #pragma unroll
   for (int pass = 0; pass < kRowsOfThread; ++pass) {
-    const Chunk found = operand(pass, term);
-    copy_16_async(tile + chunk_place(row_of(pass), chunk), found.from, found.valid);
+    const Chunk source = operand(pass, term);
+    copy_16_async(tile + chunk_place(row_of(pass), chunk), source.from, source.valid);
   }
 }
 

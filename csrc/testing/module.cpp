@@ -39,8 +39,8 @@ py::object fold_layout_in_order(const std::vector<int64_t>& sizes, const std::ve
 template <typename Key>
 std::pair<Key, int64_t> threshold_of(const std::vector<Key>& keys, int64_t k) {
   std::vector<Key> scratch(keys.size());
-  const Threshold<Key> found = threshold(keys.data(), static_cast<int64_t>(keys.size()), k, scratch.data());
-  return {found.key, found.ties};
+  const Threshold<Key> last = threshold(keys.data(), static_cast<int64_t>(keys.size()), k, scratch.data());
+  return {last.key, last.ties};
 }
 
 template <typename Key>

@@ -28,8 +28,8 @@ struct GatherOrder {
   // [outer, rows, inner], the elements of inner next to each other; dy becomes a copy where it does not lie so.
   Layout layout(Tensor& dy, int64_t dim) const {
     return layout_or_copy(dy, [&](const Tensor& t) {
-      const std::optional<Layout> found = fold(t, dim);
-      return found && found->inner_stride == 1 ? found : std::nullopt;
+      const std::optional<Layout> folded = fold(t, dim);
+      return folded && folded->inner_stride == 1 ? folded : std::nullopt;
     });
   }
 

@@ -38,20 +38,22 @@ def draw(path: Path, title: str, records: list[Record]) -> None:
     """Writes a PNG with a panel for each of the first four seeds, on the same axes: a line per method, dense in its time."""
     every = sorted({record.seed for record in records if record.epochs})
     seeds = every[:PANELS]
-    found = looks(record.policy for record in records if record.epochs)
+    look_of = looks(record.policy for record in records if record.epochs)
     which = _seeds(len(every)) if seeds == every else f"the first {PANELS} of {len(every)} seeds"
     with plain_style():
         figure, panels = new_figure(len(seeds), 1, panel_height=2.8 if len(seeds) > 1 else 5.5)
         marks: dict[str, dict[str, Any]] = {}
         for panel, seed in zip(panels[:, 0], seeds, strict=True):
-            marks |= _panel(panel, records, seed, found)
+            marks |= _panel(panel, records, seed, look_of)
             panel.set_title(f"seed {seed}", loc="left", fontsize="medium")
         lines = [line for panel in panels[:, 0] for line in panel.lines]
         accuracy_axes(panels[:, 0], [y for line in lines for y in line.get_ydata()])
         seconds_axis(panels[-1, 0])
         panels[-1, 0].set_xlim(0, 1.03 * max(x for line in lines for x in line.get_xdata()))
-        figure.suptitle(f"{title}: test accuracy after each epoch of {_methods(len(found))}\n{which}; a run ends at its marker")
-        legend_below(figure, {method: _of(look) for method, look in found.items()} | marks)
+        figure.suptitle(
+            f"{title}: test accuracy after each epoch of {_methods(len(look_of))}\n{which}; a run ends at its marker"
+        )
+        legend_below(figure, {method: _of(look) for method, look in look_of.items()} | marks)
         save(figure, path)
 
 
@@ -87,16 +89,16 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _panel(panel: Any, records: list[Record], seed: int, found: dict[str, Look]) -> dict[str, dict[str, Any]]:
+def _panel(panel: Any, records: list[Record], seed: int, look_of: dict[str, Look]) -> dict[str, dict[str, Any]]:
     """The marks that the panel has, beside the methods' lines, once it is drawn."""
     runs = {record.policy: record for record in policy_records(records) if record.seed == seed and record.epochs}
     marks = {}
     for method, record in runs.items():
         points = [(epoch.total_seconds, epoch.test_accuracy) for epoch in record.epochs]
-        panel.plot(*zip(*points, strict=True), **_of(found[method]), markevery=[-1])
+        panel.plot(*zip(*points, strict=True), **_of(look_of[method]), markevery=[-1])
         skips = [point for point, epoch in zip(points, record.epochs, strict=True) if epoch.mode == "skip"]
         lost = [point for point, epoch in zip(points, record.epochs, strict=True) if not math.isfinite(epoch.loss)]
-        for name, where, look in ((SKIPS, skips, {"color": found[method].colour}), (LOST, lost[:1], {})):
+        for name, where, look in ((SKIPS, skips, {"color": look_of[method].colour}), (LOST, lost[:1], {})):
             if where:
                 panel.plot(*zip(*where, strict=True), **MARKS[name] | look)
                 marks[name] = MARKS[name]
@@ -111,12 +113,12 @@ def _panel(panel: Any, records: list[Record], seed: int, found: dict[str, Look])
 
 def _ends(panel: Any, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """The legend's entries, once a point is drawn for each row."""
-    found = looks(row.policy for row in rows if row.control_of is None)
+    look_of = looks(row.policy for row in rows if row.control_of is None)
     methods: dict[str, dict[str, Any]] = {}
     marks: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row.control_of is None:
-            look = _of(found[row.policy]) | {"linestyle": "", "zorder": 3}
+            look = _of(look_of[row.policy]) | {"linestyle": "", "zorder": 3}
             methods[f"{len(methods) + 1}  {row.policy}"] = look
         else:
             look = marks[CONTROL] = MARKS[CONTROL] | {"linestyle": ""}
@@ -143,8 +145,8 @@ def _means(rows: Sequence[Row]) -> str:
     counts = sorted({len(row.accuracies) for row in rows})
     if counts == [1]:
         return _seeds(1)
-    some = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
-    return f"means over {some} seeds; a bar is a standard error of the mean to either side"
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else counts[0]
+    return f"means over {seeds} seeds; a bar is a standard error of the mean to either side"
 
 
 def _seeds(many: int) -> str:
