@@ -37,7 +37,7 @@ class Ranks:
         self.count += 1
         for pipe in self.pipes:
             pipe.send((function, args, os.path.join(self.folder.name, str(self.count))))
-        answers = [pipe.recv() if pipe.poll(PATIENCE) else (False, "no answer in time") for pipe in self.pipes]
+        answers = [_answer(pipe) for pipe in self.pipes]
         if not all(done for done, _ in answers):
             self.stop()
             raise Failed("\n".join(f"rank {rank}: {found}" for rank, (done, found) in enumerate(answers) if not done))
@@ -52,15 +52,26 @@ class Ranks:
         self.pipes = []
 
 
+def _answer(pipe):
+    """Whether a process is done, and what it says."""
+    if not pipe.poll(PATIENCE):
+        return False, "no answer in time"
+    try:
+        return pipe.recv()
+    except EOFError:
+        return False, "the process has ended"
+
+
 def _serve(rank, pipe):
     torch.set_num_threads(1)
     while True:
         function, args, store = pipe.recv()
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=GROUP_TIMEOUT)
-        torch.manual_seed(0)
         try:
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD, timeout=GROUP_TIMEOUT)
+            torch.manual_seed(0)
             answer = True, function(rank, *args)
         except Exception:
             answer = False, traceback.format_exc()
         pipe.send(answer)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
