@@ -54,12 +54,12 @@ void for_long_runs(const RowMemory& memory, T* param, const Tensor& rows, const 
       const int64_t i = run / per_row, first = run % per_row * kRun, offset = row[i] * memory.elements + first;
       const int64_t state_offset = memory.compact_state ? i * memory.elements + first : offset;
       const int64_t count = std::min(kRun, memory.elements - first);
-      const T* const its = from + values_offset(memory, i, row[i]);
-      if (memory.taps > 1) transpose_run(its, memory, first, count, scratch);
+      const T* const row_gradient = from + values_offset(memory, i, row[i]);
+      if (memory.taps > 1) transpose_run(row_gradient, memory, first, count, scratch);
       const bool same_row = first + kRun < memory.elements || run + 1 == end;
       const int64_t ahead = same_row ? kRun : row[i + 1] * memory.elements - offset;
       const int64_t state_ahead = memory.compact_state ? count : ahead;
-      const T* const gradient = memory.taps > 1 ? scratch : its + first;
+      const T* const gradient = memory.taps > 1 ? scratch : row_gradient + first;
       body(param + offset, state_offset, GradientRun<T>{gradient, count, ahead, state_ahead});
     }
   });
@@ -77,10 +77,10 @@ void for_bundles(const RowMemory& memory, T* param, const Tensor& rows, const Te
     for (int64_t bundle = begin; bundle < end; ++bundle) {
       const int64_t first = bundle * each, last = std::min(first + each, rows.numel());
       for (int64_t i = first; i < last; ++i) {
-        const T* const its = from + values_offset(memory, i, row[i]);
+        const T* const row_gradient = from + values_offset(memory, i, row[i]);
         for (int64_t e = 0; e < elements; ++e) {
           own[(i - first) * elements + e] = param[row[i] * elements + e];
-          gradient[(i - first) * elements + e] = its[e];
+          gradient[(i - first) * elements + e] = row_gradient[e];
         }
       }
       const int64_t next = bundle + 1 < end ? std::min(last + each, rows.numel()) : last;

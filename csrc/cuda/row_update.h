@@ -33,8 +33,8 @@ __device__ __forceinline__ void for_vectors(const ChosenRows<T>& chosen, int64_t
   for (int u = 0; u < kVectorsPerThread; ++u) {
     const int64_t e = ((stretch * kVectorsPerThread + u) * kThreads + threadIdx.x) * vec;
     if (e >= memory.elements) return;
-    const int64_t its = memory.taps == 1 ? e : e % memory.channels * memory.taps + e / memory.channels;
-    body(start + e, state_start + e, load_vector<vec>(values + its));
+    const int64_t place = memory.taps == 1 ? e : e % memory.channels * memory.taps + e / memory.channels;
+    body(start + e, state_start + e, load_vector<vec>(values + place));
   }
 }
 
