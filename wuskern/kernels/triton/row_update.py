@@ -38,8 +38,8 @@ def places(
         source = (short % row_channels * taps + short // row_channels).to(tl.int64)
     start = tl.load(rows + i) * elements
     kept = i * elements if COMPACT else start
-    its = i * elements if GATHERED else start
-    return start + e, kept + e, its + source, e < elements
+    gathered = i * elements if GATHERED else start
+    return start + e, kept + e, gathered + source, e < elements
 
 
 class Update:
