@@ -7,7 +7,7 @@ from wuskern.choices import Columns, PerExample, Plan, Rows, Tokens, TopColumns,
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.delivery.column_grad import ColumnGrad
-from wuskern.delivery.observer import Observer
+from wuskern.delivery.observer import ColumnObserver, Observer
 from wuskern.doctor import doctor
 from wuskern.kernels.backends import backend
 from wuskern.kernels.triton.tuning import autotune
@@ -24,6 +24,7 @@ except PackageNotFoundError:  # a bare checkout
 
 __all__ = [
     "ColumnGrad",
+    "ColumnObserver",
     "Columns",
     "GraphedStep",
     "Observer",

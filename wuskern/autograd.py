@@ -54,18 +54,18 @@ class LayerFunction(torch.autograd.Function):
         operand = rows_first(own, call.kind.transposed)
         ctx.call, ctx.like = call, call.kind.like(x, operand)
         saved = save(call.kind, call.plan, x, operand, None) if keeps_x else Saved(None, operand if needs_x else None, None)
-        ctx.save_for_backward(saved.weight, saved.x, saved.columns)
+        ctx.save_for_backward(saved.weight, saved.x, saved.columns, saved.sums)
         return call.kind.fprop(x, own, bias)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operand, x, columns = ctx.saved_tensors
+        operand, x, columns, sums = ctx.saved_tensors
         call: Call = ctx.call
         if call.plan.skip:
             return _of_constant(ctx, dy, operand)
         if is_batched(dy):
             raise RuntimeError("a layer with rows, columns or tokens has no batched backward (vmap, is_grads_batched)")
-        saved = Saved(x, operand, ctx.like, columns)
+        saved = Saved(x, operand, ctx.like, columns, sums)
         if not torch.is_grad_enabled():
             return _restricted(ctx, dy, saved, call.sparse)
         with torch.no_grad():
@@ -95,12 +95,13 @@ def _restricted(ctx: Any, dy: Tensor, saved: Saved, sparse: bool) -> tuple[Tenso
     if needs_weight and not compiling:
         needs_weight, accumulated = is_used(ctx.next_functions[1][0])
     call: Call = ctx.call
-    observer, home = call.plan.observer, call.home
-    teller = NOBODY
-    if observer is not None and accumulated:
-        teller = Teller(observer, home.key if compiling and home is not None else None)
-    needs = needs_x, needs_weight, needs_bias
-    dx, grad, db = gradients(call.kind, call.plan, dy, saved, needs, teller)
+    plan, teller = call.plan, NOBODY
+    home = call.home.key if compiling and call.home is not None else None
+    if plan.observer is not None and accumulated:
+        teller = Teller(plan.observer, home)
+    if plan.column_observer is not None and saved.sums is not None and accumulated:
+        plan.column_observer.tell(saved.sums, dy, home)
+    dx, grad, db = gradients(call.kind, plan, dy, saved, (needs_x, needs_weight, needs_bias), teller)
     return dx, _form(call, grad, sparse and accumulated), db, None
 
 

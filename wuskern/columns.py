@@ -19,13 +19,15 @@ class Saved(NamedTuple):
         x: the input, or the columns of it that pay; None where the weight's gradient is not wanted.
         weight: in the dtype of x, its output units first; None where nothing needs it. like: how the gradient of x has to lie
             in memory.
-        columns: ``[k]``, int64, ascending, of which the gradient is wanted; None: all.
+        columns: ``[k]``, int64, ascending, of which the gradient is wanted; None: all. sums: ``[inputs]``, of the squares of the
+            whole input; None where no observer hears of them.
     """
 
     x: Tensor | None
     weight: Tensor | None
     like: Any
     columns: Tensor | None = None
+    sums: Tensor | None = None
 
     def operands(self, kind: Kind) -> tuple[Tensor, Tensor]:
         """The operands of the weight's gradient beside dy: the input, and a tensor of the shape and layout of the gradient,
@@ -60,14 +62,23 @@ def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:
     choice = plan.columns
     if choice is None or plan.skip:
         return Saved(x, weight, like)
-    columns = choice.index.to(x.device) if isinstance(choice, Columns) else _largest(kind, choice, x, weight)
-    return Saved(ops.gather_rows(x, columns, kind.dim) if kind.gathers_columns(weight) else x, weight, like, columns)
-
-
-def _largest(kind: Kind, choice: TopColumns, x: Tensor, weight: Tensor) -> Tensor:
-    inputs = weight.shape[1] * kind.groups
-    if choice.score == "random":
-        scores = torch.rand(inputs, device=x.device)
+    observer = plan.column_observer
+    by_input = isinstance(choice, TopColumns) and choice.score == "input"
+    sums = kind.column_sums(x) if by_input or observer is not None else None
+    if isinstance(choice, Columns):
+        columns = choice.index.to(x.device)
     else:
-        scores = kind.column_sums(x) if choice.score == "input" else kind.weight_sums(weight.detach())
-    return ops.select_rows(scores, choice.count(inputs, kind.groups), choice.block, kind.groups)
+        inputs = weight.shape[1] * kind.groups
+        scores = sums if by_input else _scores(kind, choice, x, weight)
+        assert scores is not None
+        ranked = scores if observer is None else observer.ranked(scores)
+        columns = ops.select_rows(ranked, choice.count(inputs, kind.groups), choice.block, kind.groups)
+    kept = ops.gather_rows(x, columns, kind.dim) if kind.gathers_columns(weight) else x
+    return Saved(kept, weight, like, columns, None if observer is None else sums)
+
+
+def _scores(kind: Kind, choice: TopColumns, x: Tensor, weight: Tensor) -> Tensor:
+    """The scores ``[inputs]`` that do not go by the input."""
+    if choice.score == "random":
+        return torch.rand(weight.shape[1] * kind.groups, device=x.device)
+    return kind.weight_sums(weight.detach())

@@ -8,8 +8,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.choices import CHOICES, FixedIndex
-from wuskern.delivery.observer import Observer
+from wuskern.choices import CHOICES, OBSERVERS, FixedIndex
+from wuskern.delivery.observer import ColumnObserver, Observer
 from wuskern.modules import SkippableLayer, skippable_layers
 
 WARM_UP = 3  # steps before a capture, as PyTorch asks for
@@ -21,7 +21,7 @@ class _Captured(NamedTuple):
     replay: Callable[[], Any]
     inputs: tuple[Tensor, ...]
     fixed: dict[tuple[str, str], FixedIndex]  # by layer and part of its plan; the graph reads their index
-    observers: list[Observer | None]  # that the graph tells; their ids are in its key
+    observers: list[Observer | ColumnObserver | None]  # that the graph tells; their ids are in its key
 
 
 class GraphedStep:
@@ -75,7 +75,8 @@ class GraphedStep:
         try:
             for (name, part), choice in static.items():
                 self.layers[name].plan = dataclasses.replace(self.layers[name].plan, **{part: choice})
-            captured = _Captured(self._capture(copies), copies, static, [plan.observer for plan in before.values()])
+            observers = [getattr(plan, observer) for plan in before.values() for observer in OBSERVERS.values()]
+            captured = _Captured(self._capture(copies), copies, static, observers)
         finally:
             for name, plan in before.items():
                 self.layers[name].plan = plan
@@ -112,4 +113,4 @@ def _kind(layer: SkippableLayer) -> Key:
     """What a graph depends on in this layer. A frozen prefix shows in the hooks of the layers behind it."""
     plan, weight = layer.plan, layer._parameters.get("weight")
     size = None if weight is None else tuple(weight.shape)  # another one after simplify_
-    return len(layer._forward_pre_hooks), plan.key, id(plan.observer), size
+    return len(layer._forward_pre_hooks), plan.key, *(id(getattr(plan, observer)) for observer in OBSERVERS.values()), size

@@ -150,8 +150,8 @@ def _stock_weight(x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Plan, home: GradHome | None) -> Tensor:
     """The output of :class:`LayerFunction`. A skipped weight stays out of the graph, and its hooks are not called, unless
     processes work together: DDP waits for every parameter, and gets None."""
-    if plan.observer is not None and plan.observer.only_eager and torch.compiler.is_compiling():
-        torch._dynamo.graph_break(msg="rows by the scores of all processes (exact=True) are chosen outside of compiled code")
+    if torch.compiler.is_compiling() and any(o is not None and o.only_eager for o in (plan.observer, plan.column_observer)):
+        torch._dynamo.graph_break(msg="what all processes agree on in the step (exact=True) is chosen outside of compiled code")
     in_graph = weight.detach() if plan.skip and not _is_together() else weight
     sparse = not plan.skip and plan.is_sparse(kind.transposed) and _may_be_sparse(weight, home)
     y: Tensor = LayerFunction.apply(x, in_graph, bias, Call(kind, plan, weight, sparse, home))
@@ -203,7 +203,7 @@ def _takes_stock_path(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     reason = stock_reason(x, weight, bias)
     if reason and torch.is_grad_enabled() and hasattr(_active_ddp(), "_wuskern_prepared"):
         raise RuntimeError(
-            f"under wuskern.distributed.prepare a layer with skip, rows or tokens cannot take PyTorch's path: {reason}"
+            f"under wuskern.distributed.prepare a layer with skip, rows, columns or tokens cannot take PyTorch's path: {reason}"
         )
     return reason is not None
 

@@ -9,7 +9,7 @@ dimensions of a Linear's input, an image of a Conv2d's.
 from wuskern.choices.base import Choice, Units
 from wuskern.choices.columns import ColumnChoice, Columns, TopColumns
 from wuskern.choices.index import FixedIndex
-from wuskern.choices.plan import CHOICES, DEFAULTS, DENSE, Parts, Plan, Planned, merge
+from wuskern.choices.plan import CHOICES, DEFAULTS, DENSE, OBSERVERS, Parts, Plan, Planned, merge
 from wuskern.choices.rows import BIASES, SCOPES, SCORES, Bias, PerExample, RowChoice, Rows, RowwiseChoice, Scope, Score, TopK
 from wuskern.choices.tokens import PICKS, Pick, Tokens
 
@@ -18,6 +18,7 @@ __all__ = [
     "CHOICES",
     "DEFAULTS",
     "DENSE",
+    "OBSERVERS",
     "PICKS",
     "SCOPES",
     "SCORES",

@@ -12,7 +12,7 @@ from wuskern.choices.base import Units
 from wuskern.choices.columns import ColumnChoice, Columns, TopColumns
 from wuskern.choices.rows import PerExample, RowChoice, Rows, TopK
 from wuskern.choices.tokens import Tokens
-from wuskern.delivery.observer import Observer
+from wuskern.delivery.observer import ColumnObserver, Observer
 
 
 class Parts(TypedDict, total=False):
@@ -23,6 +23,7 @@ class Parts(TypedDict, total=False):
     columns: ColumnChoice | None
     tokens: Tokens | None
     observer: Observer | None
+    column_observer: ColumnObserver | None
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -30,8 +31,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "columns": (Columns, TopColumns),
     "tokens": (Tokens,),
     "observer": (Observer,),
+    "column_observer": (ColumnObserver,),
 }
-CHOICES = tuple(name for name in _KINDS if name != "observer")
+OBSERVERS = {"rows": "observer", "columns": "column_observer"}  # of the choice of which each is told
+CHOICES = tuple(name for name in _KINDS if name not in OBSERVERS.values())
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Plan:
         skip: no weight gradient at all; the weight is a constant. Wins over the other parts.
         rows: the output units that have a weight gradient; None: all. columns: the input units that have one; None: all.
         tokens: those that the gradient sums over; None: all.
-        observer: what is told of the choice; two plans that differ in it are equal.
+        observer: what is told of the choice of rows, column_observer: of columns; two plans that differ in them are equal.
 
     Raises:
         TypeError: a part of another type.
@@ -53,6 +56,7 @@ class Plan:
     columns: ColumnChoice | None = None
     tokens: Tokens | None = None
     observer: Observer | None = field(default=None, compare=False, repr=False)
+    column_observer: ColumnObserver | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.skip, bool):
@@ -75,10 +79,9 @@ class Plan:
         return plan
 
     def replace(self, **parts: Any) -> "Plan":
-        """A plan that differs in ``parts``; new rows take the observer away unless one comes with them. Raises ``TypeError``
-        for a part that a plan does not have."""
-        if "rows" in parts:
-            parts = {"observer": None} | parts
+        """A plan that differs in ``parts``; new rows or columns take their observer away unless one comes with them. Raises
+        ``TypeError`` for a part that a plan does not have."""
+        parts = {OBSERVERS[name]: None for name in parts if name in OBSERVERS} | parts
         return dataclasses.replace(self, **parts)
 
     def of_first(self, transposed: bool) -> RowChoice | ColumnChoice | None:
@@ -98,7 +101,7 @@ class Plan:
         if choice is None or choice.sparse is not None:
             return self
         name = "columns" if transposed else "rows"
-        return self.replace(**{name: _as_sparse(choice)}, observer=self.observer)
+        return dataclasses.replace(self, **{name: _as_sparse(choice)})  # type: ignore[arg-type]
 
     def check(self, units: Units) -> None:
         """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the plan."""
@@ -156,12 +159,13 @@ def merge(wishes: Iterable[tuple[Parts, Iterable[str]]]) -> Parts:
         wishes: for each policy the parts that it wants, and what it claims ("rows", "tokens").
     """
     merged: dict[str, Any] = {}
+    of_observer = {observer: name for name, observer in OBSERVERS.items()}
     for wanted, claims in wishes:
         claimed = set(claims)
         for name, value in wanted.items():
             if name == "skip":
                 merged[name] = merged.get(name, False) or value
-            elif name not in merged or {"observer": "rows"}.get(name, name) in claimed:
+            elif name not in merged or of_observer.get(name, name) in claimed:
                 merged[name] = value
     return merged  # type: ignore[return-value]
 

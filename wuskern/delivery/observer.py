@@ -1,8 +1,10 @@
-"""What backward passes tell about the choice of rows, for methods that learn from it: scores, and how often each was chosen.
+"""What backward passes tell about the choice of rows and of columns, for methods that learn from it.
 
 An observer belongs to a policy and is named in a layer's plan. It hears only of backward passes that add to ``weight.grad``: a
 gradient of the input (an attack, a saliency map) leaves no trace.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +13,38 @@ from wuskern.common.arguments import one_of
 from wuskern.delivery import deliver
 
 
-class Observer:
+class _Memory:
+    """Sums over backward passes, in memory that stays, with a key by which compiled code finds it."""
+
+    sums: ClassVar[tuple[str, ...]]  # the names of what is summed
+    only_eager = False  # whether compiled code has to stop and ask it in eager mode
+
+    def __init__(self) -> None:
+        for name in self.sums:
+            setattr(self, name, None)
+        self.key = deliver.new_key(self)
+
+    def clear(self) -> None:
+        """Sets what is summed to zero, in the memory that a captured CUDA graph adds to."""
+        for name in self.sums:
+            if (memory := getattr(self, name)) is not None:
+                memory.zero_()
+
+    def _load(self, **values: Tensor | None) -> None:
+        self.clear()
+        for name, value in values.items():
+            if value is not None:
+                setattr(self, name, _sum(getattr(self, name), value))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "key"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__ |= state
+        self.key = deliver.new_key(self)  # a copy has one of its own
+
+
+class Observer(_Memory):
     """Sums of the scores of all rows, or counts of the choices, over backward passes; and which rows may be chosen.
 
     Args:
@@ -26,38 +59,22 @@ class Observer:
             step where ``wuskern.distributed`` chooses.
     """
 
-    only_eager = False  # whether compiled code has to stop and ask it in eager mode
+    sums = ("total", "hits", "seen")
+    total: Tensor | None
+    hits: Tensor | None
+    seen: Tensor | None
 
     def __init__(self, score: str | None = None, alive: Tensor | None = None) -> None:
         if score is not None:
             one_of("score", score, ("l1", "l2"))
         if not isinstance(alive, Tensor | None):
             raise TypeError(f"alive: expected a tensor or None, got {type(alive).__name__}")
+        super().__init__()
         self.score, self.alive = score, alive
-        self.total: Tensor | None = None
-        self.hits: Tensor | None = None
-        self.seen: Tensor | None = None
-        self.key = deliver.new_key(self)
-
-    def clear(self) -> None:
-        """Sets sums and counts to zero, in the memory that a captured CUDA graph adds to."""
-        for memory in (self.total, self.hits, self.seen):
-            if memory is not None:
-                memory.zero_()
 
     def load(self, total: Tensor | None = None, hits: Tensor | None = None, seen: Tensor | None = None) -> None:
         """Sets sums and counts to copies of the given ones, in the memory that there is; None: to zero."""
-        self.clear()
-        for name, value in (("total", total), ("hits", hits), ("seen", seen)):
-            if value is not None:
-                setattr(self, name, _sum(getattr(self, name), value))
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "key"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__ |= state
-        self.key = deliver.new_key(self)  # a copy has one of its own
+        self._load(total=total, hits=hits, seen=seen)
 
     @property
     def counts(self) -> bool:
@@ -89,6 +106,43 @@ class Observer:
         """Takes what compiled code tells: scores or choices, or both, which differ in their dimensions."""
         of_ndim = {part.ndim: part for part in parts}
         self.saw(of_ndim.get(1), of_ndim.get(2))
+
+
+class ColumnObserver(_Memory):
+    """Sums of the squares of all columns of the input, those that are not chosen too, over backward passes. It stands in a plan
+    beside a choice of columns, and takes a pass over the input in each forward.
+
+    Attributes:
+        total: ``[inputs]``, float32 (float64 of a float64 input), of this process alone; None or zeros: of no backward.
+    """
+
+    sums = ("total",)
+    total: Tensor | None
+
+    def load(self, total: Tensor | None = None) -> None:
+        """Sets the sums to a copy of the given ones, in the memory that there is; None: to zero."""
+        self._load(total=total)
+
+    def ranked(self, scores: Tensor) -> Tensor:
+        """The ``scores``, ``[inputs]``, by which ``TopColumns`` chooses."""
+        return scores
+
+    def saw(self, sums: Tensor) -> None:
+        """Adds the sums ``[inputs]`` of one backward pass."""
+        self.total = _sum(self.total, sums)
+
+    def tell(self, sums: Tensor, dy: Tensor, home: Tensor | None) -> None:
+        """Passes the sums on to :meth:`saw`, from code that may be traced. ``dy``: the gradient of the output. ``home``: the
+        key of the layer's home."""
+        if torch.compiler.is_compiling():
+            # Without a piece of dy a compiler would do so in forward, where it has the sums, and nobody knows of a backward.
+            deliver.from_compiled(self.key, home, sums, dy.narrow(0, 0, 0))
+        else:
+            self.saw(sums)
+
+    def receive(self, *parts: Tensor) -> None:
+        """Takes what compiled code tells."""
+        self.saw(parts[0])
 
 
 def _sum(total: Tensor | None, added: Tensor) -> Tensor:
