@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import wuskern as wk
 from wuskern.delivery.deliver import new_key
-from wuskern.distributed.prepared import _Agreed
+from wuskern.distributed.exact import Agreed, AgreedColumns
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -342,20 +342,24 @@ def test_scores_are_observed(backend):
     assert graphs() == 1
 
 
-def test_rows_that_processes_agree_on_in_backward_stay_eager():
-    """A collective inside of backward (``prepare(exact=True)``) is no part of a graph."""
+@pytest.mark.parametrize("part", ["rows", "columns"])
+def test_what_processes_agree_on_within_a_step_stays_eager(part):
+    """A collective inside of backward or forward (``prepare(exact=True)``) is no part of a graph."""
     model, calls = wk.convert(MODELS["linear"][0]()), []
 
     def agree(scores):
         calls.append(scores)
         return scores
 
-    wk.set_plan(model, rows=wk.TopK(k=3), observer=_Agreed(None, agree))
+    if part == "rows":
+        wk.set_plan(model, rows=wk.TopK(k=3), observer=Agreed(None, agree))
+    else:
+        wk.set_plan(model, columns=wk.TopColumns(k=3), column_observer=AgreedColumns(None, agree))
     assert_same(model, torch.compile(model, backend="aot_eager"), torch.randn(6, 24))
     assert len(calls) == 4
     assert not any(isinstance(scores, torch._subclasses.FakeTensor) for scores in calls)
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="rows by the scores of all processes"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="what all processes agree on in the step"):
         torch.compile(model, fullgraph=True, backend="aot_eager")(torch.randn(6, 24))
 
 

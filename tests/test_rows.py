@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wuskern as wk
-from wuskern.distributed.prepared import _Agreed
+from wuskern.distributed.exact import Agreed
 
 # ---- how many -------------------------------------------------------------------------------------------------------
 
@@ -217,7 +217,7 @@ def test_an_observer_is_no_part_of_what_a_plan_is():
 
 def test_top_rows_by_scores_that_are_agreed_upon():
     layer = wk.SkippableLinear(3, 4)
-    layer.plan = wk.Plan(rows=wk.TopK(k=2), observer=_Agreed(None, lambda scores: -scores))
+    layer.plan = wk.Plan(rows=wk.TopK(k=2), observer=Agreed(None, lambda scores: -scores))
     y = layer(torch.randn(2, 3))
     y.backward(torch.tensor([[1.0, 2.0, 3.0, 4.0]]).expand(2, 4))
     assert layer.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [0, 1]

@@ -42,7 +42,8 @@ class _QConfig:
 
 
 class Skippable(Planned, nn.Module):
-    """What the skippable layers have that stock layers lack: a plan, with ``skip``, ``rows`` and ``tokens`` as views of it.
+    """What the skippable layers have that stock layers lack: a plan, of which ``skip``, ``rows``, ``columns`` and ``tokens``
+    are views.
 
     ``layer.skip = True`` makes every following forward remember a bias-only backward: dX and the bias gradient are
     computed, no weight gradient is (``weight.grad`` stays as it was) and the input is not kept. The weight is a constant then,
@@ -93,8 +94,13 @@ class Skippable(Planned, nn.Module):
             self._asked = asked
             self._resolve()
 
-    def _resolve(self) -> None:
-        self._in_use = self._plan.restricting(self.units, many_tokens) or DENSE
+    def follow(self, plan: Plan | None) -> None:
+        """Has forward go by another plan than the layer's own, until one is set; None: by its own again."""
+        self._resolve(plan)
+
+    def _resolve(self, followed: Plan | None = None) -> None:
+        plan = self._plan if followed is None else followed
+        self._in_use = plan.restricting(self.units, many_tokens) or DENSE
         if self._asked:
             self._in_use = self._in_use.with_sparse(self.units.transposed)
         self._planned = self._in_use != DENSE

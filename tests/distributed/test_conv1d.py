@@ -1,81 +1,74 @@
-"""Conv1D of transformers under DDP: what is sent is the mean of both processes, never of other units."""
+"""A Conv1D, whose weight lies transposed, under a prepared DDP: what the Linear with the transposed weight sends and gives."""
 
-import copy
+import sys
+from unittest import mock
 
 import pytest
 import torch
-import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
-from tests.distributed.models import draw, wrapped
+from tests.distributed.models import draw
+from tests.distributed.test_prepare import Sent
 from tests.layers import stand_in
-from tests.layers.stand_in import Conv1D, linear_of
+from wuskern.layers import conv1d
 
 PLANS = {
-    "dense": {"skip": False},
-    "skip": {"skip": True},
-    "rows": {"rows": wk.Rows([1, 5])},
-    "rows of both": {"rows": wk.Rows([1, 5], scope="both")},
-    "top rows": {"rows": wk.TopK(k=2)},
-    "columns": {"columns": wk.Columns([0, 3])},
-    "block": {"columns": wk.Columns([0, 3]), "rows": wk.Rows([1, 5])},
-    "top block": {"columns": wk.Columns([0, 3]), "rows": wk.TopK(k=2)},
+    "columns": dict(columns=wk.Columns([0, 3])),
+    "rows": dict(rows=wk.Rows([1, 4])),
+    "block": dict(rows=wk.Rows([1, 4]), columns=wk.Columns([0, 3, 5])),
+    "TopK": dict(rows=wk.TopK(k=2)),
+    "TopColumns": dict(columns=wk.TopColumns(k=2)),
+    "both by scores": dict(rows=wk.TopK(k=2), columns=wk.TopColumns(k=3, score="weight")),
 }
 
 
-def trained(rank, build, parts, exact, ours):
-    """The weights ``[out, in]`` after some steps; ``ours``: by an optimizer of wuskern.optim."""
-    stand_in.install()
-    torch.manual_seed(0)
-    net = nn.Sequential(Conv1D(6, 4), nn.Tanh(), Conv1D(6, 6)).double()
-    if build == "linear":
-        net = nn.Sequential(linear_of(net[0]), nn.Tanh(), linear_of(net[2]))
-    model, _ = wrapped(net, {"exact": exact})
-    package = wk.optim if ours else torch.optim
-    update = package.SGD(model.parameters(), 0.1, momentum=0.9)
-    wk.set_plan(model.module, **parts)
-    for step in range(4):
-        model(draw(2 * step + rank, 5, 4)).square().mean().backward()
-        update.step()
-        update.zero_grad()
-    return [layer.weight.detach().t() if build == "conv1d" else layer.weight.detach() for layer in (net[0], net[2])]
+def trained(rank, parts, exact):
+    """Gradients, ``[out, in]``, and elements that were sent, in two steps: of the Conv1D and of the Linear."""
+    with mock.patch.dict(sys.modules, {conv1d.HOME: stand_in.module()}):
+        layer = stand_in.converted(5, 6)
+    found = []
+    for module in (layer, wk.convert(stand_in.linear_of(layer))):
+        module.plan, grads = wk.Plan(**parts), []
+        model = DistributedDataParallel(module)
+        wk.distributed.prepare(model, exact=exact)
+        for step in range(2):
+            module.zero_grad()
+            with Sent() as elements:
+                (model(draw(rank + 2 * step, 4, 6)) * draw(9, 5)).square().sum().backward()
+            grad = module.weight.grad.to_dense()
+            grads.append((grad.t() if module is layer else grad, sum(elements)))
+        found.append(grads)
+    return found
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["lagged", "exact"])
-@pytest.mark.parametrize("plan", PLANS)
-def test_two_processes_train_as_with_linears(plan, exact, ranks):
-    found, expected = (ranks.run(trained, build, PLANS[plan], exact, False) for build in ("conv1d", "linear"))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("parts", PLANS.values(), ids=PLANS)
+def test_as_the_linear(ranks, parts, exact):
+    for ours, linear in ranks.run(trained, parts, exact):
+        for (grad, elements), (expected, as_many) in zip(ours, linear, strict=True):
+            torch.testing.assert_close(grad, expected, rtol=1e-12, atol=1e-12)
+            assert elements == as_many
 
 
-@pytest.mark.parametrize("plan", ["rows", "columns", "block"])
-def test_with_an_optimizer_of_ours(plan, ranks):
-    """Columns alone have the sparse form, and move lazily, which fixed ones cannot tell from all."""
-    found, expected = (ranks.run(trained, "conv1d", PLANS[plan], False, ours) for ours in (True, False))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
-    torch.testing.assert_close(found[0], expected[0], rtol=1e-12, atol=1e-12)
+def compact(rank):
+    with mock.patch.dict(sys.modules, {conv1d.HOME: stand_in.module()}):
+        layer = stand_in.converted(5, 6)
+    model = DistributedDataParallel(layer)
+    wk.distributed.prepare(model)
+    found = []
+    for columns in (wk.Columns([0, 3], sparse=True), wk.TopColumns(k=2, sparse=True)):
+        layer.zero_grad()
+        layer.columns = columns
+        model(draw(rank, 4, 6)).sum().backward()
+        found.append(layer.weight.grad)
+    return [(grad.is_sparse, grad._indices().numel(), grad.to_dense()) for grad in found]
 
 
-def form(rank, prepare):
-    stand_in.install()
-    net = Conv1D(6, 4).double()
-    twin = copy.deepcopy(net)
-    wk.convert(net).columns = wk.Columns([0, 3], sparse=True)
-    if not prepare:
-        with pytest.raises(RuntimeError, match="DistributedDataParallel would not send it"):
-            nn.parallel.DistributedDataParallel(net)(draw(rank, 5, 4))
-        return None
-    model, _ = wrapped(net)
-    model(draw(rank, 5, 4)).sum().backward()
-    grad = net.weight.grad
-    assert grad._indices().tolist() == [[0, 3]]
-    for each in (0, 1):
-        (twin(draw(each, 5, 4)).sum() / 2).backward()
-    torch.testing.assert_close(grad._values(), twin.weight.grad[[0, 3]])
-    return grad._values()
-
-
-@pytest.mark.parametrize("prepare", [False, True])
-def test_fixed_columns_have_the_sparse_form_after_a_prepared_backward(prepare, ranks):
-    ranks.run(form, prepare)
+def test_columns_are_compact_where_that_is_asked_for(ranks):
+    mean = (draw(0, 4, 6).sum(0) + draw(1, 4, 6).sum(0)) / 2
+    for (is_sparse, k, grad), by_scores in ranks.run(compact):
+        assert is_sparse
+        assert k == 2
+        torch.testing.assert_close(grad[[0, 3]], mean[[0, 3], None].expand(2, 5))
+        assert by_scores[:2] == (True, 2)

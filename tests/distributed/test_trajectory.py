@@ -11,12 +11,29 @@ TOPK = [(wk.TopK(k=2), wk.TopK(k=3), wk.TopK(k=2, score="l2"))] * 3 + [
     (True, wk.TopK(k=3), None),
     (wk.TopK(k=3), wk.TopK(k=3), wk.TopK(k=1)),
 ]
-MIXED = SKIPS[:2] + ROWS + TOPK
+COLUMNS = [
+    (wk.Columns([1]), wk.Columns([3, 40, 71]), ([1, 5], wk.Columns([0, 9]))),
+    (([2, 7], wk.Columns([0])), wk.Columns([3, 40, 71]), None),
+    (None, ([1, 2, 9], wk.Columns([5])), wk.Columns([4, 5, 6])),
+    (True, (True, wk.Columns([5])), wk.Columns([4])),
+]
+BY_INPUT, BY_WEIGHT = wk.TopColumns(k=20), wk.TopColumns(k=3, score="weight")
+TOP_COLUMNS = [
+    (wk.TopColumns(k=1), BY_INPUT, BY_WEIGHT),
+    (wk.TopColumns(k=1), (wk.TopK(k=3), BY_INPUT), BY_WEIGHT),
+    (wk.Columns([1]), ([2, 3], BY_INPUT), ([0, 5], BY_WEIGHT)),
+    (True, (True, BY_INPUT), True),
+    (wk.TopColumns(k=1), BY_INPUT, (wk.TopK(k=2, score="l2"), BY_WEIGHT)),
+    (wk.TopColumns(k=1, score="weight"), wk.TopColumns(k=20, score="weight"), wk.TopColumns(k=3)),
+]
+MIXED = SKIPS[:2] + ROWS + TOPK + COLUMNS + TOP_COLUMNS
 TINY = dict(bucket_cap_mb=1e-4)  # a parameter or two in each bucket
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("plan", [SKIPS, ROWS, TOPK], ids=["skip", "Rows", "TopK"])
+@pytest.mark.parametrize(
+    "plan", [SKIPS, ROWS, TOPK, COLUMNS, TOP_COLUMNS], ids=["skip", "Rows", "TopK", "Columns", "TopColumns"]
+)
 def test_two_ranks_equal_one_process(ranks, plan, optimizer):
     assert_equal(ranks, plan, optimizer=optimizer, ddp=TINY)
 

@@ -39,39 +39,59 @@ def loss_of(model, x, y):
     return (model(x) - y).pow(2).mean()
 
 
+def split(flag):
+    """What a layer does as a pair: about rows, True for a skip, and about columns."""
+    if isinstance(flag, tuple):
+        return flag
+    return (None, flag) if isinstance(flag, wk.Columns | wk.TopColumns) else (flag, None)
+
+
 # ---- stock, one process ---------------------------------------------------------------------------------------------
 
 
 def alone(plan, optimizer="sgd", micro=1, compact=False):
-    """Weights after each step. ``plan[step][i]`` is what layer i does: None, True (skip), a list of rows, or a TopK.
+    """Weights after each step. ``plan[step][i]`` is what layer i does: None, True (skip), a list of rows, a TopK, Columns, a
+    TopColumns, or a pair of rows and columns.
 
     A TopK takes the rows with the largest sum of |dY| over the last step's batches (l2: of dY * dY), at first those with the
-    largest sum of |weight|.
+    largest sum of |weight|. TopColumns take the columns with the largest sum of x * x over these batches, at first, or by the
+    weight, those with the largest sum of weight * weight.
     """
     model = network()
     layers = [model[i] for i in LAYERS]
     update = OPTIMIZERS[optimizer](model.parameters())
-    scores = [layer.weight.detach().abs().flatten(1).sum(1) for layer in layers]
+    scores, column_scores = [None] * len(layers), [None] * len(layers)
     history = []
     for step, flags in zip(batches(len(plan), micro), plan, strict=True):
-        rows = [chosen(flag, score) for flag, score in zip(flags, scores, strict=True)]
+        pairs = [split(flag) for flag in flags]
+        for i, (layer, (of_rows, of_columns)) in enumerate(zip(layers, pairs, strict=True)):
+            if scores[i] is None and isinstance(of_rows, wk.TopK):
+                scores[i] = layer.weight.detach().abs().flatten(1).sum(1)
+            if column_scores[i] is None and of_rows is not True and getattr(of_columns, "score", None) == "input":
+                column_scores[i] = of_weight(layer)
+        rows = [chosen(flag, score) for (flag, _), score in zip(pairs, scores, strict=True)]
+        columns = [chosen_columns(flag, *of) for (_, flag), *of in zip(pairs, column_scores, layers, strict=True)]
         update.zero_grad()
-        found = [torch.zeros(len(score), dtype=torch.float64) for score in scores]
+        found = [torch.zeros(layer.weight.shape[0], dtype=torch.float64) for layer in layers]
+        inputs = [torch.zeros(layer.weight.shape[1], dtype=torch.float64) for layer in layers]
         for x, y in step:
             outputs = []
-            handles = [layer.register_forward_hook(lambda _m, _i, o, keep=outputs: keep.append(o)) for layer in layers]
+            handles = [layer.register_forward_hook(lambda _m, i, o, keep=outputs: keep.append((i[0], o))) for layer in layers]
             loss = loss_of(model, x, y)
             for handle in handles:
                 handle.remove()
-            for output in outputs:
+            for _, output in outputs:
                 output.retain_grad()
             loss.backward()
-            for flag, total, output in zip(flags, found, outputs, strict=True):
+            for (flag, _), total, of_x, (given, output) in zip(pairs, found, inputs, outputs, strict=True):
                 dy = output.grad.transpose(0, 1).flatten(1)
                 total += dy.square().sum(1) if isinstance(flag, wk.TopK) and flag.score == "l2" else dy.abs().sum(1)
-        observed = [isinstance(flag, wk.TopK) for flag in flags]
-        scores = [new if seen else old for new, old, seen in zip(found, scores, observed, strict=True)]
-        lazily = restrict(layers, flags, rows, compact)
+                of_x += given.detach().transpose(0, 1).flatten(1).square().sum(1)
+        seen = [isinstance(flag, wk.TopK) for flag, _ in pairs]
+        scores = [new if observed else old for new, old, observed in zip(found, scores, seen, strict=True)]
+        seen = [flag is not True and getattr(columns, "score", None) == "input" for flag, columns in pairs]
+        column_scores = [new if observed else old for new, old, observed in zip(inputs, column_scores, seen, strict=True)]
+        lazily = restrict(layers, list(zip(rows, columns, strict=True)), compact)
         update.step()
         with torch.no_grad():
             for layer, kept, grad in lazily:
@@ -80,27 +100,49 @@ def alone(plan, optimizer="sgd", micro=1, compact=False):
     return history
 
 
+def of_weight(layer):
+    return layer.weight.detach().square().transpose(0, 1).flatten(1).sum(1)
+
+
 def chosen(flag, scores):
     if not isinstance(flag, wk.TopK):
         return flag
     return scores.topk(flag.count(len(scores))).indices.sort().values.tolist()
 
 
-def restrict(layers, flags, rows, compact):
-    """Drops what is skipped and zeros the other rows; what is compact is taken out, and returned."""
+def chosen_columns(flag, scores, layer):
+    if flag is None or isinstance(flag, wk.Columns):
+        return None if flag is None else list(flag.numbers)
+    scores = of_weight(layer) if scores is None or flag.score == "weight" else scores
+    return scores.topk(flag.count(len(scores))).indices.sort().values.tolist()
+
+
+def restrict(layers, kept, compact):
+    """Drops what is skipped and zeros the other rows and columns; what is compact is taken out, and returned."""
     lazily = []
-    for layer, flag, kept in zip(layers, flags, rows, strict=True):
-        if flag is True:
+    for layer, (rows, columns) in zip(layers, kept, strict=True):
+        if rows is True:
             layer.weight.grad = None
-        elif flag is not None:
-            grad = torch.zeros_like(layer.weight)
-            grad[kept] = layer.weight.grad[kept]
-            layer.weight.grad = None if compact else grad
-            lazily += [(layer, kept, grad)] if compact else []
+        elif rows is not None or columns is not None:
+            mask = torch.zeros(layer.weight.shape[:2], dtype=torch.bool)
+            out, inputs = mask.shape
+            mask[torch.tensor(rows or range(out))[:, None], torch.tensor(columns or range(inputs))] = True
+            grad = layer.weight.grad * mask.view(*mask.shape, *[1] * (layer.weight.ndim - 2))
+            sparse = compact and columns is None
+            layer.weight.grad = None if sparse else grad
+            lazily += [(layer, rows, grad)] if sparse else []
     return lazily
 
 
 # ---- ours, one of two processes -------------------------------------------------------------------------------------
+
+
+def plan_of(flag, compact):
+    rows, columns = split(flag)
+    skip, rows = rows is True, wk.Rows(rows) if isinstance(rows, list) else rows if isinstance(rows, wk.TopK) else None
+    if compact and rows is not None and columns is None:
+        rows = dataclasses.replace(rows, sparse=True)
+    return wk.Plan(skip=skip, rows=rows, columns=columns)
 
 
 def under_ddp(rank, plan, optimizer="sgd", micro=1, compact=False, ddp=None, prepare=None, attach=False):
@@ -115,18 +157,17 @@ def under_ddp(rank, plan, optimizer="sgd", micro=1, compact=False, ddp=None, pre
     mine = slice(BATCH // 2 * rank, BATCH // 2 * (rank + 1))
     history = []
     for step, flags in zip(batches(len(plan), micro), plan, strict=True):
-        for layer, flag in zip(layers, flags, strict=True):
-            layer.skip = flag is True
-            rows = wk.Rows(flag) if isinstance(flag, list) else flag if isinstance(flag, wk.TopK) else None
-            layer.rows = dataclasses.replace(rows, sparse=True) if compact and rows is not None else rows
+        plans = [plan_of(flag, compact) for flag in flags]
+        for layer, of_layer in zip(layers, plans, strict=True):
+            layer.plan = of_layer
         update.zero_grad()
         for number, (x, y) in enumerate(step):
             with contextlib.nullcontext() if number == micro - 1 else model.no_sync():
                 loss_of(model, x[mine], y[mine]).backward()
-        for layer, flag in zip(layers, flags, strict=True):
-            assert compact or layer.rows is flag or not isinstance(flag, wk.TopK)
-            assert (layer.weight.grad is None) == (flag is True)
-            assert flag is True or layer.weight.grad.is_sparse == (compact and flag is not None)
+        for layer, of_layer in zip(layers, plans, strict=True):
+            assert layer.plan is of_layer
+            assert (layer.weight.grad is None) == of_layer.skip
+            assert of_layer.skip or layer.weight.grad.is_sparse == bool(getattr(of_layer.rows, "sparse", False))
         consume(layers)
         update.step()
         history.append([p.detach().clone() for p in model.parameters()])

@@ -34,6 +34,7 @@ POLICIES: dict[str, tuple[Callable[[nn.Module, Tensor], policies.Policy], str]] 
     "TinyProp": (lambda net, _: policies.TinyProp(net), ""),
     "MeProp": (lambda net, _: policies.MeProp(net, ratio=0.4), "exact"),
     "SsProp": (lambda net, _: policies.SsProp(net, unit="step", length=3), "exact"),
+    "PaCA": (lambda net, _: policies.PaCA(net, ratio=0.5, score="input", steps=2), ""),
     "MEST": (lambda net, _: policies.MEST(net, epochs=STEPS, sparsity=0.5, interval=1), ""),
     "RigL": (lambda net, _: policies.RigL(net, epochs=STEPS, sparsity=0.5, interval=2), ""),
     "PeriodicFreezing": (lambda net, x: policies.PeriodicFreezing(net, x, start=1, freeze=2, train=1, share=0.7), "unused"),
@@ -69,7 +70,7 @@ class Scenario:
     def _plan(self, units: Any) -> wk.Plan:
         sparse = self.prepared and self.optimizer in ("plain sgd", "rows")
         while True:
-            plan = plans.draw(self.r, units, by_chance=False, by_tokens=False, sparse=sparse)
+            plan = plans.draw(self.r, units, by_chance=False, by_tokens=False, by_input=self.exact, sparse=sparse)
             if self.exact or not isinstance(plan.rows, wk.TopK):
                 return plan
 
@@ -135,21 +136,13 @@ def compare(both: list[list[list[Tensor]]], key: str) -> None:
             torch.testing.assert_close(a, value, rtol=1e-9, atol=1e-12, msg=lambda m, s=step, n=number: f"step {s}: {n}: {m}")
 
 
-# ---- rows by the scores of the step before --------------------------------------------------------------------------
+# ---- rows and columns by the scores of the step before --------------------------------------------------------------
 
 
 def compare_lagged(ranks: Ranks, r: random.Random) -> None:
-    """By the twin of tests/distributed/training.py, which knows what a prepared DDP chooses from: a layer that ever chooses by
-    scores does so in the first step."""
-    outs = [layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features for layer in training_layers()]
-    scores = [r.choice([None, "l1", "l2"]) for _ in outs]
-
-    def flag(step: int, out: int, score: str | None) -> Any:
-        top = wk.TopK(k=r.randint(1, out - 1), score=score) if score else None
-        fixed = sorted(r.sample(range(out), r.randint(1, out - 1)))
-        return top if top and step == 0 else r.choice([None, True, fixed, top])
-
-    plan = [tuple(flag(step, *layer) for layer in zip(outs, scores, strict=True)) for step in range(STEPS)]
+    """By the twin of tests/distributed/training.py, which knows what a prepared DDP chooses from."""
+    sizes = [layer.weight.shape[:2] for layer in training_layers()]
+    plan = [tuple((_rows(r, out), _columns(r, inputs)) for out, inputs in sizes) for _ in range(STEPS)]
     flags = "gradient_as_bucket_view", "find_unused_parameters"
     ddp = dict(bucket_cap_mb=r.choice([25, 1e-4]), **{name: r.random() < 0.4 for name in flags})
     how = dict(optimizer=r.choice(list(training.OPTIMIZERS)), micro=r.choice([1, 1, 3]), compact=r.random() < 0.5)
@@ -158,6 +151,16 @@ def compare_lagged(ranks: Ranks, r: random.Random) -> None:
         training.assert_equal(ranks, plan, ddp=ddp, prepare=prepare, attach=attach, **how)
     except AssertionError as error:
         raise AssertionError(f"{error}: {plan}, {ddp}, {how}, {prepare}, attach={attach}") from error
+
+
+def _rows(r: random.Random, out: int) -> Any:
+    top = wk.TopK(k=r.randint(1, out - 1), score=r.choice(["l1", "l2"]))
+    return r.choice([None, True, sorted(r.sample(range(out), r.randint(1, out - 1))), top, top])
+
+
+def _columns(r: random.Random, inputs: int) -> Any:
+    fixed = wk.Columns(r.sample(range(inputs), r.randint(1, inputs - 1)))
+    return r.choice([None, None, fixed, *(wk.TopColumns(k=r.randint(1, inputs - 1), score=s) for s in ("input", "weight"))])
 
 
 def training_layers() -> list[nn.Module]:

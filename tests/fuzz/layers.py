@@ -109,7 +109,7 @@ class Case:
         p, r = self.p, self.r
         x = p.input(r, r.choice([p.dtype, self.compute])).detach().requires_grad_(r.random() < 0.7)
         half = p.dtype is torch.float16  # of which torch adds no sparse tensors
-        plan = plans.draw(r, p.units, alone, not p.fine, sparse=not half or (alone and self.micro == 1))
+        plan = plans.draw(r, p.units, alone, not p.fine, not p.fine, sparse=not half or (alone and self.micro == 1))
         self.tell("x", x.shape, x.stride(), x.dtype, "dX" if x.requires_grad else "no dX", plan, recomputed)
         if recomputed == "reentrant" and not x.requires_grad:
             recomputed = None

@@ -25,14 +25,17 @@ class Passed:
 # ---- any plan -------------------------------------------------------------------------------------------------------
 
 
-def draw(r: random.Random, units: Units, by_chance: bool = True, by_tokens: bool = True, sparse: bool = True) -> wk.Plan:
+def draw(
+    r: random.Random, units: Units, by_chance: bool = True, by_tokens: bool = True, by_input: bool = True, sparse: bool = True
+) -> wk.Plan:
     """One that a layer with these units can have. ``by_chance``: it may choose by torch's generator. ``by_tokens``: it may
-    choose tokens, or columns, by the input, of which each process has another. ``sparse``: it may ask for the sparse form."""
+    choose tokens. ``by_input``: it may choose columns by the input, of which each process has another. ``sparse``: it may ask
+    for the sparse form."""
     skip = r.random() < 0.25
     makers = [_top, _top, _fixed, _fixed, *([_per_example] if units.layer == "Linear" else [])]
     rows = r.choice(makers)(r, units, by_chance, sparse) if r.random() < 0.75 else None
     tokens = _tokens(r, by_chance) if by_tokens and r.random() < 0.35 else None
-    columns = _columns(r, units, by_tokens) if r.random() < 0.35 and getattr(rows, "sparse", None) is not True else None
+    columns = _columns(r, units, by_input) if r.random() < 0.35 and getattr(rows, "sparse", None) is not True else None
     return wk.Plan(skip, rows, columns, tokens)
 
 

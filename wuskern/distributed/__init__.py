@@ -1,4 +1,4 @@
-"""What sends skipped and row-sparse gradients between processes, on torch.distributed: what nobody computed is not sent.
+"""What sends skipped and sparse gradients between processes, on torch.distributed: what nobody computed is not sent.
 
 ``prepare`` is for ``DistributedDataParallel``. FSDP2 (``fully_shard`` of a model converted before) works without it, with
 ``skip`` and the dense form of ``rows``. All processes take the same decisions: ``broadcast_metric`` makes what a policy decides

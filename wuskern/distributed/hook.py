@@ -17,7 +17,7 @@ Reduce = Callable[[Any], "Future[Tensor]"]  # of a bucket, or of a Packed
 
 
 @dataclass(frozen=True)
-class Part:
+class Sent:
     """One tensor to send for a parameter, and ``put``, which takes its average."""
 
     parameter: Parameter
@@ -28,7 +28,7 @@ class Part:
 class Packed:
     """The parts of a bucket in one flat tensor, with the methods of ``torch.distributed.GradBucket``."""
 
-    def __init__(self, bucket: Bucket, parts: list[Part]) -> None:
+    def __init__(self, bucket: Bucket, parts: list[Sent]) -> None:
         self._bucket, self.parts = bucket, parts
         self._flat = torch.cat([part.values.reshape(-1) for part in parts])
 
@@ -74,7 +74,7 @@ def send(bucket: Bucket, shares: dict[Parameter, Share], reduce: Reduce) -> "Fut
     if all(share is None or share.dense for share in by_parameter):
         return reduce(bucket)
     buffer = bucket.buffer()
-    parts: list[Part] = []
+    parts: list[Sent] = []
     for share, parameter, gradient in zip(by_parameter, bucket.parameters(), bucket.gradients(), strict=True):
         parts += _parts(share, parameter, gradient)
     if not parts:
@@ -88,17 +88,14 @@ def send(bucket: Bucket, shares: dict[Parameter, Share], reduce: Reduce) -> "Fut
     return reduce(packed).then(unpack)
 
 
-def _parts(share: Share | None, parameter: Parameter, gradient: Tensor) -> list[Part]:
+def _parts(share: Share | None, parameter: Parameter, gradient: Tensor) -> list[Sent]:
     if share is None:
-        return [Part(parameter, gradient, gradient.copy_)]
+        return [Sent(parameter, gradient, gradient.copy_)]
     share.refuse_stray()
-    if share.dense:
-        return [Part(parameter, gradient, gradient.copy_)]
-    return [_rows_of(parameter, gradient, share.union())] if share.rows else []
-
-
-def _rows_of(parameter: Parameter, gradient: Tensor, rows: Tensor) -> Part:
-    return Part(parameter, gradient.index_select(0, rows), lambda average: gradient.index_copy_(0, rows, average))
+    if share.nothing:
+        return []
+    part = share.part()
+    return [Sent(parameter, part.take(gradient), lambda average: part.put(gradient, average))]
 
 
 def _value(done: "Future[Any]") -> Tensor:

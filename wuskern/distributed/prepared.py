@@ -1,6 +1,6 @@
 """What ``prepare`` puts before each forward of DDP, into its communication hook, and after its backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -12,12 +12,12 @@ from torch.futures import Future
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
-from wuskern import ops
-from wuskern.choices import DENSE, Columns, Plan, Rows, TopK
-from wuskern.delivery.observer import Observer
+from wuskern.choices import DENSE, Parts, Plan, TopColumns
 from wuskern.distributed import flags, hook
-from wuskern.distributed.rowchoice import LaggedRows
+from wuskern.distributed.exact import Exact
+from wuskern.distributed.lagged import Key, Lagged
 from wuskern.distributed.shares import Share
+from wuskern.distributed.sides import chosen_by_forward
 from wuskern.modules import SkippableLayer, many_tokens, skippable_layers, weight_owners
 
 CommHook = tuple[Any, Callable[[Any, Any], "Future[Tensor]"]]  # state and hook, as for DDP.register_comm_hook
@@ -28,18 +28,20 @@ def prepare(
 ) -> "Prepared":
     """Makes DDP send only gradients that were computed. Call this once, after wrapping, before the first backward.
 
-    For a skipped weight nothing is sent, and ``grad`` is None after backward, as in one process. For a weight with ``rows``
-    the chosen rows are sent; where the sparse form is asked for, ``grad`` is that after a synchronised backward (under
-    ``no_sync`` it is dense). A weight that some other module shares, or that a parametrization computes, is sent whole.
-    ``attach`` the policy to the optimizer as well.
+    For a skipped weight nothing is sent, and ``grad`` is None after backward, as in one process. For a weight with ``rows`` the
+    chosen rows are sent; where the sparse form is asked for, ``grad`` is that after a synchronised backward (under
+    ``no_sync`` it is dense). For a weight with ``columns`` the chosen columns are sent, and with both the block where they
+    meet; for micro-batches that train different parts, the smallest block that holds all of these. A weight that some other
+    module shares, or that a parametrization computes, is sent whole. ``attach`` the policy to the optimizer as well.
 
-    ``TopK`` chooses the same rows in all processes: by the scores of the step before, or of all its micro-batches, added up
-    over the processes once, before the first forward after a synchronised backward, in one tensor for all layers. The rows
-    then stay until the next synchronised backward. The first step has no scores, and takes the rows whose weights have the
-    largest sums of magnitudes. ``score="random"``: drawn from one generator that all processes share. A layer's own plan
-    is back in place after each forward.
+    ``TopK`` and ``TopColumns`` choose the same rows and columns in all processes: by the scores of the step before, or of all
+    its micro-batches, added up over the processes once, before the first forward after a synchronised backward, in one tensor
+    for all layers. The choice then stays until the next synchronised backward. The first step has no scores, and takes the
+    rows whose weights have the largest sums of magnitudes, the columns whose weights have the largest sums of squares.
+    ``score="weight"`` goes by the weights of each step; ``score="random"`` is drawn from one generator that all processes
+    share. A layer's own ``plan`` stays as it is.
 
-    Works with ``find_unused_parameters`` (of a weight that no process used, the chosen rows are zeros),
+    Works with ``find_unused_parameters`` (of a weight that no process used, what is chosen is zeros),
     ``gradient_as_bucket_view``, ``no_sync``, and ``static_graph`` if each weight gets a dense gradient in the first
     iteration; a checkpointed part of the model needs ``use_reentrant=False``. ``join`` raises in forward.
 
@@ -47,14 +49,15 @@ def prepare(
         ddp_model: a ``DistributedDataParallel`` around a model with converted layers.
         check_flags: compare a hash of each layer's plan over the processes before each forward with
             gradients: one small all_gather that waits. Without it, flags that differ make gradients wrong, or hang.
-        exact: ``TopK`` rows by the scores of the step itself, added up inside backward on a process group of its own: backward
-            then waits for all processes once per layer. Not with ``find_unused_parameters``; under ``torch.compile`` such a
-            layer runs in eager mode, and with ``fullgraph=True`` that is an error.
+        exact: ``TopK`` rows, and ``TopColumns`` by the input, by the scores of the step itself, added up inside backward and
+            forward on a process group of its own: these then wait for all processes once per layer. Not with
+            ``find_unused_parameters``; under ``torch.compile`` such a layer runs in eager mode, and with ``fullgraph=True``
+            that is an error.
         comm_hook: ``(state, hook)`` that you would have registered, called with what has to be sent: a bucket with the methods
             of ``GradBucket``, of a size that changes with the flags. None: the average over the processes.
 
     Returns:
-        An object that carries the state of the row choice: ``state_dict()`` and ``load_state_dict()``.
+        An object that carries the state of the choices: ``state_dict()`` and ``load_state_dict()``.
 
     Raises:
         TypeError, ValueError: no DDP, no converted layer, one that is prepared already, a DDP or hook that this does not work
@@ -65,7 +68,7 @@ def prepare(
 
 
 class Prepared:
-    """What :func:`prepare` returns: it changes plans around each forward, is DDP's hook, and holds the choice of rows."""
+    """What :func:`prepare` returns: it sets what forward goes by, is DDP's hook, and holds the choice of rows and columns."""
 
     def __init__(
         self, ddp_model: DistributedDataParallel, check_flags: bool, exact: bool, comm_hook: CommHook | None = None
@@ -74,12 +77,12 @@ class Prepared:
         self.group, self.device = ddp_model.process_group, ddp_model.device
         flags.check_names(list(self.layers), self.group)
         self.checks = check_flags
-        self.lagged = LaggedRows(self.layers, self.group, self.device)
+        self.lagged = Lagged(self.layers, self.group, self.device)
         ranks = dist.get_process_group_ranks(self.group)
-        self.exact_group = dist.new_group(ranks, use_local_synchronization=True) if exact else None
+        self.exact = Exact(dist.new_group(ranks, use_local_synchronization=True)) if exact else None
         self.reduce = hook.average(self.group) if comm_hook is None else _called(comm_hook)
         self.shares, self.share_of = _shares(ddp_model, self.layers)
-        self.replaced: dict[str, Plan] = {}  # the layers' own plans, during a forward
+        self.following: set[str] = set()  # layers whose forward goes by another plan than their own
         self.without: list[Parameter] = []  # gradients that DDP would make zeros
         self.reduced = False  # whether gradients have been reduced since the last forward
         ddp_model.register_comm_hook(self, _on_bucket)
@@ -98,12 +101,12 @@ class Prepared:
         if self.checks:
             flags.compare(self.layers, self.group, self.device)
         with torch.no_grad():
-            self._next_rows()
+            self._next_choices()
             for share in self.shares.values():
                 share.make_dense()
             self._install(ddp_model)
 
-    def _next_rows(self) -> None:
+    def _next_choices(self) -> None:
         if self.reduced:
             self.lagged.close()
             for share in self.shares.values():
@@ -114,19 +117,29 @@ class Prepared:
         plans = {name: layer.plan.restricting(layer.units, many_tokens) or DENSE for name, layer in self.layers.items()}
         if ddp_model.static_graph and not ddp_model._static_graph_delay_allreduce_enqueued:
             self._refuse_missing()
-        by_scores = {name: p.rows for name, p in plans.items() if isinstance(p.rows, TopK) and not p.skip}
-        self.replaced = {name: self.layers[name].plan for name in by_scores}
-        chosen = self.lagged.choose(by_scores) if self.exact_group is None else {}
-        for name, top_k in by_scores.items():
-            if name in chosen:
-                plans[name] = plans[name].replace(rows=chosen[name].rows, observer=chosen[name].observer)
-            else:
-                observer = _Agreed(plans[name].observer, self._agreement(name, top_k))
-                plans[name] = plans[name].replace(rows=top_k, observer=observer)
-            self.layers[name].plan = plans[name]
+        by_forward = {(name, part): choice for name, p in plans.items() for part, choice in chosen_by_forward(p).items()}
+        in_step = {key for key, choice in by_forward.items() if self.exact is not None and self.exact.takes(choice)}
+        chosen = self.lagged.choose({key: choice for key, choice in by_forward.items() if key not in in_step})
+        self._unfollow()
+        for name in dict.fromkeys(name for name, _ in by_forward):
+            parts: Parts = {}
+            for key in ((name, "rows"), (name, "columns")):
+                if key in by_forward:
+                    parts |= self._in_step(key, plans[name]) if key in in_step else chosen[key]
+            plans[name] = plans[name].replace(**parts)
+            self.following.add(name)
+            self.layers[name].follow(plans[name])
         for name, share in self.share_of.items():
             if not plans[name].skip:
-                _add(share, plans[name], self.layers[name].units.transposed)
+                share.add(plans[name], self.layers[name].units.transposed)
+
+    def _in_step(self, key: Key, plan: Plan) -> Parts:
+        (name, part), units = key, self.layers[key[0]].units
+        share = self.share_of.get(name)
+        trained = None if share is None else share.along(part, units.transposed)
+        assert self.exact is not None
+        choose = self.exact.rows if part == "rows" else self.exact.columns
+        return choose(plan, units, trained)
 
     def _refuse_missing(self) -> None:
         """Refuses a skip in the first iteration, after which DDP sends only those gradients that there were in it."""
@@ -137,26 +150,16 @@ class Prepared:
                     f"{name or 'the model itself'}"
                 )
 
-    def _agreement(self, name: str, top_k: TopK) -> Callable[[Tensor], Tensor]:
-        out, groups = self.layers[name].units.out, self.layers[name].units.groups
-        share = None if self.layers[name].units.transposed else self.share_of.get(name)
-
-        def agree(scores: Tensor) -> Tensor:
-            if top_k.score == "random":
-                dist.broadcast(scores, dist.get_global_rank(self.exact_group, 0), self.exact_group)  # type: ignore[arg-type]
-            else:
-                dist.all_reduce(scores, group=self.exact_group)
-            if share is not None:
-                share.rows.append(ops.select_rows(scores, top_k.count(out, groups), top_k.block, groups))
-            return scores
-
-        return agree
-
     @_disable_dynamo
     def _after_forward(self, *_: Any) -> None:
-        for name, plan in self.replaced.items():
-            self.layers[name].plan = plan
-        self.replaced = {}
+        # A checkpointed forward runs again in backward, and has to keep the same columns.
+        self._unfollow([name for name in self.following if not isinstance(self.layers[name].columns, TopColumns)])
+
+    def _unfollow(self, names: Iterable[str] | None = None) -> None:
+        """Has layers go by their own plans again; None: all."""
+        for name in list(self.following) if names is None else names:
+            self.following.remove(name)
+            self.layers[name].follow(None)
 
     # ---- backward ---------------------------------------------------------------------------------------------------
 
@@ -172,6 +175,7 @@ class Prepared:
         return share.nothing and share.weight.grad is None
 
     def _after_backward(self) -> None:
+        self._unfollow()
         for parameter in self.without:
             parameter.grad = None
         for share in self.shares.values():
@@ -182,9 +186,9 @@ class Prepared:
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The scores by which ``TopK`` rows are chosen next, and the generator of random ones: tensors. Call it between steps,
-        in all processes at once: the scores of the last step are added up here."""
-        self._next_rows()
+        """The scores by which rows and columns are chosen next, and the generator of random ones: tensors. Call it between
+        steps, in all processes at once: the scores of the last step are added up here."""
+        self._next_choices()
         return self.lagged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -199,34 +203,6 @@ def _on_bucket(state, bucket):  # type: ignore[no-untyped-def]  # DDP compares a
     return state.on_bucket(bucket)
 
 
-class _Agreed(Observer):
-    """A policy's observer, if there is one, in a forward of which all processes agree on the scores."""
-
-    only_eager = True
-
-    def __init__(self, policy: Observer | None, agree: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.policy, self.agree = policy, agree
-
-    def ranked(self, scores: Tensor) -> Tensor:
-        return self.agree(scores if self.policy is None else self.policy.ranked(scores))
-
-    def tell(self, scores: Tensor | None, chosen: Tensor | None, home: Tensor | None) -> None:
-        if self.policy is not None:
-            self.policy.tell(scores, chosen, home)
-
-
-def _add(share: Share, plan: Plan, transposed: bool) -> None:
-    """Adds to a share what a forward with this plan trains along dimension 0 of the weight, which are the columns of one that
-    is ``transposed``; rows that all processes agree on come in backward."""
-    first = plan.columns if transposed else plan.rows
-    if isinstance(first, Rows | Columns):
-        if not share.rows or share.rows[-1] is not first.index:
-            share.rows.append(first.index)
-    elif not isinstance(first, TopK):
-        share.dense = True
-
-
 def _shares(
     ddp_model: DistributedDataParallel, layers: dict[str, SkippableLayer]
 ) -> tuple[dict[Parameter, Share], dict[str, Share]]:
@@ -236,7 +212,8 @@ def _shares(
     share_of: dict[str, Share] = {}
     for weight, owners in weight_owners(ddp_model.module, layers):
         if all(owner._parameters.get("weight") is weight for owner in owners):
-            shares[weight] = Share([names[owner] for owner in owners], weight)
+            groups = {owner.units.groups for owner in owners}
+            shares[weight] = Share([names[owner] for owner in owners], weight, groups.pop() if len(groups) == 1 else None)
             share_of |= {names[owner]: shares[weight] for owner in owners}
     return shares, share_of
 

@@ -1,0 +1,90 @@
+"""Choices by the scores of the step itself: inside of forward or backward all processes add up what each has of them."""
+
+from collections.abc import Callable
+
+import torch.distributed as dist
+from torch import Tensor
+
+from wuskern import ops
+from wuskern.choices import Parts, Plan, TopColumns, TopK, Units
+from wuskern.delivery.observer import ColumnObserver, Observer
+from wuskern.distributed.shares import Trained
+
+Agree = Callable[[Tensor], Tensor]  # from the scores of this process to those of all
+
+
+class Exact:
+    """Makes observers that agree on the scores. ``group``: of its own, since DDP's own collectives run beside."""
+
+    def __init__(self, group: "dist.ProcessGroup") -> None:
+        self.group = group
+
+    def takes(self, choice: TopK | TopColumns) -> bool:
+        """Whether the choice goes by something that comes up within the step, or that each backward draws."""
+        return isinstance(choice, TopK) or choice.score == "input"
+
+    def rows(self, plan: Plan, units: Units, trained: Trained | None) -> Parts:
+        """The observer with which the plan's ``TopK`` chooses alike everywhere. What is chosen is added to ``trained``."""
+        top_k = plan.rows
+        assert isinstance(top_k, TopK)
+        count = top_k.count(units.out, units.groups)
+
+        def agree(scores: Tensor) -> Tensor:
+            if top_k.score == "random":
+                dist.broadcast(scores, dist.get_global_rank(self.group, 0), self.group)
+            else:
+                dist.all_reduce(scores, group=self.group)
+            if trained is not None:
+                trained.add(ops.select_rows(scores, count, top_k.block, units.groups))
+            return scores
+
+        return {"observer": Agreed(plan.observer, agree)}
+
+    def columns(self, plan: Plan, units: Units, trained: Trained | None) -> Parts:
+        """The observer with which the plan's ``TopColumns`` chooses alike everywhere, as :meth:`rows`."""
+        choice = plan.columns
+        assert isinstance(choice, TopColumns)
+        count = choice.count(units.inputs, units.groups)
+
+        def agree(scores: Tensor) -> Tensor:
+            scores = scores.clone()  # what this process has is what its observer hears
+            dist.all_reduce(scores, group=self.group)
+            if trained is not None:
+                trained.add(ops.select_rows(scores, count, choice.block, units.groups))
+            return scores
+
+        return {"column_observer": AgreedColumns(plan.column_observer, agree)}
+
+
+class Agreed(Observer):
+    """A policy's observer, if there is one, in a forward of which all processes agree on the scores of rows."""
+
+    only_eager = True
+
+    def __init__(self, policy: Observer | None, agree: Agree) -> None:
+        super().__init__()
+        self.policy, self.agree = policy, agree
+
+    def ranked(self, scores: Tensor) -> Tensor:
+        return self.agree(scores if self.policy is None else self.policy.ranked(scores))
+
+    def tell(self, scores: Tensor | None, chosen: Tensor | None, home: Tensor | None) -> None:
+        if self.policy is not None:
+            self.policy.tell(scores, chosen, home)
+
+
+class AgreedColumns(ColumnObserver):
+    """A policy's observer of columns, if there is one, in a forward of which all processes agree on their scores."""
+
+    only_eager = True
+
+    def __init__(self, policy: ColumnObserver | None, agree: Agree) -> None:
+        super().__init__()
+        self.policy, self.agree = policy, agree
+
+    def ranked(self, scores: Tensor) -> Tensor:
+        return self.agree(scores if self.policy is None else self.policy.ranked(scores))
+
+    def tell(self, sums: Tensor, dy: Tensor, home: Tensor | None) -> None:
+        if self.policy is not None:
+            self.policy.tell(sums, dy, home)
