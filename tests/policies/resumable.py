@@ -102,6 +102,8 @@ METHODS = {
     "ScoreMemory, reused": Method(cnn, compact, of("ScoreMemory", ratio=0.3, reuse=3)),
     "TinyProp": Method(cnn, sgd, of("TinyProp")),
     "ColumnRowSampling": Method(mlp, adamw, of("ColumnRowSampling", ratio=0.5)),
+    "PaCA": Method(cnn, sgd, of("PaCA", ratio=0.5, steps=3)),
+    "PaCA, by the input": Method(mlp, adamw, of("PaCA", ratio=0.25, score="input", steps=3)),
     "MeSimp": Method(mlp, adamw, of("MeSimp", k=5, prune=0.2, cycle=2, interval=1)),
     "MeSimp, each": Method(mlp, sgd, of("MeSimp", k=5, prune=0.2, cycle=3, interval=1, reset="each", carry=False)),
     "MeSimp, smaller": Method(cnn, sgd, of("MeSimp", ratio=0.5, per="batch", prune=0.9, cycle=2, simplify=True)),
@@ -138,6 +140,9 @@ METHODS = {
     ),
     "MeProp + ColumnRowSampling": Method(
         cnn, compact, together(of("MeProp", ratio=0.3), of("ColumnRowSampling", k=2, pick="crs"))
+    ),
+    "PaCA + ScoreMemory": Method(
+        cnn, sgd, together(of("PaCA", ratio=0.5, score="input", steps=2), of("ScoreMemory", ratio=0.5, reuse=3))
     ),
     "WUS + SsProp + AutoFreeze": Method(
         cnn, sgd, together(of("WUS", **WINDOWS), of("SsProp", unit="step", length=3), of("AutoFreeze", interval=1))

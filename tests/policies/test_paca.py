@@ -1,4 +1,4 @@
-"""PaCA: fixed columns, by chance or by weight, against a mask by hand."""
+"""PaCA: fixed columns, by chance, by weight or by the input, against a mask by hand."""
 
 import copy
 import itertools
@@ -65,6 +65,48 @@ def test_columns_change_after_so_many_steps_and_repeat_by_seed():
     assert policies[0].layers["3"].columns == policies[0].columns["3"]
 
 
+def test_by_the_input_of_the_steps_before():
+    """Over micro-batches and steps; first by the weights. A layer without a backward keeps its columns."""
+    net = wk.convert(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3), nn.Linear(3, 2)))
+    policy = PaCA(net, k=2, score="input", steps=2)
+    first = net[0].weight.square().sum(0).topk(2).indices.sort().values.tolist()
+    sizes = torch.tensor([[1.0, 2, 3, 0, 0, 0], [0, 0, 0, 2, 2, 4], [3, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]])
+    seen = []
+    for step in range(4):
+        seen.append(list(policy.columns["0"].numbers))
+        for x in sizes[:2] if step < 2 else sizes[2:]:
+            net(x[None]).sum().backward()
+        with torch.no_grad():
+            net(100 * torch.eye(6))  # what has no backward is not seen
+        policy.after_step()
+    assert seen == [first, first, [2, 5], [2, 5]]  # sums of two steps are 2, 8, 18, 8, 8, 32
+    assert list(policy.columns["0"].numbers) == [0, 2]
+    before = dict(policy.columns)
+    net[1].skip = True
+    for _ in range(2):
+        policy.after_step()
+    assert policy.columns == before
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch's compiler
+def test_another_choice_does_not_compile_again():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    net = network()
+    policy, call = PaCA(net, ratio=0.5, score="input", steps=1), torch.compile(net, backend="aot_eager", fullgraph=True)
+    seen, x = set(), X.clone()
+    for step in range(4):
+        seen.add(policy.columns["3"].numbers)
+        net.zero_grad()
+        call(x * (1 + step)).square().mean().backward()
+        chosen = net[3].weight.grad.any(0).nonzero().flatten().tolist()
+        assert chosen == list(policy.columns["3"].numbers)
+        x = x.roll(step + 1, 2) + 3 * torch.eye(6) * step
+        policy.after_step()
+    assert len(seen) > 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def test_without_steps_the_columns_stay():
     policy = PaCA(network(), ratio=0.25, block=2)
     before = dict(policy.columns)
@@ -89,7 +131,8 @@ def test_what_is_saved_is_the_other_columns_part_of_wgrad():
     [
         ({}, ValueError, "ratio, k: expected one of the two"),
         ({"k": 33}, ValueError, "0: k: expected a multiple of block [*] groups = 2 up to 4, got 33"),
-        ({"ratio": 0.5, "score": "input"}, ValueError, "score: expected one of random, weight, got 'input'"),
+        ({"ratio": 0.5, "score": "l1"}, ValueError, "score: expected one of random, weight, input, got 'l1'"),
+        ({"ratio": 0.5, "score": "input"}, ValueError, "steps: expected a number with score='input'"),
         ({"ratio": 0.5, "steps": 0}, ValueError, "steps: expected at least 1, got 0"),
         ({"ratio": 0.5, "seed": -1}, ValueError, "seed: expected at least 0, got -1"),
         ({"ratio": 0.5, "dense": ["9"]}, ValueError, "dense: expected names of converted layers"),

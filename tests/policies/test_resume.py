@@ -66,7 +66,7 @@ def test_killed_and_resumed_it_ends_as_it_would_have(name, ends):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_cut_in_the_middle_is_an_awkward_one(name):
-    """Half a step's gradients are there, and layers skip, have a choice of rows, or are frozen, where the method does so."""
+    """Half a step's gradients are there, and layers skip, have rows or columns, or are frozen, where the method does so."""
     run = Run(name)
     run.until(MIDDLE)
     state = run.state()
@@ -77,6 +77,7 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
     assert any(w.get("frozen") for w in wants) == any(kind in name for kind in ("Freez", "SpFDE"))
     assert any(w.get("rows") is not None for w in wants) == any(kind in name for kind in ("Prop", "Memory", "MeSimp"))
     assert any(w.get("tokens") is not None for w in wants) == ("ColumnRow" in name)
+    assert any(w.get("columns") is not None for w in wants) == ("PaCA" in name)
     assert bool(state["sparse_grads"]) == any(kind in name for kind in ("compact", "reused", "MeProp + C"))
     assert any(0 < w.get("density", 1) < 1 for w in wants) == any(kind in name for kind in ("MEST", "RigL", "SpFDE"))
 
@@ -99,6 +100,9 @@ def test_the_cut_in_the_middle_is_an_awkward_one(name):
         ("MeSimp, each", ("policy", "steps"), 0),
         ("SpFDE", ("policy", "sampler"), None),
         ("SievingSampler", ("sieve", "forgotten"), torch.zeros(24, dtype=torch.int64)),
+        ("PaCA", ("policy", "done"), 0),
+        ("PaCA", ("policy", "generator"), torch.Generator().manual_seed(9).get_state()),
+        ("PaCA, by the input", ("policy", "scores"), None),
         ("ColumnRowSampling", ("random",), torch.Generator().get_state()),
         ("MeProp, random", ("random",), torch.Generator().get_state()),
         ("MeProp, compact", ("sparse_grads",), {}),

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import BIASES, SCOPES, Bias, Rows, Scope
 from wuskern.common import states
 from wuskern.common.arguments import one_of, whole
-from wuskern.common.world import world_size
 from wuskern.delivery.observer import Observer
 from wuskern.policies.base import Policy, Wants
+from wuskern.policies.observed import observed
 
 
 @dataclass(eq=False, kw_only=True)
@@ -100,21 +99,10 @@ class ByScores(Policy):
         self.steps = 0
 
     def _observed(self) -> dict[str, Tensor]:
-        """The scores by layer, added up over the processes, in double precision; none for a layer without a backward."""
+        """The scores by layer of all processes; none for a layer without a backward."""
         totals = {name: observer.total for name, observer in self.observers.items()}
-        if world_size() > 1:
-            totals = self._summed_over_processes(totals)
-        with_backward = {name: total for name, total in totals.items() if total is not None and total.any()}
-        return {name: total.to("cpu", torch.float64, copy=True) for name, total in with_backward.items()}
-
-    def _summed_over_processes(self, totals: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-        """The totals by layer, added up over the processes; zeros where no process has any."""
         device = next(iter(self.layers.values())).weight.device
-        sizes = [self._out(name) for name in totals]
-        parts = [torch.zeros(n) if t is None else t for n, t in zip(sizes, totals.values(), strict=True)]
-        flat = torch.cat([part.to(device, torch.float64) for part in parts])
-        dist.all_reduce(flat)
-        return dict(zip(totals, flat.split(sizes), strict=True))
+        return observed(totals, {name: self._out(name) for name in totals}, device)
 
     def _out(self, name: str) -> int:
         return self.layers[name].units.out
