@@ -18,6 +18,7 @@ from wuskern.choices import Units
 from wuskern.common.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, memory_format, output_padding
 from wuskern.kernels.cpu import paths
 from wuskern.kernels.reference import clear_padded_taps
+from wuskern.ops.grouped import grouped_wgrad
 
 Pair = tuple[int, ...]  # height and width
 Sides = int | tuple[int, ...]  # as torch's functions take a pair
@@ -254,8 +255,11 @@ class Conv2d:
         return self.dgrad(dy, torch.index_select(weight, 0, rows, out=chosen), like)
 
     def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        mask = False, True, False
-        dw = torch.ops.aten.convolution_backward(dy, x, weight, None, *self._backward_geometry, mask)[1]
+        if self.groups > 1:
+            dw = grouped_wgrad(dy, x, weight, *self._geometry)
+        else:
+            mask = False, True, False
+            dw = torch.ops.aten.convolution_backward(dy, x, weight, None, *self._backward_geometry, mask)[1]
         return clear_padded_taps(dw, x.shape[2:], dy.shape[2:], self.stride, self.padding, self.dilation)
 
     def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
@@ -278,9 +282,9 @@ class Conv2d:
         return F.pad(x, (0, 0, 0, 0, 0, short))
 
     def _is_product(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether dW is a product of matrices for each image: that is faster than oneDNN's convolution of contiguous images."""
-        one_tap = (tuple(weight.shape[2:]), self.stride, self.padding, self.groups) == ((1, 1), (1, 1), (0, 0), 1)
-        return one_tap and x.dtype is torch.float32 and x.is_cpu and is_contiguous(x)
+        """Whether dW is a product of matrices for each image."""
+        geometry = weight.shape[2:], self.stride, self.padding, self.groups
+        return x.is_cpu and is_contiguous(x) and paths.columns_are_images(x.dtype, *geometry)
 
     def column_wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         if not self._is_product(x, weight):

@@ -165,7 +165,8 @@ class Savings:
         k = rows.count(out, groups)
         if rows.scope == "both":
             return k, k, k
-        return k, k if gathers(layer.weight.numel() // out, k, out) else out, out
+        chosen, inputs = self._columns(name, wanted)
+        return k, k if gathers(layer.weight.numel() // out * chosen // inputs, k, out) else out, out
 
     def _columns(self, name: str, wanted: Wants) -> tuple[int, int]:
         """The columns of a layer that wgrad is computed for, and all of them."""

@@ -16,6 +16,11 @@ WHY = {  # of each path, for `wuskern doctor --explain`
     "images": "a product for each contiguous image, which torch's convolution would reorder first",
     "direct": "our own product, which unfolds dY in a cache: few columns, where torch's convolution is far from its floor",
 }
+WHY_COLUMNS = {  # of each path of the chosen columns of x
+    "mm": "torch's product of dY and the columns that forward gathered",
+    "library": "torch's convolution of the channels that forward gathered, in float32 of 16 at least: of fewer it loses digits",
+    "images": "a product for each contiguous image: faster than torch's convolution of few channels",
+}
 
 MAPPED_BYTES = 2**25  # glibc maps blocks of so many bytes anew each time, and the system then faults in each page
 FEW_FLOPS = 256  # depth of a product below which those faults cost more than MKL does over oneDNN
@@ -155,3 +160,22 @@ def conv2d_dgrad_is_matmul(
         and dtype in MATMUL_PIXELS
         and dy[2] * dy[3] >= MATMUL_PIXELS[dtype]
     )
+
+
+# ---- some columns ---------------------------------------------------------------------------------------------------
+
+
+def columns_are_images(
+    dtype: torch.dtype, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], groups: int
+) -> bool:
+    """Whether dW of some columns of contiguous images is a product for each image: faster than oneDNN's convolution."""
+    one_tap = tuple(kernel_size) == tuple(stride) == (1, 1) and tuple(padding) == (0, 0) and groups == 1
+    return one_tap and dtype is torch.float32
+
+
+def column_path(problem: Problem) -> str:
+    """The path for dW of all rows, of the columns that the problem's x has: a key of ``WHY_COLUMNS``."""
+    if not problem.is_conv2d:
+        return "mm"
+    geometry = problem.kernel_size, problem.stride, problem.padding, problem.groups
+    return "images" if problem.planes and columns_are_images(problem.dtype, *geometry) else "library"
