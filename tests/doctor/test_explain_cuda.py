@@ -44,9 +44,40 @@ def test_where_gathering_does_not_pay_all_rows_of_dy_are_multiplied(capsys):
     assert " on the whole dY: " in said["dW"]
 
 
+def test_columns(capsys):
+    """By hand: 2048 tokens of 4096 inputs in bfloat16, of which 64 are gathered from sectors of 16."""
+    said = answers(capsys, "linear", "2048x1024x4096", "--columns", "64", "--dtype", "bfloat16", "--capability", "9.0")
+    assert said["choice"] == "64 of 4096 columns (1.6%) by the input"
+    part, whole = 2 * 2048 * 64, 2 * 2048 * 4096
+    touched = int(whole * (1 - (1 - 64 / 4096) ** 16))
+    assert (
+        said["gather of x"] == f"in forward, {(touched + part) / 1e6:.3g} MB: {1e6 * ((touched + part) / 4.8e12 + 3e-6):.1f} us"
+    )
+    assert said["scores of x"].startswith(f"in forward, {whole / 1e6:.3g} MB: {1e6 * (whole / 4.8e12 + 3e-6):.1f} us")
+    assert said["kept"] == "0.262 MB of 16.8 MB of x"
+    p = Problem("rowsparse_wgrad", torch.bfloat16, 2048, 64, out=1024, k=1024)
+    assert said["dW"].startswith("library on the compact x: PyTorch's own product, most of it ")
+    assert said["dW"].endswith(f"floor {1e6 * rule.floor(p, '9.0'):.1f} us")
+    work = rule.choose(p, "9.0", ("library",)).works["library"]
+    assert f"{work.moved / 1e6:.3g} MB, {work.operations / 1e9:.3g} GFLOP" in said["dW library"]
+    assert "dW triton" not in said
+    assert said["dX"] == "dense: columns leave it whole"
+
+
+def test_columns_of_a_conv2d_and_of_chosen_rows(capsys):
+    arguments = ("--columns", "16", "--capability", "9.0")
+    said = answers(capsys, "conv2d", "16x64x512x28x3", *arguments)
+    assert said["gather of x"].startswith(f"in forward, {2 * 4 * 16 * 28 * 28 * 16 / 1e6:.3g} MB")  # planes lie by themselves
+    said = answers(capsys, "conv2d", "16x64x512x28x3", "--k", "8", *arguments)
+    assert said["choice"] == "8 of 512 rows (1.6%) by l1, scope both; 16 of 64 columns (25.0%) by the input"
+    assert " on the compact dY and x: " in said["dW"]
+    assert "dW triton" in said
+    assert " on the compact dY: " in said["dX"]
+
+
 def test_all_rows(capsys):
     said = answers(capsys, "linear", "96x80x64", "--ratio", "1", "--capability", "12.0")
-    assert said["choice"] == "dense: all rows are stock's own backward"
+    assert said["choice"] == "dense: all of the weight is stock's own backward"
 
 
 @pytest.mark.parametrize(

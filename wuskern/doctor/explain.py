@@ -1,10 +1,10 @@
-"""``wuskern doctor --explain`` on the command line: how one row-sparse backward is computed, on this CPU or on a GPU."""
+"""``wuskern doctor --explain`` on the command line: how one sparse backward is computed, on this CPU or on a GPU."""
 
 import argparse
 
 import torch
 
-from wuskern.choices import TopK
+from wuskern.choices import TopColumns, TopK, Units
 from wuskern.doctor import explain_cpu, explain_cuda
 from wuskern.doctor.question import Question
 from wuskern.doctor.report import Report
@@ -21,13 +21,14 @@ def add_arguments(doctor: argparse.ArgumentParser) -> None:
         "--explain",
         nargs=2,
         metavar=("KIND", "SHAPE"),
-        help="look at one row-sparse backward instead, and say how it is computed: linear TOKENSxOUTxIN, such as "
+        help="look at one backward of some rows or columns instead, and say how it is computed: linear TOKENSxOUTxIN, such as "
         "4096x1024x1024, or conv2d BATCHxCHANNELSxOUTxSIDExKERNEL, such as 64x128x128x16x3",
     )
     of = doctor.add_argument_group("of --explain")
     amount = of.add_mutually_exclusive_group()
-    amount.add_argument("--ratio", type=float, help="share of the rows (default: 0.05)")
+    amount.add_argument("--ratio", type=float, help="share of the rows (default: 0.05; all with --columns)")
     amount.add_argument("--k", type=int, help="number of rows")
+    of.add_argument("--columns", type=int, metavar="K", help="number of columns: input units, or input channels (default: all)")
     of.add_argument("--scope", default="both", help="weight, or both: the input gradient from those rows too (default: both)")
     of.add_argument("--dtype", default="float32", help="float32 (default), bfloat16, float16 or float64")
     of.add_argument("--device", default="cpu", help="cpu, measured now (default), or cuda, counted: needs no GPU")
@@ -57,15 +58,29 @@ def _question(a: argparse.Namespace) -> Question:
     _one_of("--explain", kind, ("linear", "conv2d"))
     _one_of("--dtype", a.dtype, tuple(DTYPES))
     dtype = DTYPES[a.dtype]
-    choice = TopK(ratio=0.05 if a.k is None and a.ratio is None else a.ratio, k=a.k, scope=a.scope)
     if kind == "linear":
         tokens, out, inputs = _numbers(shape, 3, LINEAR)
-        return Question(Problem("rowsparse_wgrad", dtype, tokens, inputs, out, choice.count(out)), choice)
-    batch, channels, out, side, kernel = _numbers(shape, 5, CONV2D)
-    padding = kernel // 2 if a.padding is None else a.padding
-    sides = (side,) * 2, (kernel,) * 2, (a.stride,) * 2, (padding,) * 2, (1, 1)
-    k, planes = choice.count(out, a.groups), not a.channels_last
-    return Question(Problem("rowsparse_wgrad_conv2d", dtype, batch, channels, out, k, *sides, a.groups, planes), choice)
+        whole = Problem("rowsparse_wgrad", dtype, tokens, inputs, out, out)
+    else:
+        batch, channels, out, side, kernel = _numbers(shape, 5, CONV2D)
+        padding = kernel // 2 if a.padding is None else a.padding
+        sides = (side,) * 2, (kernel,) * 2, (a.stride,) * 2, (padding,) * 2, (1, 1)
+        whole = Problem(
+            "rowsparse_wgrad_conv2d", dtype, batch, channels, out, out, *sides, a.groups, planes=not a.channels_last
+        )
+    return _chosen(a, whole)
+
+
+def _chosen(a: argparse.Namespace, whole: Problem) -> Question:
+    """The question about the chosen rows and columns of a layer. Raises ``ValueError`` where a choice does not fit it."""
+    columns, rows = None if a.columns is None else TopColumns(k=a.columns), None
+    if columns is not None:
+        columns.check(Units("", whole.out, whole.channels, whole.groups))
+    if columns is None or a.k is not None or a.ratio is not None:
+        rows = TopK(ratio=0.05 if a.k is None and a.ratio is None else a.ratio, k=a.k, scope=a.scope)
+        whole = whole._replace(k=rows.count(whole.out, whole.groups))
+    all_rows, all_columns = whole.k == whole.out, a.columns == whole.channels
+    return Question(whole, None if all_rows else rows, None if all_columns else columns)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

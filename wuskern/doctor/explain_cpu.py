@@ -1,4 +1,5 @@
-"""``wuskern doctor --explain``: how one row-sparse backward is computed on this CPU, why so, and how far from its floor."""
+"""``wuskern doctor --explain``: how one backward of some rows or columns is computed on this CPU, why so, and how far from its
+floor."""
 
 import statistics
 import time
@@ -13,7 +14,7 @@ from wuskern.doctor.question import Question
 from wuskern.doctor.report import Line, Report
 from wuskern.kernels import backends
 from wuskern.kernels.cpu import native
-from wuskern.kernels.cpu.paths import WHY
+from wuskern.kernels.cpu.paths import WHY, WHY_COLUMNS, column_path
 from wuskern.kernels.cpu.product import product
 from wuskern.kernels.problem import Problem
 
@@ -26,26 +27,46 @@ def report(question: Question) -> Report:
     """The answer, after about a second of measuring."""
     if obstacle := backends.library_obstacle("cpu"):
         raise ValueError(f"--explain: expected the compiled library, whose paths it tells, got none: {obstacle}")
-    dtype, share = question.wgrad.dtype, question.wgrad.k / question.wgrad.out
+    dtype = question.whole.dtype
     title = f"{question.layer}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
-    head: tuple[Line, ...] = (("problem", title), ("choice", question.rows))
+    head: tuple[Line, ...] = (("problem", title), ("choice", question.choice))
     if question.is_dense:
         return Report(head)
     least, by_rates = floor(question), _rates(dtype)
     seconds = max(least.operations / by_rates.operations, least.moved / by_rates.moved)
     ours, dense = _medians(*backwards(question))
-    stats = backends.choose("row_stats", "cpu").backend
     return Report(
         (
             *head,
-            ("reads of dY", f"1 for scores and bias gradient ({stats}), {share:.2f} for the chosen rows"),
-            ("dW", _path(question.wgrad)),
-            ("dX", _path(question.dgrad) if question.choice.scope == "both" else "dense: scope is weight"),
+            *_reads(question),
+            ("dW", _dw(question)),
+            ("dX", _path(question.dgrad) if question.of_both else question.why_dx_is_dense),
             ("floor", f"{1e3 * seconds:.3f} ms: {_in_words(least, by_rates)}"),
             ("measured", f"{1e3 * ours:.3f} ms, {ours / seconds:.2f}x the floor"),
             ("dense", f"{1e3 * dense:.3f} ms, {dense / ours:.2f}x of that"),
         )
     )
+
+
+def _reads(question: Question) -> list[Line]:
+    """How often dY is read, and x, beside by the products; and how much of x is kept."""
+    p, backend = question.whole, {op: backends.choose(op, "cpu").backend for op in ("row_stats", "bias_grad", "gather_rows")}
+    of_dy = f"1 for the bias gradient ({backend['bias_grad']})"
+    if question.rows is not None:
+        of_dy = f"1 for scores and bias gradient ({backend['row_stats']}), {p.k / p.out:.2f} for the chosen rows"
+    lines = [("reads of dY", of_dy)]
+    if question.columns is not None:
+        share, scored = question.k_columns / p.channels, f"1 for scores ({backend['row_stats']})"
+        lines.append(("reads of x", f"{scored}, {share:.2f} for the chosen columns ({backend['gather_rows']}), in forward"))
+        lines.append(("kept", f"{question.wgrad.input_bytes / 1e6:.3g} MB of {p.input_bytes / 1e6:.3g} MB of x"))
+    return lines
+
+
+def _dw(question: Question) -> str:
+    if question.rows is not None:
+        return _path(question.wgrad)
+    path = column_path(question.wgrad)
+    return f"{path}: {WHY_COLUMNS[path]}"
 
 
 def _path(problem: Problem) -> str:
@@ -54,13 +75,13 @@ def _path(problem: Problem) -> str:
 
 
 def backwards(question: Question) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The backward from the chosen rows, and stock's of all rows, on random tensors."""
-    p, choice = question.wgrad, question.choice
+    """The backward of the chosen part, with the gather of its columns, and stock's of all, on random tensors."""
+    p, rows, columns = question.whole, question.rows, question.columns
     if not p.is_conv2d:
         sizes = (p.batch, p.out), (p.batch, p.channels), (p.out, p.channels)
         dy, x, weight = (torch.randn(size).to(p.dtype) for size in sizes)
         return (
-            lambda: functional.linear_backward(dy, x, weight, rows=choice),
+            lambda: functional.linear_backward(dy, x, weight, rows, columns=columns),
             lambda: (dy.matmul(weight), dy.t().mm(x), dy.sum(0)),
         )
     sides, images = (p.stride, p.padding, p.dilation), p.memory_format
@@ -72,7 +93,7 @@ def backwards(question: Question) -> tuple[Callable[[], object], Callable[[], ob
     )
     backward, wanted = torch.ops.aten.convolution_backward, (True, True, True)
     return (
-        lambda: functional.conv2d_backward(dy, x, weight, choice, *sides, p.groups),
+        lambda: functional.conv2d_backward(dy, x, weight, rows, *sides, p.groups, columns=columns),
         lambda: backward(dy, x, weight, [p.out], *sides, False, (0, 0), p.groups, wanted),
     )
 
@@ -88,11 +109,14 @@ class Amounts(NamedTuple):
 
 
 def floor(question: Question) -> Amounts:
-    """The least that must be done: the products of the chosen rows, each operand once, dy's chosen rows twice."""
-    p = question.wgrad
-    rows_of_dgrad = p.k if question.choice.scope == "both" else p.out
-    elements = p.tokens * p.out + 2 * p.tokens * p.k + 2 * p.inputs + 2 * p.k * p.features
-    return Amounts(2 * p.tokens * p.features * (p.k + rows_of_dgrad), p.dtype.itemsize * elements)
+    """The least that must be done: the products of what is chosen, each operand once, what is gathered twice more."""
+    p, dw = question.whole, question.wgrad
+    rows_of_dgrad = p.k if question.of_both else p.out
+    gathered = 2 * p.tokens * p.k * (question.rows is not None) + 2 * dw.inputs * (question.columns is not None)
+    weights = rows_of_dgrad * p.features + dw.k * dw.features  # W for dX, and dW
+    elements = p.tokens * p.out + gathered + 2 * p.inputs + weights  # dY, x, dX
+    operations = 2 * p.tokens * (dw.k * dw.features + rows_of_dgrad * p.features)
+    return Amounts(operations, p.dtype.itemsize * elements)
 
 
 def _in_words(least: Amounts, by_rates: Amounts) -> str:

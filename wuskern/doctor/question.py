@@ -2,39 +2,67 @@
 
 from dataclasses import dataclass
 
-from wuskern.choices import TopK
+from wuskern.choices import TopColumns, TopK
 from wuskern.kernels.problem import Problem
 
 
 @dataclass(frozen=True)
 class Question:
-    """A layer's backward: the problem of its weight gradient, dy being whole, and how its rows are chosen."""
+    """A layer's backward, and how the part of its weight is chosen that trains.
 
-    wgrad: Problem
-    choice: TopK
+    Attributes:
+        whole: the problem of its weight gradient, dy and x being whole. rows, columns: the choices, which leave something out;
+            None: all.
+    """
+
+    whole: Problem
+    rows: TopK | None
+    columns: TopColumns | None = None
+
+    @property
+    def k_columns(self) -> int:
+        """How many columns are chosen; all without a choice."""
+        p = self.whole
+        return p.channels if self.columns is None else self.columns.count(p.channels, p.groups)
+
+    @property
+    def wgrad(self) -> Problem:
+        """The problem of the weight gradient of the chosen columns, dy being whole."""
+        return self.whole._replace(channels=self.k_columns)
 
     @property
     def dgrad(self) -> Problem:
         """The problem of the input gradient."""
-        return self.wgrad._replace(op="rowsparse_dgrad_conv2d" if self.wgrad.is_conv2d else "rowsparse_dgrad")
+        return self.whole._replace(op="rowsparse_dgrad_conv2d" if self.whole.is_conv2d else "rowsparse_dgrad")
 
     @property
     def is_dense(self) -> bool:
-        return self.wgrad.k == self.wgrad.out
+        return self.rows is None and self.columns is None
+
+    @property
+    def of_both(self) -> bool:
+        """Whether the input gradient, too, comes from the chosen rows alone."""
+        return self.rows is not None and self.rows.scope == "both"
 
     @property
     def layer(self) -> str:
         """The layer in words."""
-        p = self.wgrad
+        p = self.whole
         if not p.is_conv2d:
             return f"Linear {p.out} x {p.channels}, {p.batch} tokens"
         kernel, image = ("x".join(map(str, sides)) for sides in (p.kernel_size, p.size))
         return f"Conv2d {p.channels} -> {p.out}, {kernel}, {p.batch} images of {image}"
 
     @property
-    def rows(self) -> str:
-        """The choice of the rows in words."""
-        if self.is_dense:
-            return "dense: all rows are stock's own backward"
-        k, out = self.wgrad.k, self.wgrad.out
-        return f"{k} of {out} rows ({k / out:.1%}) by {self.choice.score}, scope {self.choice.scope}"
+    def choice(self) -> str:
+        """The choices in words."""
+        p, k, said = self.whole, self.k_columns, []
+        if self.rows is not None:
+            said.append(f"{p.k} of {p.out} rows ({p.k / p.out:.1%}) by {self.rows.score}, scope {self.rows.scope}")
+        if self.columns is not None:
+            said.append(f"{k} of {p.channels} columns ({k / p.channels:.1%}) by the {self.columns.score}")
+        return "; ".join(said) or "dense: all of the weight is stock's own backward"
+
+    @property
+    def why_dx_is_dense(self) -> str:
+        return "dense: columns leave it whole" if self.rows is None else "dense: scope is weight"

@@ -77,10 +77,20 @@ def work(way: str, p: Problem, gpu: Gpu) -> Work:
 
 
 def _touched(p: Problem) -> int:
-    """Bytes of dy that are read to get at the chosen rows: sectors, where single elements lie apart."""
-    if p.planes or p.k == p.out:
-        return p.chosen_bytes
-    return int(p.tokens * p.out * p.dtype.itemsize * (1 - (1 - p.k / p.out) ** (SECTOR / p.dtype.itemsize)))
+    """Bytes of dy that are read to get at the chosen rows."""
+    return p.chosen_bytes if p.planes else _sectors(p.tokens, p.k, p.out, p.dtype.itemsize)
+
+
+def touched_of_x(p: Problem, k: int) -> int:
+    """Bytes of x that are read to get at k of its columns."""
+    pixels = p.batch * p.pixels
+    is_planes = p.is_conv2d and p.planes
+    return pixels * k * p.dtype.itemsize if is_planes else _sectors(pixels, k, p.channels, p.dtype.itemsize)
+
+
+def _sectors(tokens: int, k: int, of: int, itemsize: int) -> int:
+    """Bytes of the sectors that hold k of so many elements that lie side by side, of each token; all where all are chosen."""
+    return int(tokens * of * itemsize * (1 - (1 - k / of) ** (SECTOR / itemsize)))
 
 
 def _packed(p: Problem) -> list[int]:
