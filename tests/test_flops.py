@@ -76,3 +76,13 @@ def test_savings_count_the_same(rows, k):
     savings = Savings(Fixed(net), torch.randn(shape, requires_grad=True))
     savings.count(16)
     assert savings.left_out["wgrad"] + savings.left_out["dgrad"] == dense - counted(net, shape)
+
+
+def test_savings_of_few_channels_are_none():
+    """Their columns are not gathered, and the gradient of all is computed."""
+    net, shape = wk.convert(nn.Sequential(nn.Conv2d(8, 32, 3, bias=False))), (2, 8, 6, 6)
+    dense = counted(net, shape)
+    wk.set_plan(net, columns=wk.Columns([1, 2]))
+    savings = Savings(Fixed(net), torch.randn(shape, requires_grad=True))
+    savings.count(2)
+    assert savings.left_out["wgrad"] == dense - counted(net, shape) == 0

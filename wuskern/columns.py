@@ -19,8 +19,8 @@ class Saved(NamedTuple):
         x: the input, or the columns of it that pay; None where the weight's gradient is not wanted.
         weight: in the dtype of x, its output units first; None where nothing needs it. like: how the gradient of x has to lie
             in memory.
-        columns: ``[k]``, int64, ascending, of which the gradient is wanted; None: all. sums: ``[inputs]``, of the squares of the
-            whole input; None where no observer hears of them.
+        columns: ``[k]``, int64, ascending, of which the gradient is wanted; None: all. sums: ``[inputs]``, of the squares of
+            the whole input; None where no observer hears of them.
     """
 
     x: Tensor | None

@@ -88,6 +88,12 @@ def test_columns_of_a_conv2d_take_the_path_that_is_named(shape, more, path, caps
     assert channels == (16 if path == "library" and not {"bfloat16", "--groups"} & set(more) else 4)
 
 
+def test_few_channels_are_not_gathered(capsys):
+    said = answers(capsys, "conv2d", "2x8x16x10x3", "--columns", "4")
+    assert said["reads of x"] == "1 for scores (native), no gather, with so few channels"
+    assert said["kept"] == "0.0064 MB of 0.0064 MB of x"
+
+
 def calls(function, *arguments):
     """The names of the ops that a call makes, and what it returns."""
     names = []

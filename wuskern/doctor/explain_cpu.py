@@ -57,7 +57,8 @@ def _reads(question: Question) -> list[Line]:
     lines = [("reads of dY", of_dy)]
     if question.columns is not None:
         share, scored = question.k_columns / p.channels, f"1 for scores ({backend['row_stats']})"
-        lines.append(("reads of x", f"{scored}, {share:.2f} for the chosen columns ({backend['gather_rows']}), in forward"))
+        gathered = f"{share:.2f} for the chosen columns ({backend['gather_rows']}), in forward"
+        lines.append(("reads of x", f"{scored}, {gathered if question.gathers else 'no gather, with so few channels'}"))
         lines.append(("kept", f"{question.wgrad.input_bytes / 1e6:.3g} MB of {p.input_bytes / 1e6:.3g} MB of x"))
     return lines
 
@@ -112,7 +113,7 @@ def floor(question: Question) -> Amounts:
     """The least that must be done: the products of what is chosen, each operand once, what is gathered twice more."""
     p, dw = question.whole, question.wgrad
     rows_of_dgrad = p.k if question.of_both else p.out
-    gathered = 2 * p.tokens * p.k * (question.rows is not None) + 2 * dw.inputs * (question.columns is not None)
+    gathered = 2 * p.tokens * p.k * (question.rows is not None) + 2 * dw.inputs * question.gathers
     weights = rows_of_dgrad * p.features + dw.k * dw.features  # W for dX, and dW
     elements = p.tokens * p.out + gathered + 2 * p.inputs + weights  # dY, x, dX
     operations = 2 * p.tokens * (dw.k * dw.features + rows_of_dgrad * p.features)

@@ -18,7 +18,7 @@ def report(question: Question, capability: str) -> Report:
         ("GPU", f"{capability}: the tiles of {gpu.architecture}, the rates of {gpu.name}"),
         ("choice", question.choice),
     ]
-    if question.columns is not None:
+    if question.gathers:
         lines += _gather_of_x(question, capability)
     if not question.is_dense:
         lines += _dw(question, capability)

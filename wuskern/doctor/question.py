@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from wuskern.choices import TopColumns, TopK
 from wuskern.kernels.problem import Problem
+from wuskern.kinds import Conv2d
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,16 @@ class Question:
         return p.channels if self.columns is None else self.columns.count(p.channels, p.groups)
 
     @property
+    def gathers(self) -> bool:
+        """Whether forward gathers the chosen columns."""
+        p = self.whole
+        weight = torch.empty(p.out, p.channels // p.groups, *p.kernel_size, device="meta")
+        return self.columns is not None and (not p.is_conv2d or Conv2d(groups=p.groups).gathers_columns(weight))
+
+    @property
     def wgrad(self) -> Problem:
-        """The problem of the weight gradient of the chosen columns, dy being whole."""
-        return self.whole._replace(channels=self.k_columns)
+        """The problem of the weight gradient of the columns that are kept, dy being whole."""
+        return self.whole._replace(channels=self.k_columns) if self.gathers else self.whole
 
     @property
     def dgrad(self) -> Problem:

@@ -171,7 +171,9 @@ class Savings:
     def _columns(self, name: str, wanted: Wants) -> tuple[int, int]:
         """The columns of a layer that wgrad is computed for, and all of them."""
         units, columns = self.policy.layers[name].units, wanted.get("columns")
-        return units.inputs if columns is None else columns.count(units.inputs, units.groups), units.inputs
+        if columns is None or not self.policy.layers[name].kind.gathers_columns(self.policy.layers[name].weight_by_rows):
+            return units.inputs, units.inputs
+        return columns.count(units.inputs, units.groups), units.inputs
 
     def _have_dgrad(self, wants: list[Wants]) -> list[bool]:
         """Whether each layer has a dgrad: only where something before it trains."""
