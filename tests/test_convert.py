@@ -147,6 +147,7 @@ def test_what_is_left_alone_says_why(caplog):
         "fp8": "its weight is torch.float8_e4m3fn",
         "transposed": "Conv1D computes with its own weight",
         "lstm": "LSTM computes with its own weight_ih_l0, weight_hh_l0",
+        "embedding": "embeddings are converted on request: convert(model, embeddings=True)",
     }
     classes = [type(m) for m in model.values()]
     with caplog.at_level(logging.INFO, logger="wuskern"):

@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from wuskern import distributed, functional, ops, optim, policies
-from wuskern.choices import Columns, PerExample, Plan, Rows, Tokens, TopColumns, TopK
+from wuskern.choices import BatchRows, Columns, PerExample, Plan, Rows, Tokens, TopColumns, TopK
 from wuskern.convert import convert, revert, survey
 from wuskern.cuda_graphs import GraphedStep
 from wuskern.delivery.column_grad import ColumnGrad
@@ -11,6 +11,7 @@ from wuskern.delivery.observer import ColumnObserver, Observer
 from wuskern.doctor import doctor
 from wuskern.kernels.backends import backend
 from wuskern.kernels.triton.tuning import autotune
+from wuskern.layers.embedding import SkippableEmbedding
 from wuskern.modules import SkippableConv2d, SkippableLinear
 from wuskern.optim import load_part_, part_state_dict, unscale_
 from wuskern.plans import set_columns, set_plan, set_rows, set_skip, set_tokens, skipping
@@ -23,6 +24,7 @@ except PackageNotFoundError:  # a bare checkout
     __version__ = "0+checkout"
 
 __all__ = [
+    "BatchRows",
     "ColumnGrad",
     "ColumnObserver",
     "Columns",
@@ -33,6 +35,7 @@ __all__ = [
     "RowGrad",
     "Rows",
     "SkippableConv2d",
+    "SkippableEmbedding",
     "SkippableLinear",
     "Tokens",
     "TopColumns",

@@ -70,8 +70,7 @@ class LayerFunction(torch.autograd.Function):
             return _restricted(ctx, dy, saved, call.sparse)
         with torch.no_grad():
             computed = _restricted(ctx, dy, saved, False)
-        tie = torch.zeros((), device=dy.device, requires_grad=True)  # gives the results a graph, which dy need not have
-        return tuple(_Once.apply(g, tie) if isinstance(g, Tensor) else g for g in computed)
+        return once(dy.device, *computed)
 
 
 def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -89,25 +88,30 @@ def _of_constant(ctx: Any, dy: Tensor, operand: Tensor | None) -> tuple[Tensor |
 
 def _restricted(ctx: Any, dy: Tensor, saved: Saved, sparse: bool) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight and bias as the plan restricts them, and None for the call."""
-    needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-    compiling = torch.compiler.is_compiling()
-    accumulated = needs_weight
-    if needs_weight and not compiling:
-        needs_weight, accumulated = is_used(ctx.next_functions[1][0])
+    needs_x, _, needs_bias, *_ = ctx.needs_input_grad
+    needs_weight, accumulated = wanted_of_weight(ctx)
     call: Call = ctx.call
-    plan, teller = call.plan, NOBODY
-    home = call.home.key if compiling and call.home is not None else None
+    plan, teller, home = call.plan, NOBODY, call.home
+    key = home.key if torch.compiler.is_compiling() and home is not None else None
     if plan.observer is not None and accumulated:
-        teller = Teller(plan.observer, home)
+        teller = Teller(plan.observer, key)
     if plan.column_observer is not None and saved.sums is not None and accumulated:
-        plan.column_observer.tell(saved.sums, dy, home)
+        plan.column_observer.tell(saved.sums, dy, key)
     dx, grad, db = gradients(call.kind, plan, dy, saved, (needs_x, needs_weight, needs_bias), teller)
-    return dx, _form(call, grad, sparse and accumulated), db, None
+    return dx, form(call.weight, home, grad, sparse and accumulated), db, None
 
 
-def _form(call: Call, grad: RowGrad | ColumnGrad | Tensor | None, sparse: bool) -> Tensor | None:
+def wanted_of_weight(ctx: Any) -> tuple[bool, bool]:
+    """Whether the gradient of the weight, the second argument of a Function, is wanted, and whether it is added to the weight's
+    ``grad``."""
+    wanted: bool = ctx.needs_input_grad[1]
+    if wanted and not torch.compiler.is_compiling():
+        return is_used(ctx.next_functions[1][0])
+    return wanted, wanted
+
+
+def form(weight: Tensor, home: GradHome | None, grad: RowGrad | ColumnGrad | Tensor | None, sparse: bool) -> Tensor | None:
     """The weight's gradient for autograd, dense or sparse; None where it has been delivered already."""
-    weight, home = call.weight, call.home
     if not isinstance(grad, RowGrad | ColumnGrad):
         return grad
     if sparse and isinstance(grad, RowGrad):
@@ -117,6 +121,12 @@ def _form(call: Call, grad: RowGrad | ColumnGrad | Tensor | None, sparse: bool) 
         from_compiled(home.key, None, grad.rows, grad.values.to(weight.dtype))
         return None
     return dense_grad(weight, grad, None if home is None else home.recycled)
+
+
+def once(device: torch.device, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients, of which none can be differentiated again."""
+    tie = torch.zeros((), device=device, requires_grad=True)  # gives the results a graph, which dy need not have
+    return tuple(_Once.apply(g, tie) if isinstance(g, Tensor) else g for g in gradients)
 
 
 class _Once(torch.autograd.Function):

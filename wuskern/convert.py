@@ -1,4 +1,4 @@
-"""Turns the nn.Linear and nn.Conv2d layers of an existing model, and transformers' Conv1D, into skippable ones, and back."""
+"""Turns the nn.Linear and nn.Conv2d layers of a model, transformers' Conv1D, and embeddings on request, into skippable ones."""
 
 import logging
 from dataclasses import dataclass
@@ -12,17 +12,22 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from wuskern import ops
 from wuskern.choices import Parts
 from wuskern.layers import conv1d
+from wuskern.layers.embedding import SkippableEmbedding
 from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear
 
 Model = TypeVar("Model", bound=nn.Module)
 VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside its stock twin
 LEFT_OUT = "filter_fn left it out"
+NOT_ASKED = "embeddings are converted on request: convert(model, embeddings=True)"
 
 _log = logging.getLogger("wuskern")
-_OF_TORCH: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: SkippableLinear, nn.Conv2d: SkippableConv2d}
+_OF_TORCH: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: SkippableLinear,
+    nn.Conv2d: SkippableConv2d,
+    nn.Embedding: SkippableEmbedding,
+}
 _NO_KERNEL = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
 _NO_PRODUCT = (
-    nn.Embedding,
     nn.EmbeddingBag,
     nn.LayerNorm,
     nn.RMSNorm,
@@ -44,9 +49,15 @@ class Findings(list[Finding]):
 
     @property
     def share(self) -> float:
-        """The share, from 0 to 1, of the weights in these layers that is, or will be, in converted ones; 0 without any."""
+        """The share, from 0 to 1, of the weights in these layers that is, or will be, in converted ones; 0 without any.
+        Embeddings that nobody asked for do not count."""
         covered = _weights([finding for finding in self if finding.obstacle is None])
-        return covered / max(1, _weights(self))
+        return covered / max(1, _weights(self.asked))
+
+    @property
+    def asked(self) -> list[Finding]:
+        """All but embeddings that nobody asked for."""
+        return [finding for finding in self if finding.obstacle != NOT_ASKED]
 
 
 def _skippable() -> dict[type[nn.Module], type[nn.Module]]:
@@ -55,14 +66,16 @@ def _skippable() -> dict[type[nn.Module], type[nn.Module]]:
     return _OF_TORCH if of_transformers is None else _OF_TORCH | {of_transformers: conv1d.skippable(of_transformers)}
 
 
-def survey(model: nn.Module, filter_fn: FilterFn | None = None) -> Findings:
-    """Every layer with a weight matrix, in the order of ``named_modules``, and why ``convert`` leaves it alone, if it does; the
-    list has a ``share``, of all their weights, that is converted."""
+def survey(model: nn.Module, filter_fn: FilterFn | None = None, *, embeddings: bool = False) -> Findings:
+    """Every layer with a weight matrix, in the order of ``named_modules``, and why ``convert``, with the same arguments, leaves
+    it alone, if it does; the list has a ``share``, of all their weights, that is converted."""
     findings = Findings()
     stock = tuple(_skippable())
     for name, module in model.named_modules():
         if isinstance(module, stock):
-            findings.append(Finding(name, module, _obstacle(module) or _choice(module, name, filter_fn)))
+            asked = embeddings or not isinstance(module, nn.Embedding) or isinstance(module, Skippable)
+            obstacle = _obstacle(module) or _choice(module, name, filter_fn) if asked else NOT_ASKED
+            findings.append(Finding(name, module, obstacle))
         elif reason := _no_skip(module):
             findings.append(Finding(name, module, reason))
     return findings
@@ -93,6 +106,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return f"its weight is a {type(module.weight).__name__}, a subclass of Tensor"
     if module.weight.dtype not in ops.DTYPES:
         return f"its weight is {module.weight.dtype}"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "its max_norm changes the weight in forward"
     return None
 
 
@@ -117,9 +132,9 @@ def _is_quantised(module: nn.Module) -> bool:
     return any(cls.__module__.startswith("torch.ao.nn.") for cls in type(module).__mro__)
 
 
-def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
+def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool = False) -> Model:
     """Makes every ``nn.Linear``, ``nn.Conv2d`` and, of transformers, ``Conv1D`` of a model skippable, in place, and returns the
-    model.
+    model; with ``embeddings=True`` every ``nn.Embedding``, too.
 
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
     root itself included. Results do not change until a flag is set. Exact types only: subclasses, whose owner may read
@@ -135,6 +150,7 @@ def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
         model: any module.
         filter_fn: ``filter_fn(module, name) -> bool``, asked once about each layer that could be converted, by its first
             name; False leaves it alone. It only narrows the choice.
+        embeddings: whether embeddings are converted, too. They have ``skip`` and ``rows``, and policies pass them over.
 
     Raises:
         TypeError: ``model`` is no module, or ``filter_fn`` cannot be called.
@@ -144,7 +160,7 @@ def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn: expected a function of (module, name), got {filter_fn!r}")
-    findings = survey(model, filter_fn)
+    findings = survey(model, filter_fn, embeddings=embeddings)
     left_alone = [f"{f.name or 'the model itself'}: {f.obstacle}" for f in findings if f.obstacle]
     if len(left_alone) == len(findings):
         reasons = "; ".join(left_alone) or "it has no layer with a weight matrix"
@@ -157,15 +173,15 @@ def convert(model: Model, filter_fn: FilterFn | None = None) -> Model:
             finding.module.__class__ = skippable[type(finding.module)]
     for line in left_alone:
         _log.info("left alone: %s", line)
-    converted = len(findings) - len(left_alone)
-    _log.info("converted: %d of %d layers, with %.0f %% of the weights", converted, len(findings), 100 * findings.share)
+    converted, asked = len(findings) - len(left_alone), len(findings.asked)
+    _log.info("converted: %d of %d layers, with %.0f %% of the weights", converted, asked, 100 * findings.share)
     _warn_of_most_left_alone(findings)
     return model
 
 
 def _warn_of_most_left_alone(findings: list[Finding]) -> None:
     """Says in the log if most of the weights lie in layers that cannot skip: one would believe that something is saved."""
-    left_alone = [finding for finding in findings if finding.obstacle not in (None, LEFT_OUT)]
+    left_alone = [finding for finding in findings if finding.obstacle not in (None, LEFT_OUT, NOT_ASKED)]
     alone, converted = _weights(left_alone), _weights([finding for finding in findings if finding.obstacle is None])
     if alone > converted:
         kinds = ", ".join(dict.fromkeys(type(finding.module).__name__ for finding in left_alone))

@@ -1,6 +1,6 @@
-"""The functions ``linear`` and ``conv2d`` of torch.nn.functional with a plan of what backward does about the weight: skip
-it, compute chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are that backward
-alone."""
+"""The functions ``linear``, ``conv2d`` and ``embedding`` of torch.nn.functional with a plan of what backward does about the
+weight: skip it, compute chosen rows of its gradient, sum over chosen tokens. ``linear_backward`` and ``conv2d_backward`` are
+that backward alone."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,16 @@ from torch.nn.parallel import DistributedDataParallel
 from wuskern import ops
 from wuskern.autograd import Call, LayerFunction
 from wuskern.choices import DENSE, Parts, Plan
+from wuskern.common.shapes import numeric_padding
 from wuskern.delivery.grad_home import GradHome
+from wuskern.embedding import Embedding, Lookup, look_up
 from wuskern.gradients import conv2d_backward, linear_backward
 from wuskern.kinds import LINEAR, Conv2d, Kind, Linear, Sides, pair
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["conv2d", "conv2d_backward", "linear", "linear_backward", "stock_reason"]
+__all__ = ["conv2d", "conv2d_backward", "embedding", "linear", "linear_backward", "stock_reason"]
 
 _PLAIN = (Tensor, Parameter, type(None))
 
@@ -84,6 +86,35 @@ def conv2d(
     return planned_conv2d(x, weight, bias, (stride, padding, dilation, groups), plan, None)
 
 
+def embedding(
+    x: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    scale_grad_by_freq: bool = False,
+    *,
+    plan: Plan | None = None,
+    **parts: "Unpack[Parts]",
+) -> Tensor:
+    """The output ``weight[x]`` of ``F.embedding``, whose backward follows a plan.
+
+    Args:
+        x: tokens, whole numbers in int32 or int64, of any shape. weight: ``[vocabulary, features]``.
+        padding_idx, scale_grad_by_freq: as for ``F.embedding``.
+        plan, parts: as for :func:`linear`; rows are tokens, ``Rows`` or ``BatchRows``, and beside them there is only ``skip``.
+
+    Returns:
+        ``[..., features]``. Dense, and where :func:`stock_reason` names a reason, this is ``F.embedding`` itself.
+
+    Raises:
+        As :func:`linear`, and what ``F.embedding`` raises.
+    """
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += len(weight)
+    kind, plan = Embedding(padding_idx, scale_grad_by_freq), Plan.of(plan, parts)
+    plan.check(kind.units(weight))
+    return planned_embedding(x, weight, kind, plan, None)
+
+
 def planned_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan, home: GradHome | None, kind: Linear = LINEAR
 ) -> Tensor:
@@ -117,29 +148,46 @@ def planned_conv2d(
     if unbatched:
         cast_x = cast_x.unsqueeze(0)
     if isinstance(padding, str):
-        cast_x, padding = _numeric_padding(cast_x, weight, padding, pair(dilation))
+        cast_x, padding = numeric_padding(cast_x, weight, padding, pair(dilation))
     kind = Conv2d(pair(stride), pair(padding), pair(dilation), groups)
     y = _apply(cast_x, weight, cast_bias, kind, followed, home)
     return y.squeeze(0) if unbatched else y
 
 
+def planned_embedding(tokens: Tensor, weight: Tensor, kind: Embedding, plan: Plan, home: GradHome | None) -> Tensor:
+    """The output of :func:`embedding` for a layer, by its plan, which is looked at here: the table may have grown since."""
+    followed: Plan | None = None
+    if not (plan.skip and not _is_together()) and not _takes_stock_path(_reason(tokens, weight)):
+        followed = _first_order(plan.restricting(kind.units(weight), tokens.numel), weight)
+    if followed is None:
+        return kind.fprop(tokens, _stock_weight(tokens, weight, plan))
+    sparse = not followed.skip and followed.is_sparse(transposed=False) and _may_be_sparse(weight, home)
+    return look_up(tokens, Lookup(kind, followed, weight, sparse, home))
+
+
 def _followed(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind) -> Plan | None:
     """The plan without a choice that takes all of this input's tokens; None where the call is stock's."""
-    if _takes_stock_path(x, weight, bias):
+    if _takes_stock_path(stock_reason(x, weight, bias)):
         return None
     followed: Plan | None = plan
     if plan.asks_input or torch.compiler.is_compiling():  # a compiler has to see how many rows there are in forward
         followed = plan.restricting(kind.units(weight), lambda: kind.count_tokens(x))
-    if followed is None or followed is DENSE:
+    return _first_order(followed, x, weight, bias)
+
+
+def _first_order(plan: Plan | None, *tensors: Tensor | None) -> Plan | None:
+    """The plan, which has first derivatives alone; None where the call is stock's. Raises ``RuntimeError`` where others are
+    asked for."""
+    if plan is None or plan is DENSE:
         return None
-    if _is_transformed(x, weight, bias):
+    if _is_transformed(*tensors):
         if plan.skip:
             return None  # stock's own derivatives, with a constant weight
         raise RuntimeError(
             "a layer of wuskern with rows, columns or tokens has no forward-mode derivative and takes no part in torch.func: "
             "set them to None where one is needed"
         )
-    return followed
+    return plan
 
 
 def _stock_weight(x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
@@ -176,15 +224,20 @@ def _may_be_sparse(weight: Tensor, home: GradHome | None) -> bool:
 
 def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Why a call with these tensors takes PyTorch's own path although it has a plan, or None."""
+    if reason := _reason(x, weight, bias):
+        return reason
+    return None if x.dtype in ops.DTYPES else "the input is no tensor of real floating numbers"
+
+
+def _reason(x: Tensor, *parameters: Tensor | None) -> str | None:
+    """Why a call with an input of any dtype takes PyTorch's own path, or None."""
     if not torch.is_grad_enabled():
         return "gradients are disabled"
     if _is_traced(x):
         return "the model is being traced or exported"
-    for t in (x, weight, bias):
+    for t in (x, *parameters):
         if type(t) not in _PLAIN:
             return f"{type(t).__name__} is a subclass of Tensor"
-    if x is None or x.dtype not in ops.DTYPES:
-        return "the input is no tensor of real floating numbers"
     if x.is_nested or x.layout is not torch.strided:
         return "the input is nested or not strided"
     return None
@@ -197,10 +250,9 @@ def _is_traced(x: Any) -> bool:
     return recorded or not isinstance(x, Tensor)
 
 
-def _takes_stock_path(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def _takes_stock_path(reason: str | None) -> bool:
     """Whether the call is stock's although it has a plan. Raises ``RuntimeError`` for one under a prepared DDP, which takes the
     plan for what backward computes."""
-    reason = stock_reason(x, weight, bias)
     if reason and torch.is_grad_enabled() and hasattr(_active_ddp(), "_wuskern_prepared"):
         raise RuntimeError(
             f"under wuskern.distributed.prepare a layer with skip, rows, columns or tokens cannot take PyTorch's path: {reason}"
@@ -225,20 +277,6 @@ def _is_transformed(*tensors: Tensor | None) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
-def _numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
-    """The input and padding in numbers for ``padding`` "same" or "valid". With "same" an even kernel pads one more at the end:
-    that one goes into the input, the rest is symmetric."""
-    if padding == "valid":
-        return x, (0, 0)
-    if padding != "same":
-        raise ValueError(f"padding: expected numbers, 'same' or 'valid', got {padding!r}")
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    odd_h, odd_w = (t % 2 for t in total)
-    if odd_h or odd_w:
-        x = F.pad(x, (0, odd_w, 0, odd_h))
-    return x, tuple(t // 2 for t in total)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, torch.dtype, Tensor | None]:

@@ -1,8 +1,8 @@
-"""The layers ``SkippableLinear`` and ``SkippableConv2d``: nn.Linear and nn.Conv2d with a plan for the weight's backward."""
+"""What skippable layers are, with a plan for the weight's backward, and two of them: nn.Linear and nn.Conv2d with one."""
 
 import sys
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from wuskern.kinds import LINEAR, Conv2d, Kind
 
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")  # what wrappers call the module inside
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # these call it "module"
-PLAN_ATTRIBUTES = ("_plan", "_in_use", "_home", "_asked", "_planned")  # what a converted layer has, and its stock twin lacks
+PLAN_ATTRIBUTES = ("_plan", "_chosen", "_in_use", "_home", "_asked", "_planned")  # which stock layers lack
 FilterFn = Callable[[nn.Module, str], bool]
 
 
@@ -62,7 +62,8 @@ class Skippable(Planned, nn.Module):
     """
 
     _plan: Plan = DENSE
-    _in_use: Plan = DENSE  # the plan that forward follows: without idle choices, and with what optimizers ask for
+    _chosen: Plan = DENSE  # the plan without idle choices
+    _in_use: Plan = DENSE  # the plan that forward follows: the chosen one, with what optimizers ask for
     _home: GradHome | None = None
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
     _planned: bool = False  # whether ``_in_use`` is anything but the dense backward
@@ -85,7 +86,7 @@ class Skippable(Planned, nn.Module):
             self._asked = self._home.is_asked()
         elif plan.rows is None and plan.columns is None:
             self._home.forget_zeros()
-        self._plan = plan
+        self._plan, self._chosen = plan, self._followed(plan)
         self._resolve()
 
     def answer(self, asked: bool) -> None:
@@ -96,16 +97,19 @@ class Skippable(Planned, nn.Module):
 
     def follow(self, plan: Plan | None) -> None:
         """Has forward go by another plan than the layer's own, until one is set; None: by its own again."""
-        self._resolve(plan)
+        self._chosen = self._followed(self._plan if plan is None else plan)
+        self._resolve()
 
-    def _resolve(self, followed: Plan | None = None) -> None:
-        plan = self._plan if followed is None else followed
-        self._in_use = plan.restricting(self.units, many_tokens) or DENSE
-        if self._asked:
-            self._in_use = self._in_use.with_sparse(self.units.transposed)
+    def _resolve(self) -> None:
+        asked = self._asked or getattr(self, "sparse", False)  # as nn.Embedding is made
+        self._in_use = self._chosen.with_sparse(self.units.transposed) if asked else self._chosen
         self._planned = self._in_use != DENSE
         if self.is_sparse:
             refuse_momentum()
+
+    def _followed(self, plan: Plan) -> Plan:
+        """The plan without the choices that leave nothing out."""
+        return plan.restricting(self.units, many_tokens) or DENSE
 
     @property
     def is_sparse(self) -> bool:
@@ -126,11 +130,6 @@ class Skippable(Planned, nn.Module):
         rows = plan.rows.index.to(device) if isinstance(plan.rows, Rows) else None
         columns = plan.columns.index.to(device) if isinstance(plan.columns, Columns) else None
         return Part(columns, rows) if self.units.transposed else Part(rows, columns, self.units.groups)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of layer, which says how its products are called; without stride, padding and dilation."""
-        raise NotImplementedError
 
     @property
     def units(self) -> Units:
@@ -172,6 +171,7 @@ class SkippableLinear(Skippable, nn.Linear):
 
     @property
     def kind(self) -> Kind:
+        """The kind of layer, which says how its products are called."""
         return LINEAR
 
     @property
@@ -196,6 +196,7 @@ class SkippableConv2d(Skippable, nn.Conv2d):
 
     @property
     def kind(self) -> Kind:
+        """The kind of layer, which says how its products are called; without stride, padding and dilation."""
         return Conv2d(groups=self.groups)
 
     @property
@@ -233,6 +234,14 @@ def skippable_layers(model: nn.Module) -> dict[str, SkippableLayer]:
     return layers  # type: ignore[return-value]
 
 
+def product_layers(model: nn.Module) -> dict[str, SkippableLayer]:
+    """The converted layers that multiply by their weight: those about which policies decide, which pass embeddings over."""
+    layers = {name: m for name, m in skippable_layers(model).items() if m.units.layer != "Embedding"}
+    if not layers:
+        raise ValueError("model: expected at least one converted layer that is no embedding, got none")
+    return layers
+
+
 def plain_name(model: nn.Module, path: str) -> str:
     """The name that a module of the model has without what ``torch.compile``, checkpointing and DDP wrap around it: the same in
     states that were taken of the wrapped and of the plain model."""
@@ -241,7 +250,7 @@ def plain_name(model: nn.Module, path: str) -> str:
     return ".".join(parts[isinstance(inside, WRAPPERS) :])
 
 
-def weight_owners(model: nn.Module, layers: dict[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
+def weight_owners(model: nn.Module, layers: Mapping[str, SkippableLayer]) -> list[tuple[Parameter, list[SkippableLayer]]]:
     """Weights, or what they are computed from, that belong to converted layers alone, each with these layers. Raises
     ``ValueError``, by name, if one of the layers is no longer in the model."""
     modules = dict.fromkeys(model.modules())
@@ -267,7 +276,7 @@ def _is_weight(name: str, module: nn.Module, holders: dict[nn.Module, SkippableL
     return name == "weight" if "weight" in module._parameters else name.startswith("weight_")
 
 
-def _check_layers(modules: Collection[nn.Module], layers: dict[str, SkippableLayer]) -> None:
+def _check_layers(modules: Collection[nn.Module], layers: Mapping[str, SkippableLayer]) -> None:
     for name, layer in layers.items():
         if layer not in modules:
             raise ValueError(

@@ -21,7 +21,8 @@ def set_plan(model: nn.Module, *, filter_fn: FilterFn | None = None, **parts: An
     ``filter_fn`` takes.
 
     Args:
-        filter_fn: ``filter_fn(module, name) -> bool``.
+        filter_fn: ``filter_fn(module, name) -> bool``. Where embeddings are converted, too, it leaves them out of
+            a part that they cannot have.
 
     Raises:
         ValueError, TypeError: the model has no converted layer, ``filter_fn`` takes none, or a part does not fit one of them,
@@ -56,24 +57,24 @@ def warn_of_nothing_left(model: nn.Module) -> None:
         )
 
 
-def set_skip(model: nn.Module, skip: bool) -> None:
+def set_skip(model: nn.Module, skip: bool, *, filter_fn: FilterFn | None = None) -> None:
     """Sets ``skip`` of every converted layer, as :func:`set_plan` does."""
-    set_plan(model, skip=skip)
+    set_plan(model, filter_fn=filter_fn, skip=skip)
 
 
-def set_rows(model: nn.Module, rows: RowChoice | None) -> None:
+def set_rows(model: nn.Module, rows: RowChoice | None, *, filter_fn: FilterFn | None = None) -> None:
     """Sets ``rows`` of every converted layer, as :func:`set_plan` does; None: all rows."""
-    set_plan(model, rows=rows)
+    set_plan(model, filter_fn=filter_fn, rows=rows)
 
 
-def set_columns(model: nn.Module, columns: ColumnChoice | None) -> None:
+def set_columns(model: nn.Module, columns: ColumnChoice | None, *, filter_fn: FilterFn | None = None) -> None:
     """Sets ``columns`` of every converted layer, as :func:`set_plan`; None: all columns."""
-    set_plan(model, columns=columns)
+    set_plan(model, filter_fn=filter_fn, columns=columns)
 
 
-def set_tokens(model: nn.Module, tokens: Tokens | None) -> None:
+def set_tokens(model: nn.Module, tokens: Tokens | None, *, filter_fn: FilterFn | None = None) -> None:
     """Sets ``tokens`` of every converted layer, as :func:`set_plan` does; None: all tokens."""
-    set_plan(model, tokens=tokens)
+    set_plan(model, filter_fn=filter_fn, tokens=tokens)
 
 
 _skips: "weakref.WeakKeyDictionary[SkippableLayer, Overlapping[bool]]" = weakref.WeakKeyDictionary()

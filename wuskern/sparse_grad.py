@@ -69,14 +69,16 @@ def to_rows(grad: Tensor) -> RowGrad:
 
 
 def added(weight: Tensor, held: Tensor | None, grad: RowGrad) -> Tensor:
-    """The sum of ``held`` and ``grad``, a new gradient of ``weight``: sparse up to half of its rows, dense with more."""
+    """The sum of ``held`` and ``grad``, a new gradient of ``weight``: sparse up to half of its rows, dense with more; of the
+    same rows sparse, however many they are."""
     if held is None:
         return to_sparse(weight, grad)
     values = grad.values.to(held.dtype)
     if not held.is_sparse:
         return held.index_add(0, grad.rows, values)
-    total = to_rows(held) + RowGrad(grad.rows, values)
-    if 2 * len(total.rows) > len(weight):
+    before = to_rows(held)
+    total = before + RowGrad(grad.rows, values)
+    if 2 * len(total.rows) > len(weight) and len(total.rows) > max(len(before.rows), len(grad.rows)):
         return torch.zeros_like(weight, requires_grad=False).index_copy_(0, total.rows, total.values)
     return to_sparse(weight, total)
 

@@ -167,3 +167,17 @@ def test_beside_one_of_torchs_that_cannot_use_it_that_one_raises():
     with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         torchs.step()
     assert torch.equal(model[0].weight, before[0])
+
+
+def test_a_layer_that_was_made_smaller_in_place_is_told_and_says_so_in_its_backward():
+    """As transformers resizes a tied head. An optimizer that ends must not raise."""
+    layer, x = wk.SkippableLinear(4, 12), torch.ones(2, 4)
+    layer.rows = wk.Rows([2, 11])
+    layer.weight.data, layer.bias.data, layer.out_features = layer.weight.data[:6], layer.bias.data[:6], 6
+    optimizer = make(layer.parameters())
+    assert layer.is_sparse
+    with pytest.raises(ValueError, match="index: expected rows under 6, got 11"):
+        layer(x).sum().backward()
+    del optimizer
+    gc.collect()
+    assert not layer.is_sparse

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 
 class Units(NamedTuple):
-    """What a layer has to choose from: its kind ("Linear", "Conv2d", "Conv1D"), rows, columns, and equal groups of both.
+    """What a layer has to choose from: its kind ("Linear", "Conv2d", "Conv1D", "Embedding"), rows, columns, and equal groups of
+    both.
 
     Attributes:
         transposed: whether the weight lies ``[inputs, out]``: columns are then its dimension 0, and rows its dimension 1.

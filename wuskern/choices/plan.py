@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from wuskern.choices.base import Units
 from wuskern.choices.columns import ColumnChoice, Columns, TopColumns
-from wuskern.choices.rows import PerExample, RowChoice, Rows, TopK
+from wuskern.choices.rows import BatchRows, PerExample, RowChoice, Rows, TopK
 from wuskern.choices.tokens import Tokens
 from wuskern.delivery.observer import ColumnObserver, Observer
 
@@ -27,7 +27,7 @@ class Parts(TypedDict, total=False):
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
-    "rows": (TopK, Rows, PerExample),
+    "rows": (TopK, Rows, PerExample, BatchRows),
     "columns": (Columns, TopColumns),
     "tokens": (Tokens,),
     "observer": (Observer,),
@@ -35,6 +35,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 OBSERVERS = {"rows": "observer", "columns": "column_observer"}  # of the choice of which each is told
 CHOICES = tuple(name for name in _KINDS if name not in OBSERVERS.values())
+OF_EMBEDDING = (Rows, BatchRows)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Plan:
 
     Args:
         skip: no weight gradient at all; the weight is a constant. Wins over the other parts.
-        rows: the output units that have a weight gradient; None: all. columns: the input units that have one; None: all.
+        rows: the output units, or tokens of an embedding, that have a weight gradient; None: all. columns: the input units that
+            have one; None: all.
         tokens: those that the gradient sums over; None: all.
         observer: what is told of the choice of rows, column_observer: of columns; two plans that differ in them are equal.
 
@@ -105,6 +107,8 @@ class Plan:
 
     def check(self, units: Units) -> None:
         """Raises ``ValueError`` or ``TypeError`` if a layer with these units cannot have the plan."""
+        if units.layer == "Embedding":
+            self._check_embedding()
         for name in CHOICES:
             if (choice := getattr(self, name)) is not None:
                 choice.check(units)
@@ -112,6 +116,17 @@ class Plan:
         if any(choice is not None and choice.sparse and choice is not first for choice in (self.rows, self.columns)):
             others = f"rows of a {units.layer}" if units.transposed else "columns"
             raise ValueError(f"sparse: expected None or False with {others}, for which torch has no sparse form, got True")
+
+    def _check_embedding(self) -> None:
+        """Raises ``TypeError`` for what an embedding, which has no product and no scores, cannot have."""
+        for name in _KINDS:
+            value, allowed = getattr(self, name), OF_EMBEDDING if name == "rows" else ()
+            if value is not None and not isinstance(value, allowed):
+                expected = "Rows, BatchRows or None" if allowed else "None"
+                raise TypeError(
+                    f"{name}: expected {expected} for an embedding, got {type(value).__name__}: leave embeddings out with "
+                    "filter_fn, or set theirs alone"
+                )
 
     @property
     def asks_input(self) -> bool:

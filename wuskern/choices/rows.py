@@ -47,7 +47,7 @@ class TopK(RowwiseChoice):
         bias: "dense": the whole bias gradient. "rows": zero outside of the chosen rows.
         sparse: True: ``weight.grad`` is torch's hybrid sparse tensor, as of ``nn.Embedding(sparse=True)``; False: dense, zero
             in the other rows, and always so of a Conv1D. None: sparse in a layer whose weight an optimizer of
-            ``wuskern.optim`` holds, else dense.
+            ``wuskern.optim`` holds, and in an embedding made with ``sparse=True``, else dense.
 
     Raises:
         TypeError, ValueError: an argument out of its range. Whether it fits a layer shows in :meth:`check`.
@@ -116,6 +116,8 @@ class PerExample(RowwiseChoice):
 class Rows(FixedIndex, RowwiseChoice):
     """A fixed set of rows, as a policy chooses it. No pass over dY is spent on scores, unless an ``Observer`` asks for them.
 
+    Of an embedding they are the tokens that train; ``scope`` and ``bias`` say nothing there.
+
     Args:
         index: whole numbers from 0, each once, in any order: a list or a one-dimensional integer tensor.
         scope, bias, sparse: as for :class:`TopK`.
@@ -169,7 +171,36 @@ class Rows(FixedIndex, RowwiseChoice):
         return cls(ops.select_rows(scores, k, block, groups), scope, bias)
 
 
-RowChoice = TopK | Rows | PerExample
+@dataclass(frozen=True, kw_only=True)
+class BatchRows(Choice):
+    """The rows of an embedding that a batch has read: its tokens, each once and ascending, without ``padding_idx``.
+
+    It is a choice of form, since the others have no gradient anyway: ``weight.grad`` is sparse over these rows, as of
+    ``nn.Embedding(sparse=True)``, and coalesced. Asked for in the dense form it is stock's own gradient.
+
+    Which tokens there are is asked in backward: that waits for a GPU, a CUDA graph cannot capture it, and a compiled model runs
+    the layer outside of its graphs, which ``fullgraph=True`` refuses. Under ``wuskern.distributed.prepare``, where other
+    processes have read other tokens, the gradient is dense.
+
+    Args:
+        sparse: as for :class:`TopK`.
+    """
+
+    sparse: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_sparse(self.sparse)
+
+    def check(self, units: Units) -> None:
+        if units.layer != "Embedding":
+            raise TypeError(f"rows: expected TopK or Rows for a {units.layer}, got BatchRows, which are tokens of an embedding")
+
+    def leaves_out(self, units: Units, count_tokens: Callable[[], int]) -> bool:
+        self.check(units)
+        return True
+
+
+RowChoice = TopK | Rows | PerExample | BatchRows
 
 
 def _check_form(choice: TopK | Rows) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -74,3 +75,17 @@ def output_padding(
         n - ((m - 1) * s - 2 * p + d * (k - 1) + 1)
         for n, m, k, s, p, d in zip(size, output, kernel_size, stride, padding, dilation, strict=True)
     ]
+
+
+def numeric_padding(x: Tensor, weight: Tensor, padding: str, dilation: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """The input and padding in numbers for ``padding`` "same" or "valid". With "same" an even kernel pads one more at the end:
+    that one goes into the input, the rest is symmetric."""
+    if padding == "valid":
+        return x, (0, 0)
+    if padding != "same":
+        raise ValueError(f"padding: expected numbers, 'same' or 'valid', got {padding!r}")
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    odd_h, odd_w = (t % 2 for t in total)
+    if odd_h or odd_w:
+        x = F.pad(x, (0, odd_w, 0, odd_h))
+    return x, tuple(t // 2 for t in total)

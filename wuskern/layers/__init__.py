@@ -1,1 +1,1 @@
-"""Layers of other packages with a plan, one file for each, together with their kind."""
+"""Layers with a plan beside Linear and Conv2d, one file for each; those of other packages together with their kind."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from wuskern.modules import weight_owners
+from wuskern.layers.embedding import SkippableEmbedding
+from wuskern.modules import SkippableLayer, weight_owners
 
 if TYPE_CHECKING:
     from wuskern.policies.base import Policy
@@ -20,19 +21,26 @@ class Attachment:
 
     def __init__(self, policy: "Policy", optimizer: Any) -> None:
         stepped = _stepped(optimizer)
-        owned = {id(p) for p, _ in weight_owners(policy.model, policy.layers)}
+        self._embeddings: dict[str, Any] = {
+            name: module for name, module in policy.model.named_modules() if isinstance(module, SkippableEmbedding)
+        }
+        self._policy, self._moving = policy, stepped[-1]
+        owned = {id(p) for p, _ in weight_owners(policy.model, self._layers())}
         if not any(id(p) in owned for group in stepped[-1].param_groups for p in group["params"]):
             raise ValueError(
                 f"optimizer: expected one that holds weights of the converted layers, got {type(optimizer).__name__} "
                 "with other parameters (a flattening wrapper such as FSDP1 replaces them)"
             )
-        self._policy, self._moving = policy, stepped[-1]
         policy.watch(stepped[-1])
         self._handles: list[RemovableHandle] = [wrapper.register_step_pre_hook(self._before_step) for wrapper in stepped]
 
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def _layers(self) -> dict[str, SkippableLayer]:
+        """The layers whose skip counts: the policy's, and embeddings, which skip by themselves and may share its weights."""
+        return {**self._embeddings, **self._policy.layers}
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Acts now, or behind each call of a closure, which computes the gradients that count; returns new arguments."""
@@ -55,10 +63,10 @@ class Attachment:
             self._policy.observe()
 
     def _drop(self) -> None:
-        policy = self._policy
-        skips = {layer: getattr(layer, "skip", False) for layer in policy.layers.values()}  # a reverted layer has none
+        policy, own = self._policy, self._layers()
+        skips = {layer: getattr(layer, "skip", False) for layer in own.values()}  # a reverted layer has none
         if any(skips.values()):
-            for parameter, layers in weight_owners(policy.model, policy.layers):
+            for parameter, layers in weight_owners(policy.model, own):
                 if all(skips[layer] for layer in layers):
                     parameter.grad = None
         for parameter in policy.frozen_parameters():

@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch.optim import Optimizer
 
 from wuskern.choices import DEFAULTS, Parts, Plan
-from wuskern.modules import skippable_layers
+from wuskern.modules import product_layers
 from wuskern.plans import check_plan
 from wuskern.policies.attach import Attachment
 from wuskern.policies.calls import Calls
@@ -61,7 +61,7 @@ class Policy(ABC):
     method of those that it acts on. If it never gets a call that it needs, it says so, once, to the logger "wuskern".
     Several policies on one model: :class:`wuskern.policies.Compose`.
 
-    ``layers`` are the converted layers of the model, by name.
+    ``layers`` are the converted layers of the model, by name, but for embeddings: those keep the plan that they were given.
     """
 
     name: ClassVar[str] = ""  # a policy without a name is no method of its own
@@ -74,7 +74,7 @@ class Policy(ABC):
     model: nn.Module = field(repr=False)
 
     def __post_init__(self) -> None:
-        self.layers = skippable_layers(self.model)
+        self.layers = product_layers(self.model)
         self.part_of: Policy | None = None  # the Compose that has this policy
         self.on = False  # until ``apply`` is first called
         self.calls = Calls(self, self.needs)

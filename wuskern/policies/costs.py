@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from wuskern.modules import SkippableLayer, skippable_layers
+from wuskern.modules import SkippableLayer, product_layers
 from wuskern.policies.recorded_run import Example, arguments, recorded_run, tensors
 
 
@@ -58,7 +58,7 @@ def costs(model: nn.Module, example: Example) -> dict[str, Cost]:
 
         return hook
 
-    layers = skippable_layers(model)
+    layers = product_layers(model)
     hooks = [layer.register_forward_hook(count(name), with_kwargs=True) for name, layer in layers.items()]
     recorded_run(model, example, hooks)
     if not by_name:

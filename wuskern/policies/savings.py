@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wuskern.choices import PerExample
+from wuskern.choices import Rows, TopK
 from wuskern.common import states
 from wuskern.common.arguments import whole
 from wuskern.gradients import gathers
@@ -160,7 +160,7 @@ class Savings:
         if wanted.get("skip", False):
             return 0, 0, out
         rows = wanted.get("rows")
-        if rows is None or isinstance(rows, PerExample):
+        if not isinstance(rows, TopK | Rows):
             return out, out, out
         k = rows.count(out, groups)
         if rows.scope == "both":

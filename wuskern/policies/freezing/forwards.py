@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import CheckpointFunction
 
-from wuskern.layers import conv1d
+from wuskern.layers import conv1d, embedding
 from wuskern.modules import SkippableLinear
 from wuskern.policies.freezing.constants import Holder, Inside, enter, leave, wanted
 
@@ -183,7 +183,7 @@ class Forward:
 def _stock(cls: type[nn.Module]) -> type[nn.Module] | None:
     """The stock class of a converted layer, whose forward a frozen layer runs whatever its plan is; None for other modules."""
     owner = next(c for c in cls.__mro__ if "forward" in vars(c))
-    if owner.__module__ not in (SkippableLinear.__module__, conv1d.__name__):
+    if owner.__module__ not in (SkippableLinear.__module__, conv1d.__name__, embedding.__name__):
         return None
     return next(c for c in owner.__mro__ if "forward" in vars(c) and c.__module__ != owner.__module__)
 

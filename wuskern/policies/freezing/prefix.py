@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from wuskern.modules import skippable_layers
+from wuskern.modules import product_layers
 from wuskern.policies.costs import costs
 from wuskern.policies.freezing.constants import Holder
 from wuskern.policies.freezing.forwards import Boundary, Calls, Forward, PrefixForward, RootForward
@@ -59,7 +59,7 @@ class Prefix:
         self.model = model
         self.costs = costs(model, example)
         self.order = tuple(self.costs)
-        self._layers = [skippable_layers(model)[name] for name in self.order]
+        self._layers = [product_layers(model)[name] for name in self.order]
         self._trace = trace(model, example)
         self._places = [
             (module, name, self._trace.used[parameter])  # its place, since another parameter may replace it
@@ -143,7 +143,7 @@ class Prefix:
             if module is not self.model and (holders or tied or module in prefix):
                 self._forwards.append(_forward(module, module in prefix, calls=calls, holders=holders, shared=tied))
         boundary, frozen = Boundary(calls, bool(shared)), set(self._layers[: self.depth])
-        for layer in skippable_layers(self.model).values():
+        for layer in product_layers(self.model).values():
             if layer not in frozen:
                 self._handles.append(layer.register_forward_pre_hook(boundary))
 

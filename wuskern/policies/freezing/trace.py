@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import Parameter
 
-from wuskern.modules import skippable_layers
+from wuskern.modules import product_layers
 from wuskern.policies.freezing.constants import Holder, Inside, enter, leave
 from wuskern.policies.recorded_run import Example, arguments, recorded_run, tensors
 
@@ -48,7 +48,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
         ValueError: a converted layer that runs where gradients are off. TypeError: an example of another kind.
     """
     arguments(example)
-    times, names = Trace(), {layer: name for name, layer in skippable_layers(model).items()}
+    times, names = Trace(), {layer: name for name, layer in product_layers(model).items()}
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module in names:
