@@ -11,8 +11,7 @@ class Part(NamedTuple):
 
     Attributes:
         rows: ``[k_rows]``, int64, ascending; None: all. columns: ``[k]``, int64, ascending, input units of the layer, as many
-        of
-            each group; None: all. groups: of the layer.
+            of each group; None: all. groups: of the layer.
     """
 
     rows: Tensor | None

@@ -34,8 +34,7 @@ def _no_steps(group: Group, parameter: Tensor) -> Tensor:
 
 
 class Adam(_PartwiseAdam, torch.optim.Adam):
-    """``torch.optim.Adam`` that moves only the part of a weight that its layer trains, and keeps moments for a fixed part
-    alone.
+    """``torch.optim.Adam`` that moves only the part of a weight that its layer trains, with moments for a fixed part alone.
 
     Arguments and defaults are torch's; ``capturable`` and ``differentiable`` are refused. It asks layers with rows for sparse
     gradients. A parameter with any other dense gradient takes torch's own step, bit for bit, whatever ``foreach`` and ``fused``
@@ -51,9 +50,8 @@ class Adam(_PartwiseAdam, torch.optim.Adam):
 
     A part that is fixed, by ``Rows`` or ``Columns`` of the layer, has moments of its own shape, ``[k, in]`` or ``[out, k]``;
     the state, and ``state_dict``, name it as ``rows`` and ``columns``. :meth:`full_state_dict` is torch's. Both load, into
-    either kind of training. The gradient of columns is known to be one where nobody has written to it, else it is looked
-    through:
-    where it is not zero outside of them, torch's step is taken.
+    either kind of training. A gradient of columns to which somebody has written since is looked through: where it is not zero
+    outside of them, torch's step is taken.
 
     A dense micro-batch and one of a part, or the uses of a tied weight, add up to a dense gradient; rows of several
     micro-batches to a sparse one, up to half of all rows. ``torch.nn.utils.clip_grad_norm_`` and GradScaler work. An ``lr`` or
@@ -61,9 +59,8 @@ class Adam(_PartwiseAdam, torch.optim.Adam):
 
     Args:
         on_change: what becomes of the moments where the part is another one than before. "widen": from then on they are those
-        of
-            the whole parameter, and nothing is forgotten. "keep": those stay that belong to the new part, too; the rest of it
-            begins with zeros, at the same ``step``. "drop": all begin anew, and ``step`` with them, as BAdam has it.
+            of the whole parameter, and nothing is forgotten. "keep": those stay that belong to the new part, too; the rest of
+            it begins with zeros, at the same ``step``. "drop": all begin anew, and ``step`` with them, as BAdam has it.
 
     Raises:
         ValueError, TypeError: as torch's; ``capturable`` or ``differentiable``; ``on_change``.
@@ -71,8 +68,7 @@ class Adam(_PartwiseAdam, torch.optim.Adam):
 
 
 class AdamW(_PartwiseAdam, torch.optim.AdamW):
-    """``torch.optim.AdamW`` that moves only the part of a weight that its layer trains, and keeps moments for a fixed part
-    alone.
+    """``torch.optim.AdamW`` that moves only the part of a weight that its layer trains, with moments for a fixed part alone.
 
     It does as :class:`Adam` does, but for the decay: the part shrinks by ``lr * weight_decay`` of itself in each of its steps,
     and nothing else does."""

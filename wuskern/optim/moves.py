@@ -20,8 +20,7 @@ class Move(NamedTuple):
 
     Attributes:
         values: the gradient of that part, where ``grad`` is sparse; else None. fixed: whether the part is the one that the
-        layer
-            always trains, of which alone a state may be kept.
+            layer always trains, of which alone a state may be kept.
     """
 
     group: Group

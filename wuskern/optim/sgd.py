@@ -11,16 +11,13 @@ from wuskern.optim.moves import Group, Target
 
 
 class SGD(PartwiseOptimizer, torch.optim.SGD):
-    """``torch.optim.SGD`` that moves only the part of a weight that its layer trains, and keeps momentum for a fixed part
-    alone.
+    """``torch.optim.SGD`` that moves only the part of a weight that its layer trains, with momentum for a fixed part alone.
 
-    Arguments and defaults are torch's; ``differentiable`` is refused. Which gradients are of a part, ``on_change``, what a
-    state
-    holds: as for :class:`Adam`. The part takes torch's step by a kernel of its own, and lazily:
+    Arguments and defaults are torch's; ``differentiable`` is refused. Which gradients are of a part, ``on_change``, and what a
+    state holds are as for :class:`Adam`. The part takes torch's step by a kernel of its own, and lazily:
 
     - What lies outside of it does not move: neither decay nor momentum touches it. Its momentum is not damped while it waits,
-    and
-      goes on from there when it is chosen again.
+      and goes on from there when it is chosen again.
     - The first step of a parameter makes its ``momentum_buffer``: the gradient of the part, undampened as torch's, and zero
       elsewhere. What is chosen later starts from that zero, with dampening.
 

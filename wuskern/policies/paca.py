@@ -30,8 +30,8 @@ class PaCA(Policy):
     """Trains a share of the columns of every converted layer but the output layer: fixed ``wuskern.Columns``, for good or for
     ``steps`` optimizer steps. Depthwise convolutions, which have one input channel to a group, stay dense.
 
-    Weights outside of the columns have a gradient of zero: weight decay and momentum of an optimizer go on moving them as they
-    move any weight without a gradient of its own.
+    Weights outside of the columns have a gradient of zero: weight decay and momentum of torch's optimizers go on moving them.
+    Those of ``wuskern.optim`` leave them where they are, and keep moments for the columns alone.
 
     Args:
         model: a model with converted layers.

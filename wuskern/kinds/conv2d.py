@@ -1,13 +1,7 @@
-"""What each kind of layer does with its weight: one frozen value for each, which says how its products are called.
+"""The kind of a Conv2d."""
 
-Shapes: ``x`` is the layer's input, ``dy`` the gradient of its output. ``like``: how the gradient of x has to lie in memory, as
-the kind's ``like`` said in forward. ``units`` and ``fprop`` take the weight as the layer has it, all others with its output
-units in dimension 0, as ``rows_first`` gives it, and gradients of it have them there, too.
-"""
-
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,161 +9,11 @@ from torch import Tensor
 
 from wuskern import ops
 from wuskern.choices import Units
-from wuskern.common.shapes import as_matrix, is_batched, is_channels_last, is_contiguous, memory_format, output_padding
+from wuskern.common.shapes import is_batched, is_channels_last, is_contiguous, memory_format, output_padding
 from wuskern.kernels.cpu import paths
 from wuskern.kernels.reference import clear_padded_taps
+from wuskern.kinds.base import Pair
 from wuskern.ops.grouped import grouped_wgrad
-
-Pair = tuple[int, ...]  # height and width
-Sides = int | tuple[int, ...]  # as torch's functions take a pair
-
-
-def pair(value: Sides) -> Pair:
-    """The two numbers, for height and width, of what may be one number for both."""
-    if isinstance(value, int):
-        return value, value
-    return tuple(value) if len(value) == 2 else tuple(value) * 2
-
-
-class Kind(Protocol):
-    """A kind of layer.
-
-    Attributes:
-        dim: the dimension of y that holds the output units. groups: into how many equal parts these fall.
-        transposed: whether the weight has its input units in dimension 0, and the output units in dimension 1.
-    """
-
-    dim: ClassVar[int]
-    transposed: ClassVar[bool]
-
-    @property
-    def groups(self) -> int: ...
-
-    def units(self, weight: Tensor) -> Units:
-        """The units that choices have to fit."""
-
-    def count_tokens(self, x: Tensor) -> int:
-        """How many tokens the weight's gradient sums over; y has as many as x."""
-
-    def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The output y."""
-
-    def like(self, x: Tensor, weight: Tensor) -> Any:
-        """How the gradient of x has to lie in memory, for stock's strides."""
-
-    def laid_out(self, dy: Tensor, like: Any) -> Tensor:
-        """The gradient ``dy`` in the memory format that its products want."""
-
-    def tokens(self, t: Tensor) -> Tensor:
-        """The tensor ``t``, x or dy, as ``[tokens, ...]``."""
-
-    def dgrad(self, dy: Tensor, weight: Tensor, like: Any) -> Tensor:
-        """The gradient of x, by a constant weight, made of calls that autograd knows: it can be differentiated again."""
-
-    def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: Any) -> Tensor:
-        """The gradient of x from the chosen rows alone, which are all that ``dy`` has."""
-
-    def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The whole gradient of the weight, in its shape and layout, from dy and x as ``[tokens, ...]``."""
-
-    def column_sums(self, x: Tensor) -> Tensor:
-        """The sums ``[inputs]`` of the squares of x, one for each input unit."""
-
-    def weight_sums(self, weight: Tensor) -> Tensor:
-        """The sums ``[inputs]`` of the squares of the weight, one for each input unit."""
-
-    def gathers_columns(self, weight: Tensor) -> bool:
-        """Whether forward keeps columns of x alone: where a gather costs less than the product that it saves."""
-
-    def widened(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Columns of x with as many zeros behind them as a library needs to be as right as it is for all columns."""
-
-    def part(self, weight: Tensor, x: Tensor) -> Tensor:
-        """A tensor without values, in shape and layout the weight's with as many columns as x has."""
-
-    def column_wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """The gradient of the columns that x has, as :meth:`wgrad`; ``weight``: that part of the weight."""
-
-    def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-        """The gradient ``[k, ...]`` of the chosen rows; ``dy`` has all rows or these alone."""
-
-
-# ---- Linear ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Linear:
-    """The kind ``y = x @ weight.T + bias``. x: ``[..., in]``. weight: ``[out, in]``. ``like``: whether x, as a matrix, is
-    transposed in memory."""
-
-    dim: ClassVar[int] = -1
-    transposed: ClassVar[bool] = False
-    groups: ClassVar[int] = 1  # type: ignore[misc]
-
-    def units(self, weight: Tensor) -> Units:
-        return Units("Linear", *weight.shape)
-
-    def count_tokens(self, x: Tensor) -> int:
-        return math.prod(x.shape[:-1])
-
-    def fprop(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def like(self, x: Tensor, weight: Tensor) -> bool:
-        if x.ndim < 3:
-            return x.ndim == 2 and x.stride() == (1, x.size(0))
-        tokens = 1
-        for size, stride in zip(x.shape[-2::-1], x.stride()[-2::-1], strict=True):
-            if size > 1 and stride != tokens:
-                return False
-            tokens *= size
-        return tokens > 1 and x.stride(-1) == tokens
-
-    def laid_out(self, dy: Tensor, like: bool) -> Tensor:
-        return dy
-
-    def tokens(self, t: Tensor) -> Tensor:
-        return as_matrix(t)
-
-    def dgrad(self, dy: Tensor, weight: Tensor, like: bool) -> Tensor:
-        weight = weight.detach()  # where the weight requires a gradient, torch.matmul makes copies
-        if not like:
-            return dy.matmul(weight)
-        return weight.t().mm(as_matrix(dy).t()).t().view(*dy.shape[:-1], weight.shape[1])
-
-    def rowsparse_dgrad(self, dy: Tensor, weight: Tensor, rows: Tensor, like: bool) -> Tensor:
-        dx = ops.rowsparse_dgrad(dy, weight, rows)
-        return as_matrix(dx).t().contiguous().t().view(dx.shape) if like else dx
-
-    def wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return dy.t() @ x
-
-    def rowsparse_wgrad(self, dy: Tensor, x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-        return ops.rowsparse_wgrad(dy, x, rows)
-
-    def column_sums(self, x: Tensor) -> Tensor:
-        return ops.row_stats(x, -1, "l2")[1]
-
-    def weight_sums(self, weight: Tensor) -> Tensor:
-        return ops.row_stats(weight, -1, "l2")[1]
-
-    def gathers_columns(self, weight: Tensor) -> bool:
-        return True
-
-    def widened(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x
-
-    def part(self, weight: Tensor, x: Tensor) -> Tensor:
-        return weight.new_empty(weight.shape[0], x.shape[-1])
-
-    def column_wgrad(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return self.wgrad(dy, x, weight)
-
-
-LINEAR = Linear()
-
-
-# ---- Conv2d ---------------------------------------------------------------------------------------------------------
 
 
 class LikeX(NamedTuple):
