@@ -3,8 +3,8 @@
     python -m bench.finetune_step [--out bench/results/finetune-step.json] [--rounds 11]
 
 6 layers of 384, 16 x 128 tokens, AdamW; weights at random, since neither time nor memory depends on their values. Float32, and
-bfloat16 autocast. LoRA is peft's, where that can be imported. "dense" trains everything; the others leave the embeddings alone,
-and but for LoRA train biases and norms. Every variant trains a model of its own and is verified first: what it says trains
+bfloat16 autocast. LoRA is peft's, where that can be imported. "dense" trains everything; the others leave the embeddings alone.
+LoRA, rows and columns leave biases and norms alone, too; the rest trains them. Every variant trains a model of its own and is verified first: what it says trains
 moves, and nothing else. Variants are interleaved; medians over rounds, ratios within rounds.
 """
 
@@ -34,7 +34,7 @@ BATCH, LENGTH, CLASSES = 16, 128, 20
 RATIO, RANK = 0.05, 8
 WARM_UP, ROUNDS = 2, 11
 PEERS = ("dense", "bias-only, stock", "LoRA r8, all Linears", "LoRA r8, query and value")
-OURS = ("skip", "rows 5 %", "columns 5 %", "block of one layer")
+OURS = ("skip", "rows 5 %", "columns 5 %", "columns 5 %, blocks of 16", "block of one layer")
 
 
 def network() -> nn.Module:
@@ -74,17 +74,20 @@ def _bias_only(model: nn.Module) -> nn.Module:
     return model
 
 
-def _fixed_part(axis: str) -> Callable[[nn.Module], nn.Module]:
+def _fixed_part(axis: str, block: int = 1) -> Callable[[nn.Module], nn.Module]:
     """Fixed rows or columns of each layer, drawn at random, as PaCA has them."""
 
     def change(model: nn.Module) -> nn.Module:
-        wk.convert(_but_embeddings(model))
+        for name, parameter in wk.convert(model).named_parameters():
+            is_weight = _body(model, name) and name.endswith("weight") and "LayerNorm" not in name
+            parameter.requires_grad_(is_weight or name.startswith("classifier"))
         draw = torch.Generator().manual_seed(1)
         for name, layer in skippable_layers(model).items():
             if not _body(layer, name):
                 continue
             size = layer.out_features if axis == "rows" else layer.in_features
-            index = torch.randperm(size, generator=draw)[: max(1, int(RATIO * size))]
+            blocks = torch.randperm(size // block, generator=draw)[: max(1, int(RATIO * size / block))]
+            index = (blocks[:, None] * block + torch.arange(block)).flatten()
             wk.set_plan(layer, **{axis: (wk.Rows if axis == "rows" else wk.Columns)(index)})
         return model
 
@@ -116,6 +119,7 @@ METHODS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "skip": _ours(skip=True),
     "rows 5 %": _fixed_part("rows"),
     "columns 5 %": _fixed_part("columns"),
+    "columns 5 %, blocks of 16": _fixed_part("columns", 16),
     "block of one layer": _block,
 }
 

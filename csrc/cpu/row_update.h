@@ -14,6 +14,8 @@ namespace wuskern {
 constexpr int64_t kRun = 1024;   // elements that are updated at once; the next run's are prefetched meanwhile
 constexpr int64_t kTask = 8192;  // fewer are not worth another thread
 constexpr int64_t kShort = 256;  // elements of a row up to which several are updated at once
+constexpr int64_t kRows = 512;   // of these, fewer are not worth another thread
+constexpr int64_t kLine = 32;    // bytes of a row from which it pays to ask for it ahead
 
 template <typename T>
 RowUpdateKernels<T> row_update_kernels() {
@@ -66,16 +68,19 @@ void for_long_runs(const RowMemory& memory, T* param, const Tensor& rows, const 
 }
 
 // The same for rows so short that memory would be waited for at each: as many as make a run are copied, which asks for
-// all of them at once, updated together, and copied back. Their state is compact.
-template <typename T, typename Body>
+// all of them at once, updated together, and copied back. Their state is compact. `width`: of a row, if the compiler is
+// to know it, else 0.
+template <typename T, int64_t width, typename Body>
 void for_bundles(const RowMemory& memory, T* param, const Tensor& rows, const Tensor& values, Body&& body) {
   const int64_t* const row = indices_of(rows);
   const T* const from = const_data_of<T>(values);
-  const int64_t elements = memory.elements, each = kRun / elements, bundles = ceil_div(rows.numel(), each);
-  torch::stable::parallel_for(0, bundles, kTask / kRun, [&](int64_t begin, int64_t end) {
+  const int64_t elements = width > 0 ? width : memory.elements, each = kRun / elements;
+  const bool is_line = elements * static_cast<int64_t>(sizeof(T)) >= kLine;
+  torch::stable::parallel_for(0, ceil_div(rows.numel(), each), ceil_div(kRows, each), [&](int64_t begin, int64_t end) {
     T own[kRun], gradient[kRun];
     for (int64_t bundle = begin; bundle < end; ++bundle) {
       const int64_t first = bundle * each, last = std::min(first + each, rows.numel());
+      const int64_t next = bundle + 1 < end && is_line ? std::min(last + each, rows.numel()) : last;
       for (int64_t i = first; i < last; ++i) {
         const T* const row_gradient = from + values_offset(memory, i, row[i]);
         for (int64_t e = 0; e < elements; ++e) {
@@ -83,10 +88,9 @@ void for_bundles(const RowMemory& memory, T* param, const Tensor& rows, const Te
           gradient[(i - first) * elements + e] = row_gradient[e];
         }
       }
-      const int64_t next = bundle + 1 < end ? std::min(last + each, rows.numel()) : last;
       for (int64_t i = last; i < next; ++i) {
         __builtin_prefetch(param + row[i] * elements, 1);
-        if (!memory.compact_values) __builtin_prefetch(from + row[i] * elements);
+        __builtin_prefetch(from + values_offset(memory, i, row[i]));
       }
       const int64_t count = (last - first) * elements;
       body(own, first * elements, GradientRun<T>{gradient, count, 0, count});
@@ -101,7 +105,10 @@ template <typename T, typename Body>
 void for_runs(const RowMemory& memory, T* param, const Tensor& rows, const Tensor& values, Body&& body) {
   if (memory.elements == 0) return;
   if (memory.compact_state && memory.taps == 1 && memory.elements <= kShort) {
-    for_bundles<T>(memory, param, rows, values, body);
+    const auto update = memory.elements == 1    ? for_bundles<T, 1, Body>
+                        : memory.elements == 16 ? for_bundles<T, 16, Body>
+                                                : for_bundles<T, 0, Body>;
+    update(memory, param, rows, values, std::forward<Body>(body));
   } else {
     for_long_runs<T>(memory, param, rows, values, body);
   }
