@@ -3,9 +3,9 @@
     python -m bench.finetune_step [--out bench/results/finetune-step.json] [--rounds 11]
 
 6 layers of 384, 16 x 128 tokens, AdamW; weights at random, since neither time nor memory depends on their values. Float32, and
-bfloat16 autocast. LoRA is peft's, where that can be imported. "dense" trains everything; the others leave the embeddings alone.
-LoRA, rows and columns leave biases and norms alone, too; the rest trains them. Every variant trains a model of its own and is verified first: what it says trains
-moves, and nothing else. Variants are interleaved; medians over rounds, ratios within rounds.
+bfloat16 autocast. LoRA is peft's, where that can be imported. "dense" trains everything; the others leave the embeddings alone;
+LoRA, rows and columns leave biases and norms alone, too. Every variant trains a model of its own and is verified first: what it
+says trains moves, and nothing else. Variants are interleaved; medians over rounds, ratios within rounds.
 """
 
 import argparse

@@ -47,4 +47,4 @@ def optim_part(content: dict[str, Any]) -> str:
 
 
 def _share(row: dict[str, Any]) -> str:
-    return f"{row['of_state']:.1%} of torch's"
+    return f"{row['derived']['of_state']['median']:.1%} of torch's"
