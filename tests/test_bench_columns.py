@@ -45,7 +45,7 @@ def test_means_and_worst_cases():
     rows = [layer("float32", 0.05, 1.0, 1.0), layer("float32", 0.05, 4.0, 1.21), layer("bfloat16", 0.2, 0.5, 1.26)]
     rows.append(layer("float32", 0.05, 2.0, 1.0, "columns conv2d"))
     content = {"rows": rows, "environment": {"processor": "P", "threads": 2, "torch": "2"}}
-    lines = render_columns.render(content).splitlines()
+    lines = render_columns.columns(content).splitlines()
     assert lines[2] == "| 5% | float32 | 2.00x | 1.00x | 0.90x | 4.00x | 2.00x | 1.10x | 1.21x |"
     assert lines[3] == "| 20% | bfloat16 | 0.50x | 0.50x **slower** | 0.90x | 1.00x | 1.00x | 1.26x | 1.26x **over 1.25** |"
     assert lines[5] == "3 cases of Linears; P, 2 threads, torch 2, 21 rounds."

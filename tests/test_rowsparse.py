@@ -277,7 +277,7 @@ def test_set_rows():
         (wk.TopK(k=4, block=16), ValueError, r"0: block: expected a divisor of 8 rows"),
         (wk.Rows([9]), ValueError, "0: index: expected rows under 8, got 9"),
         (wk.PerExample(k=2), TypeError, "0: rows: expected TopK or Rows for a Conv2d, got PerExample"),
-        (0.05, TypeError, "rows: expected a TopK, Rows or PerExample, or None, got 0.05"),
+        (0.05, TypeError, "rows: expected a TopK, Rows, PerExample or BatchRows, or None, got 0.05"),
     ],
     ids=str,
 )
@@ -300,7 +300,7 @@ def test_a_wrong_choice_raises_where_it_is_assigned(make, shape):
     for name, value, error, message in (
         ("rows", wk.TopK(k=30), ValueError, "k: expected a multiple"),
         ("rows", wk.Rows([0, 24]), ValueError, "index: expected rows under 24, got 24"),
-        ("rows", [1, 2], TypeError, r"rows: expected a TopK, Rows or PerExample, or None, got \[1, 2\]"),
+        ("rows", [1, 2], TypeError, r"rows: expected a TopK, Rows, PerExample or BatchRows, or None, got \[1, 2\]"),
         ("skip", "no", TypeError, "skip: expected True or False, got 'no'"),
         ("tokens", 0.3, TypeError, "tokens: expected a Tokens, or None, got 0.3"),
         ("plan", None, TypeError, "plan: expected a Plan, got None"),

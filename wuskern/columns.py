@@ -73,8 +73,13 @@ def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:
         assert scores is not None
         ranked = scores if observer is None else observer.ranked(scores)
         columns = ops.select_rows(ranked, choice.count(inputs, kind.groups), choice.block, kind.groups)
-    kept = ops.gather_rows(x, columns, kind.dim) if kind.gathers_columns(weight) else x
+    kept = ops.gather_rows(x, columns, kind.dim) if keeps_part(kind, plan, weight) else x
     return Saved(kept, weight, like, columns, None if observer is None else sums)
+
+
+def keeps_part(kind: Kind, plan: Plan, weight: Tensor) -> bool:
+    """Whether forward keeps the chosen columns of x alone: where that pays, and where their norms draw tokens."""
+    return plan.tokens is not None or kind.gathers_columns(weight)
 
 
 def _scores(kind: Kind, choice: TopColumns, x: Tensor, weight: Tensor) -> Tensor:

@@ -139,8 +139,9 @@ def fixed_parts() -> dict[int, FixedPart | None]:
         if layer is None or part is None:
             continue
         key = id(_own_weight(layer))
-        known = parts.setdefault(key, FixedPart(part, home.recycled))
-        if known is not None and not known.part.same(part):
+        if key not in parts:
+            parts[key] = FixedPart(part, home.recycled)
+        elif (known := parts[key]) is not None and not known.part.same(part):
             parts[key] = None
     return parts
 

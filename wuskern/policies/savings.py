@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from wuskern.choices import Rows, TopK
+from wuskern.choices import Plan, Rows, TopK
+from wuskern.columns import keeps_part
 from wuskern.common import states
 from wuskern.common.arguments import whole
 from wuskern.gradients import gathers
@@ -170,8 +171,9 @@ class Savings:
 
     def _columns(self, name: str, wanted: Wants) -> tuple[int, int]:
         """The columns of a layer that wgrad is computed for, and all of them."""
-        units, columns = self.policy.layers[name].units, wanted.get("columns")
-        if columns is None or not self.policy.layers[name].kind.gathers_columns(self.policy.layers[name].weight_by_rows):
+        layer, columns = self.policy.layers[name], wanted.get("columns")
+        units, plan = layer.units, Plan(tokens=wanted.get("tokens"))
+        if columns is None or not keeps_part(layer.kind, plan, layer.weight_by_rows):
             return units.inputs, units.inputs
         return columns.count(units.inputs, units.groups), units.inputs
 
