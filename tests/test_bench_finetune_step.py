@@ -25,12 +25,8 @@ def test_every_method_is_measured_against_its_peers():
     of = {row["method"]: row for row in rows}
     assert set(of) >= {"dense", "bias-only, stock", *finetune_step.OURS} & set(finetune_step.METHODS)
     assert of["dense"]["time_of"]["dense"] == of["dense"]["kept_of_dense"] == 1
-    assert (
-        of["skip"]["state_mib"]
-        < of["columns 5 %"]["state_mib"]
-        < of["block of one layer"]["state_mib"]
-        < of["dense"]["state_mib"]
-    )
+    kept = [of[method]["state_mib"] for method in ("columns 5 %", "block of one layer", "dense")]
+    assert kept == sorted(set(kept))
     content = {"rows": rows, "rounds": 1, "environment": {"processor": "p", "threads": 1, "torch": "t"}}
     assert finetune_step.render(content).count("\n| float32 |") == len(rows)
 
