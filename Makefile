@@ -83,8 +83,19 @@ check: build
 	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q tests/train/test_cifar.py tests/train/test_full_sized.py
 	$(SMOKE) -m "not more"
 
+# The trainers that people use, for the tests of wuskern.integrations and the examples.
+ifeq ($(ENV),active)
+  READY_TRAINERS :=
+else
+  READY_TRAINERS := $(VENV)/ready-trainers
+endif
+
+$(VENV)/ready-trainers: $(READY) .ci/trainers.txt
+	$(PY) -m pip install -q --disable-pip-version-check -r .ci/trainers.txt
+	touch $@
+
 # At most twenty-five.
-test-more: build
+test-more: build $(READY_TRAINERS)
 	$(TESTS) -m more
 	$(SMOKE) -m more
 	$(MAKE) fuzz SECONDS=20
