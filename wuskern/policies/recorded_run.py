@@ -40,9 +40,9 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def recorded_run(model: nn.Module, example: Example, hooks: Iterable[RemovableHandle]) -> None:
+def recorded_run(model: nn.Module, example: Example, hooks: Iterable[RemovableHandle]) -> Any:
     """Runs the model once, in evaluation mode, with gradients and with all layers dense; then removes the hooks and leaves
-    the model as it was. No random state moves.
+    the model as it was. No random state moves. Returns the output.
 
     Args:
         example: the model's input, a sequence of its positional inputs, or a mapping of its keyword inputs.
@@ -57,7 +57,7 @@ def recorded_run(model: nn.Module, example: Example, hooks: Iterable[RemovableHa
             model.eval()
             for layer in layers:
                 layer.plan = DENSE
-            model(*args, **kwargs)
+            return model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,6 +6,7 @@ from wuskern.policies.freezing.cache import ActivationCache
 from wuskern.policies.freezing.composer import ComposerFreezing
 from wuskern.policies.freezing.pipetransformer import PipeTransformerFreezing
 from wuskern.policies.freezing.prefix import Prefix
+from wuskern.policies.freezing.samples import Indexed
 from wuskern.policies.freezing.spfde import DelayedFreezing, PeriodicFreezing, ProgressiveFreezing, SingleShotFreezing
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ComposerFreezing",
     "DelayedFreezing",
     "Freezing",
+    "Indexed",
     "PeriodicFreezing",
     "PipeTransformerFreezing",
     "Prefix",

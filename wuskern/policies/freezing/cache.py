@@ -1,5 +1,8 @@
-"""A cache of the outputs of a frozen prefix, one for each sample."""
+"""A cache of the outputs of a frozen prefix, one for each sample, in whatever model."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,173 +10,242 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.common.arguments import whole
-from wuskern.common.world import world_size
 from wuskern.policies.freezing.base import Freezing
+from wuskern.policies.freezing.kept import CannotKeep, Kept
+from wuskern.policies.freezing.outputs import Outputs, Serving
+from wuskern.policies.freezing.runs import Runs
+from wuskern.policies.freezing.samples import Samples
 from wuskern.policies.freezing.unchanged import Unchanged
 from wuskern.policies.recorded_run import arguments
+
+CHECKED = 8  # samples by which the kept outputs are compared with the full run, at most
+OFTEN = 3  # calls in a row in which the frozen part may change
 
 
 class ActivationCache:
     """A model whose frozen part runs once for each sample in training: ``cache(index)`` is its output for ``samples[index]``.
 
-    What is kept is the output of the leading children of an ``nn.Sequential`` that are frozen altogether; the other children
-    run as always. It is computed for aligned chunks of samples, whatever the batches are, so that it depends on weights and
-    data alone: a run that resumes without it goes on bit for bit. When more layers freeze, the values are computed from those
-    kept. Where nothing is kept (``reason``), and in evaluation, the whole model runs.
+    The model's own code runs. Its outermost frozen modules give what was kept of their outputs in place of computing it; an
+    output that nothing but other frozen modules reads is not kept. It is computed for aligned chunks of samples, whatever the
+    batches are, so that it depends on weights and data alone: a run that resumes without it goes on bit for bit. When more
+    layers freeze, the values are computed from those kept. Before a prefix is kept, the model runs on a few samples with and
+    without what would be kept, and both have to be the same to the bit. Where nothing is kept (``reason``), and in evaluation,
+    all of it runs.
 
-    The values are dropped when the prefix thaws, when autocast changes, and when the frozen children do: each call compares the
-    values of their parameters and buffers with those that the cache was filled by, bit for bit, and so finds writes of all
-    kinds, also through ``.data`` and numpy; it compares settings such as ``eps``, and which hooks there are
-    (:class:`wuskern.policies.freezing.unchanged.Unchanged` has the list). That takes a copy of these parameters, and to read
-    both: for a million weights a millisecond on a CPU, far less than running them. Where values are kept the children's hooks
-    do not run, nor do the model's own.
+    Who calls the model itself says which samples it gets: ``with cache.at(index): model(batch)``, or, after
+    ``cache.listen(key)``, in the batch. The inputs that the frozen part depends on are compared with those that the values were
+    computed from; others raise.
 
-    Not for samples that are augmented: each has to be the same in every epoch. Not for several processes.
+    The values are dropped when the prefix thaws, when autocast changes, and when the frozen part does: each call compares it
+    with what it was, to the bit, also writes through ``.data`` and by numpy (of which those to a part of a large tensor can
+    take 32 calls to be seen), settings such as ``eps``, and which hooks there are
+    (:class:`wuskern.policies.freezing.unchanged.Unchanged` has the list). That takes a copy of these parameters. Hooks on an
+    outermost frozen module run as always; those inside of it do not.
+
+    Not for samples that are augmented: each has to be the same in every epoch, and of one length. Each of several processes
+    keeps the samples that it sees.
 
     Args:
         freezing: the policy that freezes the model.
-        samples: ``[N, ...]``, or what gives a batch for a LongTensor of indices and has a length. A batch that is no tensor is
-            a sequence of the model's positional inputs or a mapping of its keyword inputs; nothing is kept of it.
+        samples: a tensor ``[N, ...]``, a mapping of such, or what gives a batch for a LongTensor of indices and has a length;
+            with ``collate``, a dataset. A batch is the model's input: a tensor, a sequence of positional inputs or a mapping of
+            keyword inputs.
+        collate: makes a batch of a list of samples.
         limit: bytes that the kept values may take; old and new ones are both there while the prefix grows.
         chunk: samples that are computed together.
+        dtype: in which values with a floating point are kept, such as ``torch.bfloat16``; None: as they are.
+        folder: where a file without a name is to hold the values, mapped into memory; None: memory.
 
     Raises:
-        ValueError, TypeError: no freezing policy, an argument out of its range, or several processes.
+        ValueError, TypeError: no freezing policy, or an argument out of its range.
     """
 
-    def __init__(self, freezing: Freezing, samples: Any, *, limit: int = 2**30, chunk: int = 64) -> None:
+    def __init__(
+        self,
+        freezing: Freezing,
+        samples: Any,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+        limit: int = 2**30,
+        chunk: int = 64,
+        dtype: torch.dtype | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
         if not isinstance(freezing, Freezing):
             raise TypeError(f"freezing: expected a freezing policy, got {type(freezing).__name__}")
         whole("limit", limit, 0)
         whole("chunk", chunk)
-        if world_size() > 1:
-            raise ValueError(f"freezing: expected one process for a cache of activations, got {world_size()}")
-        self.freezing, self.samples, self.limit, self.chunk = freezing, samples, limit, chunk
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype: expected a floating-point torch.dtype or None, got {dtype!r}")
+        if folder is not None and not Path(folder).is_dir():
+            raise ValueError(f"folder: expected a folder, got {str(folder)!r}")
+        self.freezing, self.samples, self.limit, self.chunk, self.dtype = freezing, samples, limit, chunk, dtype
+        self.folder = None if folder is None else Path(folder)
         self.model = freezing.model
-        self._start(0)
+        self._batches = Samples(samples, collate)
+        self._runs = Runs(freezing.prefix, self._batches)
+        self._changes = 0
+        self._restart()
 
-    def __call__(self, index: Tensor) -> Tensor:
+    def __call__(self, index: Tensor) -> Any:
         """The model's output for the samples ``index``, ``[batch]``, int64."""
-        if not (self.model.training and self._prepare()):
-            return self._whole(index)
-        missing = [chunk for chunk in (index.cpu() // self.chunk).unique().tolist() if not self._filled[chunk]]
-        for chunk in missing:
-            self._fill(chunk, self.samples[self._indices(chunk)], 0)
-            if self._values is None:
-                return self._whole(index)
-        assert self._values is not None
-        with self.freezing.prefix.running():
-            return self._run(self._values[index.to(self._values.device)], self._cut, None)
+        args, kwargs = arguments(self._batches.batch(index))
+        with self.at(index):
+            return self.model(*args, **kwargs)
 
-    def _whole(self, index: Tensor) -> Tensor:
-        args, kwargs = arguments(self.samples[index])
-        return self.model(*args, **kwargs)  # type: ignore[no-any-return]
+    @contextmanager
+    def at(self, index: Tensor) -> Iterator[None]:
+        """A block in which the model is called with the samples ``index``, ``[batch]``, int64.
+
+        Raises:
+            ValueError: an index out of range; in the block, inputs that are not those of these samples.
+        """
+        with self._runs.running(self._serving(index)):
+            yield
+
+    def listen(self, key: str = "sample_index") -> None:
+        """The model takes the indices of its samples as one more keyword input ``key`` from now on; a call without it runs
+        whole. That is the way for trainers that call the model by themselves: add the index to each sample
+        (:class:`wuskern.policies.Indexed`)."""
+        if self._batches.left_out is not None:
+            raise ValueError(f"key: expected to be told once, got {key!r} after {self._batches.left_out!r}")
+        self._batches.left_out = key
+        open_blocks: list[Any] = []
+
+        def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            kwargs = dict(kwargs)
+            index = kwargs.pop(key, None)
+            block = self.at(index) if index is not None else self._runs.running(self.freezing.prefix.calls.outputs)
+            block.__enter__()
+            open_blocks.append(block)
+            return args, kwargs
+
+        def end(*_: Any) -> None:
+            if open_blocks:  # none where the inputs were refused
+                open_blocks.pop().__exit__(None, None, None)
+
+        self.model.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
+        self.model.register_forward_hook(end, always_call=True)
 
     @property
     def reason(self) -> str | None:
-        """Why nothing is kept now; None where something is."""
-        if type(self.model).forward is not nn.Sequential.forward:
-            return f"the model is no nn.Sequential, but a {type(self.model).__name__}"
+        """Why nothing is kept now; None where something is, or will be."""
         if self.freezing.depth == 0:
             return "nothing is frozen"
-        cut = self._frozen_children()
-        if cut == 0:
-            return "no child of the model is frozen altogether"
-        return self._refused if cut == self._cut else None
+        return self._refused if self._state == self._now() else None
 
     @property
     def layers(self) -> int:
-        """How many converted layers do not run because their outputs are kept."""
-        return 0 if self._values is None else self._layers
+        """How many converted layers do not run because outputs are kept."""
+        if self._kept is None:
+            return 0
+        inside = {module for top, _ in self._kept.kinds for module in top.modules()}
+        return sum(layer in inside for layer in self.freezing.layers.values())
 
     @property
     def nbytes(self) -> int:
         """How many bytes the kept values take now."""
-        return 0 if self._values is None else self._values.nbytes
+        return 0 if self._kept is None else self._kept.nbytes
 
-    # ---- which values -----------------------------------------------------------------------------------------------
+    # ---- whether something is kept ----------------------------------------------------------------------------------
 
-    def _start(self, cut: int) -> None:
-        self._cut, self._cast = cut, self._autocast()
-        self._unchanged = Unchanged(self._children()[:cut])
-        self._refused: str | None = None
-        self._values: Tensor | None = None
-        inside = {module for child in self._children()[:cut] for module in child.modules()}
-        self._layers = sum(layer in inside for layer in self.freezing.layers.values())
-        self._filled = [False] * -(-len(self.samples) // self.chunk)
+    def _restart(self, refused: str | None = None) -> None:
+        self._state = self._now()
+        self._refused = refused
+        self._kept: Kept | None = None
+        self._unchanged: Unchanged | None = None
+        self._filled = [False] * -(-len(self._batches) // self.chunk)
+        self._known = torch.zeros(len(self._batches), dtype=torch.int64)
 
-    def _prepare(self) -> bool:
-        """Whether the outputs of all children that are frozen now are kept, or can be."""
-        if type(self.model).forward is not nn.Sequential.forward:
-            return False
-        cut = self._frozen_children() if self.freezing.depth else 0
-        if cut < self._cut or self._autocast() != self._cast or not self._unchanged(self._children()[: self._cut]):
-            self._start(0)
-        if cut > self._cut:
-            self._grow(cut)
-        return cut > 0 and self._refused is None
-
-    def _children(self) -> list[nn.Module]:
-        """The children of a Sequential in the order in which they run, each as often as it runs; none of other models."""
-        return list(self.model) if isinstance(self.model, nn.Sequential) else []
-
-    def _frozen_children(self) -> int:
-        prefix, count = self.freezing.prefix, 0
-        frozen = set(prefix.parameters)
-        for child in self._children():
-            if child not in prefix.modules or any(p.requires_grad and p not in frozen for p in child.parameters()):
-                break
-            count += 1
-        return count
-
-    def _autocast(self) -> torch.dtype | None:
-        """The dtype to which autocast casts now; None without autocast."""
+    def _now(self) -> tuple[int, torch.dtype | None]:
+        """How many layers are frozen, and the dtype to which autocast casts; None without autocast."""
         device = next(self.model.parameters()).device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return self.freezing.depth, dtype
 
-    def _grow(self, cut: int) -> None:
-        values, filled, before = self._values, self._filled, self._cut
-        self._start(cut)
-        if values is None:
+    def _serving(self, index: Tensor) -> Outputs | None:
+        """What the frozen modules give for these samples; None where all of the model is to run."""
+        index = self._checked(index)
+        if not self.model.training or not len(index) or not self._prepare(int(index[0])):
+            return None
+        for chunk in (index // self.chunk).unique().tolist():
+            if not self._filled[chunk] and not self._fill(chunk):
+                return None
+        kept = self._kept
+        assert kept is not None
+        return Serving(lambda site: kept.output(site, index), lambda inputs: self._compare(inputs, index))
+
+    def _checked(self, index: Any) -> Tensor:
+        if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype not in (torch.int64, torch.int32):
+            got = f"{index.dtype} {list(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+            raise TypeError(f"index: expected a vector of int64, got {got}")
+        index = index.detach().cpu().long()
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self._batches):
+            found = f"{int(index.min())} to {int(index.max())}"
+            raise ValueError(f"index: expected numbers from 0 to {len(self._batches) - 1}, got {found}")
+        return index
+
+    def _compare(self, inputs: Mapping[str, Tensor], index: Tensor) -> None:
+        try:
+            known = self._runs.fingerprints(inputs, len(index))
+        except CannotKeep as error:
+            raise ValueError(f"inputs: expected what was kept to be a constant, got another: {error}") from error
+        if bool((known != self._known[index]).any()):
+            names = ", ".join(self._runs.needed)
+            raise ValueError(
+                f"inputs: expected {names} to be as in the samples that the index names, got others: they have to be the same "
+                "in each epoch, to the bit, and padded to one length"
+            )
+
+    def _prepare(self, sample: int) -> bool:
+        """Whether the outputs of what is frozen now are kept, or can be."""
+        state = self._now()
+        changed = self._unchanged is not None and not self._unchanged()
+        self._changes = self._changes + 1 if changed else 0
+        if state != self._state or changed:
+            grows = not changed and state[0] > self._state[0] > 0 and state[1] == self._state[1]
+            before = (self._kept, self._filled) if grows else (None, [])
+            often = "the frozen part, or a module around it, changes in each step" if self._changes == OFTEN else None
+            self._restart(often)
+            self._start(sample, *before)
+        elif self._kept is None:
+            self._start(sample)
+        return self._kept is not None
+
+    def _start(self, sample: int, before: Kept | None = None, filled: Sequence[bool] = ()) -> None:
+        """Finds what is to be kept, unless that was refused, makes room for it, and fills what was filled ``before``."""
+        if self.freezing.depth == 0 or self._refused is not None:
+            return
+        samples, prefix = min(CHECKED, self.chunk, len(self._batches)), self.freezing.prefix
+        begin = min(sample // self.chunk * self.chunk, len(self._batches) - samples)
+        try:
+            kinds, often = self._runs.tried(torch.arange(begin, begin + samples))
+            kept = Kept(kinds, self._runs.names, len(self._batches), self.dtype, self.folder)
+            if kept.nbytes > self.limit:
+                raise CannotKeep(f"limit: {kept.nbytes} bytes of activations are more than {self.limit}")
+        except CannotKeep as error:
+            self._restart(str(error))
+            return
+        kept.allocate()
+        self._kept = kept
+        self._unchanged = Unchanged([module for module, _ in kinds], prefix.parents, prefix.parameters)
+        if before is None or self.dtype is not None or any(often[module] != 1 for module, _ in before.kinds):
             return
         for chunk, was_filled in enumerate(filled):
-            if was_filled and self._refused is None:
-                self._fill(chunk, values[self._indices(chunk).to(values.device)], before)
+            if was_filled and not self._fill(chunk, before):
+                return
 
-    # ---- computing them ---------------------------------------------------------------------------------------------
-
-    def _indices(self, chunk: int) -> Tensor:
-        return torch.arange(chunk * self.chunk, min((chunk + 1) * self.chunk, len(self.samples)))
-
-    def _fill(self, chunk: int, x: Any, first: int) -> None:
-        """Computes a chunk from ``x``, the input of child ``first``, as a training step does; constants leave no graph."""
-        if not isinstance(x, Tensor) or x.requires_grad:
-            self._refused = "the samples need a gradient" if isinstance(x, Tensor) else "the samples are no single tensors"
-            return
-        with self.freezing.prefix.running():
-            x = self._run(x, first, self._cut)
-        if self._values is None and not self._make_room(x):
-            return
-        assert self._values is not None
+    def _fill(self, chunk: int, before: Kept | None = None) -> bool:
+        """Computes a chunk, as a training step does, from what was kept ``before``; returns whether it can be kept."""
+        assert self._kept is not None
         begin = chunk * self.chunk
-        self._values[begin : begin + len(x)] = x
+        index = torch.arange(begin, min(begin + self.chunk, len(self._batches)))
+        try:
+            computed = self._runs.computed(self._kept.kinds, index, before=before)
+            self._kept.put(begin, computed.found)
+        except CannotKeep as error:
+            self._restart(str(error))
+            return False
+        self._known[index] = computed.known
         self._filled[chunk] = True
-
-    def _make_room(self, x: Any) -> bool:
-        """Whether there is memory for values like ``x`` of all samples; if so, takes it."""
-        if not isinstance(x, Tensor):
-            self._refused = f"the frozen part gives a {type(x).__name__}, and no tensor"
-            return False
-        size = x.nbytes // len(x) * len(self.samples)
-        if size > self.limit:
-            self._refused = f"limit: {size} bytes of activations are more than {self.limit}"
-            return False
-        is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
-        self._values = torch.empty((len(self.samples), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
         return True
-
-    def _run(self, x: Tensor, first: int, end: int | None) -> Tensor:
-        for child in self._children()[first:end]:
-            x = child(x)
-        return x

@@ -4,8 +4,7 @@ import copy
 import inspect
 import sys
 import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, NoReturn
@@ -18,6 +17,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from wuskern.layers import conv1d, embedding
 from wuskern.modules import SkippableLinear
 from wuskern.policies.freezing.constants import Holder, Inside, enter, leave, wanted
+from wuskern.policies.freezing.outputs import Outputs, named
 
 
 @dataclass(eq=False)
@@ -35,10 +35,12 @@ class Call(Inside):
 
 
 class Calls(threading.local):
-    """The calls of a frozen model that run now in this thread, outermost first."""
+    """The calls of a frozen model that run now in this thread, outermost first, and what its frozen modules give in them, if
+    they do not just compute it."""
 
     def __init__(self) -> None:
         self.stack: list[Call] = []
+        self.outputs: Outputs | None = None
 
     def __reduce__(self) -> Any:
         """What a copy is made of: nothing, because it belongs to another model, which nobody has called."""
@@ -197,6 +199,11 @@ class PrefixForward(Forward):
 
     switched = False
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or self.calls.outputs is None or not self.active:
+            return super().__call__(*args, **kwargs)
+        return self.calls.outputs(self.module, lambda: super(PrefixForward, self).__call__(*args, **kwargs))
+
     def prepare(self) -> None:
         if self.module.training:
             self.module.training = False
@@ -213,29 +220,21 @@ class RootForward(Forward):
     def __init__(self, module: nn.Module, calls: Calls, holders: Collection[Holder], tells: bool) -> None:
         super().__init__(module, calls, holders)
         self.tells = tells
+        self._own_signature = self.__signature__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.run(self.module, *args, **kwargs)
         if torch.compiler.is_compiling():
             return self.compiled(*args, **kwargs)
+        if self.calls.outputs is not None and not self.calls.stack:
+            self.calls.outputs.begin(named(self._own_signature, args, kwargs))
         call = Call(True, torch.is_grad_enabled(), wanted())
         try:
             self.begin(call)
             return self.run(self.module, *args, **kwargs)
         finally:
             call.over = True  # first: an interrupt may come in between
-            self.end()
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """A block that counts as a call of the model, in which something else runs than its forward."""
-        call = Call(True, torch.is_grad_enabled(), wanted())
-        try:
-            self.begin(call)
-            yield
-        finally:
-            call.over = True
             self.end()
 
     def begin(self, call: Call) -> None:

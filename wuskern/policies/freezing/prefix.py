@@ -1,7 +1,6 @@
 """The mechanism of all freezing methods: what runs before the first layer that trains has no backward at all."""
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch.nn as nn
@@ -48,6 +47,9 @@ class Prefix:
     Attributes:
         order: names of the layers, by their first run. costs: of each, by name. depth: how many layers are frozen now.
         modules, parameters: what is frozen now, that of the layers included; these parameters get no gradient.
+        parents: the modules that begin in front of the first layer that trains, and are not frozen. shared: names, by module,
+            of the parameters that are used in the prefix and behind it, and go on training.
+        calls: the calls of the model that run now.
 
     Raises:
         ValueError: no converted layer runs, one runs where gradients are off, another prefix of the model is frozen, or it is
@@ -68,7 +70,10 @@ class Prefix:
             if parameter in self._trace.used
         ]
         self.depth = 0
+        self.calls = Calls()
         self.modules: tuple[nn.Module, ...] = ()
+        self.parents: tuple[nn.Module, ...] = ()
+        self.shared: dict[nn.Module, list[str]] = {}
         self._holders: list[Holder] = []
         self._forwards: list[Forward] = []
         self._handles: list[RemovableHandle] = []
@@ -111,14 +116,16 @@ class Prefix:
             return
         self.check()
         self._thaw()
-        self.depth, self.modules, self._holders = depth, (), []
+        self.depth, self.modules, self._holders, self.parents, self.shared = depth, (), [], (), {}
         if depth:
             begin = self._begin_of_rest(depth)
             self.modules = tuple(module for module, end in self._trace.ended.items() if end < begin)
             self._holders = [
                 Holder(*module_and_names) for module_and_names in self._names(lambda use: use.last < begin).items()
             ]
-            self._freeze(self._names(lambda use: use.first < begin <= use.last))
+            self.parents = tuple(m for m, began in self._trace.began.items() if began < begin and m not in set(self.modules))
+            self.shared = self._names(lambda use: use.first < begin <= use.last)
+            self._freeze()
 
     def check(self) -> None:
         """Raises ``ValueError`` where another prefix of the model, or of a part of it, is frozen by now."""
@@ -132,9 +139,8 @@ class Prefix:
                 names.setdefault(module, []).append(name)
         return names
 
-    def _freeze(self, shared: dict[nn.Module, list[str]]) -> None:
-        """Replaces forwards. ``shared``: names, by module, of the parameters that are used in the prefix and behind it."""
-        calls, prefix = Calls(), set(self.modules)
+    def _freeze(self) -> None:
+        calls, prefix, shared = self.calls, set(self.modules), self.shared
         self._forwards = [RootForward(self.model, calls, self._holders, tells=bool(shared))]
         for module in self._trace.ended:
             inside = set(module.modules())
@@ -156,11 +162,6 @@ class Prefix:
             if isinstance(forward, PrefixForward) and forward.switched:
                 forward.module.training = self.model.training
         self._handles, self._forwards = [], []
-
-    def running(self) -> AbstractContextManager[None]:
-        """A block for who runs parts of the model alone: they run as in a call of the model."""
-        root = self._forwards[0] if self._forwards else None
-        return root.inside() if isinstance(root, RootForward) else nullcontext()
 
 
 def _forward(module: nn.Module, in_prefix: bool, **arguments: Any) -> Forward:

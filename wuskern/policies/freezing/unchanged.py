@@ -16,6 +16,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 TABLES = ("_parameters", "_buffers", "_modules")
 # Attributes that are looked at in another way, that the outputs of a frozen module do not depend on, or that freezing sets.
 LEFT_OUT = {*HOOKS, *TABLES, *PLAN_ATTRIBUTES, "forward", "training", "reset_running_stats", "_replicate_for_data_parallel"}
+LARGE = 2**12  # elements from which on a tensor is not read as a whole in each call
+SLICES = 32
 
 
 class Unchanged:
@@ -23,30 +25,84 @@ class Unchanged:
     their attributes; attributes that are numbers, words, functions, and tuples, lists and dicts of such; forward hooks, also
     the global ones; the modules themselves, and their forwards. Not seen: what hooks and functions depend on in turn, and
     attributes of other kinds.
+
+    Args:
+        modules: with all that is inside of them. parents: without what is inside of them, and without their parameters.
+        parameters: those of the parents that count.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._settings, values = _look(modules)
-        self._values = [value.detach().clone() for value in values]
+    def __init__(
+        self, modules: Sequence[nn.Module], parents: Sequence[nn.Module] = (), parameters: Sequence[Tensor] = ()
+    ) -> None:
+        self._looked_at = modules, parents, parameters
+        self._settings, self._values = _look(*self._looked_at)
+        self._kept = [value.detach().clone() for value in self._values]
+        self._writes = _writes(self._values)
+        self._objects = _objects(*self._looked_at)
+        self._call = 0
 
-    def __call__(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether ``modules`` are the same ones, and all is as it was. This reads all values, and waits for a GPU once."""
-        settings, values = _look(modules)
-        return settings == self._settings and _equal(values, self._values)
+    def __call__(self) -> bool:
+        """Whether all is as it was. Of a tensor with more than ``LARGE`` elements that torch has written nothing to by its own
+        account, a slice is read, another one in each of ``SLICES`` calls; of the others, all values. A GPU is waited for
+        once."""
+        objects = _objects(*self._looked_at)
+        if list(map(id, objects)) != list(map(id, self._objects)):  # another object may still be equal
+            settings, values = _look(*self._looked_at)
+            if settings != self._settings:
+                return False
+            self._objects, self._values = objects, values
+        writes = _writes(self._values)
+        whole = writes != self._writes
+        pairs = [_slices(a, b, self._call, whole) for a, b in zip(self._values, self._kept, strict=True)]
+        self._call += 1
+        if not _equal(pairs):
+            return False
+        self._writes = writes
+        return True
 
 
-def _look(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Tensor]]:
+def _objects(modules: Sequence[nn.Module], parents: Sequence[nn.Module], parameters: Sequence[Tensor]) -> list[Any]:
+    """All objects that are looked at, which is quicker than to look at them: as long as they are the same, only values
+    change."""
+    objects: list[Any] = [*parameters]
+    todo: list[Any] = [globally._global_forward_hooks, globally._global_forward_pre_hooks]
+    todo += [vars(inside) for top in modules for inside in top.modules()]
+    todo += [vars(module) for module in parents]
+    while todo:
+        parts = todo.pop()
+        for part in (*parts.keys(), *parts.values()) if isinstance(parts, dict) else parts:
+            objects.append(part)
+            if isinstance(part, dict | list | tuple) and part:
+                todo.append(part)
+    objects += [type(module) for top in modules for module in top.modules()]
+    return objects
+
+
+def _look(
+    modules: Sequence[nn.Module], parents: Sequence[nn.Module], parameters: Sequence[Tensor]
+) -> tuple[list[Any], list[Tensor]]:
     settings: list[Any] = [tuple(hooks) for hooks in (globally._global_forward_hooks, globally._global_forward_pre_hooks)]
     values: list[Tensor] = []
     for module in dict.fromkeys(inside for top in modules for inside in top.modules()):
-        forward = module.__dict__.get("forward")
-        forward = forward.replaced if isinstance(forward, Forward) else forward
-        settings.append((module, type(module), forward, *(tuple(getattr(module, hooks)) for hooks in HOOKS)))
-        attributes = {name: value for name, value in vars(module).items() if name not in LEFT_OUT}
-        settings += [(name, *_plain(value)) for name, value in attributes.items()]
+        attributes = _look_at(module, settings)
         values += tensors([module._parameters, module._buffers, attributes])
+    for module in parents:
+        attributes = _look_at(module, settings)
+        settings.append(tuple(module._modules.values()))
+        values += tensors([module._buffers, attributes])
+    values += parameters
     settings += [(value.shape, value.dtype, value.device) for value in values]
     return settings, values
+
+
+def _look_at(module: nn.Module, settings: list[Any]) -> dict[str, Any]:
+    """Adds to ``settings`` what can be compared of a module; returns its attributes."""
+    forward = module.__dict__.get("forward")
+    forward = forward.replaced if isinstance(forward, Forward) else forward
+    settings.append((module, type(module), forward, *(tuple(getattr(module, hooks)) for hooks in HOOKS)))
+    attributes = {name: value for name, value in vars(module).items() if name not in LEFT_OUT}
+    settings += [(name, *_plain(value)) for name, value in attributes.items()]
+    return attributes
 
 
 def _plain(value: Any) -> Iterator[Any]:
@@ -61,7 +117,20 @@ def _plain(value: Any) -> Iterator[Any]:
         yield type(value), value
 
 
-def _equal(values: Sequence[Tensor], kept: Sequence[Tensor]) -> bool:
-    if all(value.device.type == "cpu" for value in values):
-        return all(map(torch.equal, values, kept))
-    return not torch.stack([(a != b).any().cpu() for a, b in zip(values, kept, strict=True)]).any()
+def _writes(values: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Numbers that change with every write that torch counts, and with other memory."""
+    return [(value.data_ptr(), value._version if not value.is_inference() else 0) for value in values]
+
+
+def _slices(value: Tensor, kept: Tensor, call: int, whole: bool) -> tuple[Tensor, Tensor]:
+    if whole or value.numel() <= LARGE or not (value.is_contiguous() and kept.is_contiguous()):
+        return value, kept
+    size = -(-value.numel() // SLICES)
+    begin = call % SLICES * size
+    return value.view(-1)[begin : begin + size], kept.view(-1)[begin : begin + size]
+
+
+def _equal(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    if all(value.device.type == "cpu" for value, _ in pairs):
+        return all(torch.equal(value, kept) for value, kept in pairs)
+    return not torch.stack([(value != kept).any().cpu() for value, kept in pairs]).any()
