@@ -8,10 +8,12 @@ import torch.nn as nn
 from torch import Tensor
 
 import wuskern as wk
-from wuskern.policies import MeProp, ProgressiveFreezing, Savings, SpFDE
+from wuskern.common.example import Samples
+from wuskern.policies import ActivationCache, MeProp, MeSimp, ProgressiveFreezing, Savings, SpFDE
 from wuskern.policies.costs import costs
 from wuskern.policies.freezing import Prefix
 from wuskern.policies.freezing.trace import trace
+from wuskern.simplify import norms_of_rows
 
 
 class Masked(nn.Module):
@@ -82,11 +84,74 @@ def test_policies_take_them(keyword):
     assert savings.report().total > 0
 
 
-def test_a_batch_of_the_package_transformers():
+def batch_encoding(**inputs):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed: it is in .ci/requirements.txt")
-    batch = transformers.BatchEncoding({"features": X, "mask": MASK})
-    assert costs(net(), batch) == costs(net(), X)
-    assert Prefix(net(), batch).order == ("a", "b", "c")
+    return transformers.BatchEncoding(inputs)
+
+
+def with_a_dead_row() -> nn.Module:
+    model = net()
+    with torch.no_grad():
+        model.a.weight[2] = model.a.bias[2] = 0
+    return model
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, batch_encoding])
+def test_functions_that_run_the_whole_model_take_keyword_inputs(kind):
+    """Each gives what it gives for a tensor: costs, freezing, savings, smaller models, meSimp."""
+    example = kind(features=X, mask=MASK)
+    assert costs(net(), example) == costs(net(), X)
+    assert Prefix(net(), example).order == ("a", "b", "c")
+    assert SpFDE(net(), example, epochs=4, samples=8).freezing.prefix.order == ("a", "b", "c")
+    assert Savings(MeProp(net(), ratio=0.5), example).costs == costs(net(), X)
+    smaller, report = wk.simplify(with_a_dead_row(), example)
+    assert report.layers == wk.simplify(with_a_dead_row(), X)[1].layers
+    torch.testing.assert_close(smaller(**example), with_a_dead_row()(X, MASK))
+    in_place = with_a_dead_row()
+    wk.simplify_(in_place, example)
+    assert in_place.a.weight.shape == (7, 6)
+    assert norms_of_rows(net(), example) == norms_of_rows(net(), X) != {}
+    model = with_a_dead_row()
+    policy = MeSimp(model, example, ratio=0.5, per="batch", cycle=1, prune=0.6, simplify=True)
+    policy.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    model(**example).sum().backward()
+    policy.after_step()
+    policy.after_epoch()
+    assert model.a.weight.shape[0] < 8
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, batch_encoding])
+def test_a_cache_takes_all_samples_by_name(kind):
+    torch.manual_seed(0)
+    model = wk.convert(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))).train()
+    freezing = ProgressiveFreezing(model, kind(input=X), start=0, end=2, saving=0.1, epochs=4)
+    freezing.prefix.set(1)
+    cache, index = ActivationCache(freezing, kind(input=X)), torch.tensor([2, 0])
+    assert torch.equal(cache(index), model(X[index]))
+    assert (cache.layers, cache.reason) == (1, None)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, batch_encoding])
+def test_a_cache_takes_several_inputs_by_name(kind):
+    freezing = ProgressiveFreezing(net(), kind(features=X, mask=MASK), start=1, end=2)
+    freezing.prefix.set(1)
+    cache = ActivationCache(freezing, kind(features=X, mask=MASK))
+    assert torch.equal(cache(torch.tensor([3])), freezing.model(X[3:], MASK[3:]))
+    assert cache.layers == 1
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ({}, "samples: expected inputs of one length, got none"),
+        ({"a": X, "b": X[:2]}, r"samples: expected inputs of one length, got {'a': 4, 'b': 2}"),
+        ({"a": [1, 2]}, "samples: expected tensors by name, got list as 'a'"),
+        ({3: X}, "example: expected a mapping of keyword inputs by name, got the key 3"),
+    ],
+)
+def test_samples_that_are_none(samples, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Samples(samples)
 
 
 @pytest.mark.parametrize("example", [3, "text", None, {1, 2}])

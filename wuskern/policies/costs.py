@@ -6,8 +6,9 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
+from wuskern.common.example import Example, arguments, tensors
 from wuskern.modules import SkippableLayer, product_layers
-from wuskern.policies.recorded_run import Example, arguments, recorded_run, tensors
+from wuskern.policies.recorded_run import recorded_run
 
 
 @dataclass(frozen=True)

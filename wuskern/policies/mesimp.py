@@ -13,7 +13,7 @@ Ours: convolutions, whose choice is of the whole batch; the batch norm behind a 
 neuron is always left; and ``simplify``, by which the model becomes smaller while it trains.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from wuskern.choices import SCOPES, PerExample, Plan, Scope, TopK
 from wuskern.common import states
 from wuskern.common.arguments import one_of, share, whole
+from wuskern.common.example import Example
 from wuskern.common.world import world_size
 from wuskern.delivery.observer import Observer
 from wuskern.policies.base import Policy, Wants
@@ -43,7 +44,8 @@ class MeSimp(Policy):
     ``attach`` the optimizer, which is otherwise never reset. ``wuskern.simplify`` makes the smaller model of it.
 
     Args:
-        model: a model with converted layers. example: its input, of one sample or more, or a sequence of its inputs.
+        model: a model with converted layers. example: its input, a sequence of its positional inputs, or a mapping of
+            its keyword inputs, of one sample or more.
         ratio, k: of the rows that the model has now; as for ``wuskern.TopK``. One of the two; less than all.
         per: "example", the paper's choice, which saves no time and is refused for convolutions that are not in ``dense``;
             "batch", the same rows for a whole batch, which then counts as one example.
@@ -77,7 +79,7 @@ class MeSimp(Policy):
     needs = ("after_step", "after_epoch", "attach")
     trial = "ratio=0.5:per=batch:cycle=1:prune=0.6"
 
-    example: Tensor | Sequence[Any] = field(kw_only=False, repr=False)
+    example: Example = field(kw_only=False, repr=False)
     ratio: float | None = None
     k: int | None = None
     per: Per = "example"

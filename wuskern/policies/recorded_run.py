@@ -1,43 +1,15 @@
 """One forward of an example, which hooks record."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from wuskern.choices import DENSE
+from wuskern.common.example import Example, arguments
 from wuskern.modules import skippable_layers
-
-# A model's input, a sequence of its positional inputs, or a mapping of its keyword inputs.
-Example = Tensor | Sequence[Any] | Mapping[str, Any]
-
-
-def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The positional and keyword arguments of a call of the model. For a model that takes a dict, give a list with the dict."""
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, Mapping):
-        return (), dict(example)
-    if isinstance(example, Sequence) and not isinstance(example, str):
-        return tuple(example), {}
-    raise TypeError(
-        "example: expected a tensor, a sequence of positional inputs or a mapping of keyword inputs, got "
-        f"{type(example).__name__}"
-    )
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested sequences and mappings, in their order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from tensors(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from tensors(item)
 
 
 def recorded_run(model: nn.Module, example: Example, hooks: Iterable[RemovableHandle]) -> Any:

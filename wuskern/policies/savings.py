@@ -7,13 +7,13 @@ from wuskern.choices import Plan, Rows, TopK
 from wuskern.columns import keeps_part
 from wuskern.common import states
 from wuskern.common.arguments import whole
+from wuskern.common.example import Example
 from wuskern.gradients import gathers
 from wuskern.modules import weight_owners
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.compose import Compose
 from wuskern.policies.costs import Cost, costs
 from wuskern.policies.freezing import Freezing
-from wuskern.policies.recorded_run import Example
 
 KINDS = ("fprop", "dgrad", "wgrad")
 COUNTED = (*KINDS, "rows", "masked")

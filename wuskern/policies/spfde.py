@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from wuskern.common.arguments import whole
+from wuskern.common.example import Example
 from wuskern.policies.base import KEEPS
 from wuskern.policies.compose import Compose
 from wuskern.policies.freezing import ProgressiveFreezing
-from wuskern.policies.recorded_run import Example
 from wuskern.policies.sieving import SievingSampler
 from wuskern.policies.sparse import MEST
 

@@ -15,6 +15,8 @@ import torch.nn as nn
 from torch import Tensor
 from torch.fx import Node
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # positional ones, and those by keyword
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -33,12 +35,12 @@ class Graph:
     owners: dict[Node, list[Owner]]
 
 
-def export(model: nn.Module, inputs: tuple[Any, ...]) -> Graph | str:
-    """The graph of the model in its present mode, or why there is none."""
+def export(model: nn.Module, inputs: Inputs) -> Graph | str:
+    """The graph of the model in its present mode for positional and keyword inputs, or why there is none."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, inputs, strict=False)
+            program = torch.export.export(model, *inputs, strict=False)
     except Exception as error:  # whatever a model does that cannot be exported
         first = (str(error).strip().splitlines() or [""])[0]
         return f"torch.export cannot follow the model: {type(error).__name__}: {first}"[:200]

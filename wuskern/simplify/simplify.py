@@ -1,8 +1,6 @@
 """The functions ``simplify``, ``simplify_`` and ``norms_of_rows``."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn as nn
@@ -11,14 +9,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from wuskern.common.example import Example, arguments
 from wuskern.convert import revert
-from wuskern.simplify.graph import Graph, evaluation, export
+from wuskern.simplify.graph import Graph, Inputs, evaluation, export
 from wuskern.simplify.plan import Plan, norms, plan
 from wuskern.simplify.report import Report
 from wuskern.simplify.surgery import Surgery, check_optimizer
 
 
-def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Module, Report]:
+def simplify(model: nn.Module, example: Example) -> tuple[nn.Module, Report]:
     """A smaller copy of ordinary layers, without the dead rows: rows of a Linear's weight, or output channels of a Conv2d's,
     that are all zero, with a zero bias.
 
@@ -34,13 +33,14 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
 
     Args:
         model: converted or not; it is left as it is. Hooks are copied with it: release policies first.
-        example: the model's input, or a sequence of its positional inputs.
+        example: the model's input, a sequence of its positional inputs, or a mapping of its keyword inputs.
 
     Returns:
         The copy, in the modes of the model, which needs no wuskern to be loaded; a report of what was done.
 
     Raises:
-        TypeError: ``model`` is no module. ValueError: DDP wraps it. Whatever the model raises for the example.
+        TypeError: ``model`` is no module, or ``example`` of another kind. ValueError: DDP wraps it. Whatever the model raises
+            for the example.
         RuntimeError: the smaller model does not give what the model gives: its code has sizes of its own; or a layer that runs
             in training only does not fit any more.
     """
@@ -49,7 +49,7 @@ def simplify(model: nn.Module, example: Tensor | Sequence[Any]) -> tuple[nn.Modu
     return smaller, simplify_(smaller, example)
 
 
-def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Optimizer | None = None) -> Report:
+def simplify_(model: nn.Module, example: Example, optimizer: Optimizer | None = None) -> Report:
     """Does what :func:`simplify` does in place, to go on training: modules and Parameters stay the same objects, only smaller.
 
     Gradients, sparse ones too, and the optimizer's state of each parameter are cut alike; momentum and moments go on. A layer
@@ -65,7 +65,7 @@ def simplify_(model: nn.Module, example: Tensor | Sequence[Any], optimizer: Opti
     _check(model)
     if optimizer is not None:
         _check_optimizer(model, optimizer)
-    inputs = _inputs(example)
+    inputs = arguments(example)
     surgery = Surgery()
     try:
         with evaluation(model):
@@ -91,7 +91,7 @@ def _apply(
     surgery: Surgery,
     todo: Plan,
     model: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: Inputs,
     expected: list[Tensor],
     optimizer: Optimizer | None,
 ) -> None:
@@ -107,7 +107,7 @@ def _apply(
         )
 
 
-def norms_of_rows(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str, tuple[str, ...]]:
+def norms_of_rows(model: nn.Module, example: Example) -> dict[str, tuple[str, ...]]:
     """The norms that scale and shift the rows of each Linear and Conv2d, by name: BatchNorms, and GroupNorms of one row each.
 
     They matter to whoever makes rows dead: a BatchNorm behind a dead row gives its shift, which a convolution with zero padding
@@ -118,12 +118,8 @@ def norms_of_rows(model: nn.Module, example: Tensor | Sequence[Any]) -> dict[str
     """
     _check(model)
     with evaluation(model):
-        graph = export(model, _inputs(example))
+        graph = export(model, arguments(example))
     return {} if isinstance(graph, str) else norms(graph)
-
-
-def _inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    return (example,) if isinstance(example, Tensor) else tuple(example)
 
 
 def _check(model: nn.Module) -> None:
@@ -147,16 +143,16 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """All tensors in the model's output. No random state moves."""
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices):
-        copies = pytree.tree_map_only(Tensor, Tensor.clone, inputs)  # a model may write to its input
-        leaves = pytree.tree_leaves(model(*copies))
+        args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, inputs)  # a model may write to its input
+        leaves = pytree.tree_leaves(model(*args, **kwargs))
         return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _compare(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) -> None:
+def _compare(model: nn.Module, inputs: Inputs, expected: list[Tensor]) -> None:
     """Raises ``RuntimeError`` if the outputs differ: what a model's code does with sizes is not in its graph."""
     advice = "the model's code computes with sizes of its layers: simplify the parts that do not, each by itself"
     try:
@@ -168,7 +164,7 @@ def _compare(model: nn.Module, inputs: tuple[Any, ...], expected: list[Tensor]) 
             raise RuntimeError(f"the smaller model does not give what the model gives: {advice}")
 
 
-def _trains(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def _trains(model: nn.Module, inputs: Inputs) -> bool:
     """Whether the model runs in training mode, found by an export: nothing of the model changes."""
     with evaluation(model):
         return isinstance(export(model.train(), inputs), Graph)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from torch.nn import Parameter
 
 from wuskern.common import states
+from wuskern.common.example import Example
 from wuskern.policies.base import KEEPS, Policy, Wants
 from wuskern.policies.freezing.prefix import Prefix
-from wuskern.policies.recorded_run import Example
 
 
 @dataclass(eq=False)

@@ -10,13 +10,13 @@ import torch.nn as nn
 from torch import Tensor
 
 from wuskern.common.arguments import whole
+from wuskern.common.example import arguments
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.freezing.kept import CannotKeep, Kept
 from wuskern.policies.freezing.outputs import Outputs, Serving
 from wuskern.policies.freezing.runs import Runs
 from wuskern.policies.freezing.samples import Samples
 from wuskern.policies.freezing.unchanged import Unchanged
-from wuskern.policies.recorded_run import arguments
 
 CHECKED = 8  # samples by which the kept outputs are compared with the full run, at most
 OFTEN = 3  # calls in a row in which the frozen part may change

@@ -9,13 +9,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from wuskern.common.example import Example
 from wuskern.modules import product_layers
 from wuskern.policies.costs import costs
 from wuskern.policies.freezing.constants import Holder
 from wuskern.policies.freezing.forwards import Boundary, Calls, Forward, PrefixForward, RootForward
 from wuskern.policies.freezing.norms import NormForward
 from wuskern.policies.freezing.trace import Use, trace
-from wuskern.policies.recorded_run import Example
 
 
 class Prefix:

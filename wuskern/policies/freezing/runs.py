@@ -11,11 +11,12 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from wuskern.common.example import arguments
 from wuskern.policies.freezing.kept import CannotKeep, Kept, Kind, kind_of, output_of, same
 from wuskern.policies.freezing.outputs import Computing, Enough, Output, Outputs, ReadsUnkept, Recording, Serving, Site
 from wuskern.policies.freezing.prefix import Prefix
 from wuskern.policies.freezing.samples import Samples, fingerprints
-from wuskern.policies.recorded_run import arguments, recorded_run
+from wuskern.policies.recorded_run import recorded_run
 
 
 class Runs:

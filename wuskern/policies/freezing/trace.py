@@ -9,9 +9,10 @@ import torch.nn as nn
 from torch import Tensor
 from torch.nn import Parameter
 
+from wuskern.common.example import Example, arguments, tensors
 from wuskern.modules import product_layers
 from wuskern.policies.freezing.constants import Holder, Inside, enter, leave
-from wuskern.policies.recorded_run import Example, arguments, recorded_run, tensors
+from wuskern.policies.recorded_run import recorded_run
 
 NEVER = float("inf")
 

@@ -8,9 +8,9 @@ import torch.nn as nn
 import torch.nn.modules.module as globally
 from torch import Tensor
 
+from wuskern.common.example import tensors
 from wuskern.modules import PLAN_ATTRIBUTES
 from wuskern.policies.freezing.forwards import Forward
-from wuskern.policies.recorded_run import tensors
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 TABLES = ("_parameters", "_buffers", "_modules")
