@@ -1,5 +1,6 @@
 """What a set of records says: a row per policy, its control beneath it, and a verdict in words."""
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -10,8 +11,6 @@ from wuskern.train.controls import epochs_in_the_time_of, seconds_per_epoch
 from wuskern.train.methods import DENSE, parse
 from wuskern.train.records import Epoch, Record
 
-# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 BySeed = dict[int, list[Epoch]]
 
 
@@ -189,16 +188,12 @@ def interval(differences: Sequence[float], step: float) -> tuple[float, float]:
     return mean, max(step, t95(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
+@functools.cache
 def t95(freedom: int) -> float:
-    """The quantile of ``T95`` for ``freedom`` degrees of freedom: beyond the table by the expansion in their inverse
-    (Abramowitz, Stegun 26.7.5), whose error is under 1e-4 there."""
-    if freedom <= len(T95):
-        return T95[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
+    """The two-sided 95 % quantile of Student's t for so many degrees of freedom."""
+    from scipy import stats  # scikit-learn brings it; a second to import
+
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def verdict(rows: list[Row], test_labels: int) -> str:
