@@ -75,7 +75,7 @@ def one_seed(settings: Settings, method: str, samples: data.Data, seed: int) -> 
     smaller, report = wk.simplify(pruned.model.eval(), x[:2])
     with torch.inference_mode():
         torch.testing.assert_close(smaller(x), pruned.model(x), rtol=1e-4, atol=1e-4)
-    _, accuracy = evaluate(smaller, samples.x_test, samples.y_test, torch.device("cpu"))
+    _, accuracy = evaluate(smaller, samples.x_test, samples.y_test, torch.device("cpu"), samples.classes)
     stock = dense.model.eval()
     return {
         "seed": seed,

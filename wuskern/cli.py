@@ -173,7 +173,7 @@ def _with_recipe(parsed: argparse.Namespace, argv: Sequence[str] | None) -> list
 
 def _resumed(parsed: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the interrupted experiment, with which those on this command line must agree."""
-    from wuskern.train import checkpoint
+    from wuskern.train import checkpoint, own
     from wuskern.train.processes import planned
 
     with _input():
@@ -188,6 +188,8 @@ def _resumed(parsed: argparse.Namespace, argv: Sequence[str] | None) -> argparse
         for name, value in recorded.items():
             if (here := plain(getattr(arguments, name))) != value:
                 raise ValueError(f"--{name.replace('_', '-')}: expected {value} as in {parsed.resume}, got {here}")
+    with _input():
+        own.check_unchanged(state["files"], recorded, parsed.resume)
     arguments.checkpoint = parsed.checkpoint or parsed.resume
     arguments.state = state
     return arguments

@@ -176,7 +176,7 @@ def test_a_constant_rate_makes_the_control_the_start_of_the_dense_run(tmp_path, 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-CONTENT = {"experiment": "0", "arguments": {"lr": 0.1}, "data": 7, "finished": [], "runs": []}
+CONTENT = {"experiment": "0", "arguments": {"lr": 0.1}, "files": {}, "data": 7, "finished": [], "runs": []}
 
 
 @pytest.fixture
@@ -239,11 +239,11 @@ class Sly:
             Sly(),
             r"expected a checkpoint that can be read, got '.*a.pt' \(it holds more than tensors and plain data: loading that",
         ),
-        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 4, got 1"),
-        ({"format": "wuskern train", "layout": 4, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
+        ({"format": "wuskern train", "layout": 1, "torch": torch.__version__[:]}, "expected a checkpoint of layout 5, got 1"),
+        ({"format": "wuskern train", "layout": 5, "torch": "1.13.1"}, "expected a checkpoint of torch 2, got 1.13.1"),
         (
-            {"format": "wuskern train", "layout": 4, "torch": "2.13.0", "runs": []},
-            "expected a checkpoint with experiment, arguments, data",
+            {"format": "wuskern train", "layout": 5, "torch": "2.13.0", "runs": []},
+            "expected a checkpoint with experiment, arguments, files, data",
         ),
     ],
 )

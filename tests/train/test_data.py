@@ -87,8 +87,8 @@ def test_npz_of_bytes_without_a_channel_dimension(tmp_path):
         ({"x_train": np.full((6, 1, 4, 4), np.nan)}, "x_train: expected finite float32 numbers, got NaN or infinity"),
         ({"x_train": np.full((6, 1, 4, 4), 1e300)}, "x_train: expected finite float32 numbers"),
         ({"y_train": np.full(6, 2**63, np.uint64)}, "y_train: expected labels from 0 to 99999"),
-        ({"x_test": np.zeros((3, 1, 5, 5))}, r"x_test: expected images of \(1, 4, 4\), got \(1, 5, 5\)"),
-        ({"y_train": np.zeros(5, int)}, "y_train: expected 6 labels, one for each image, got 5"),
+        ({"x_test": np.zeros((3, 1, 5, 5))}, r"x_test: expected samples of \[1, 4, 4\], as x_train, got \[1, 5, 5\]"),
+        ({"y_train": np.zeros(5, int)}, "y_train: expected 6 labels, one for each sample, got 5"),
         ({"y_train": np.zeros(6)}, "y_train: expected .* whole numbers, got .* of float64"),
         ({"y_test": np.array([0, -1, 2])}, "y_test: expected labels from 0 to 99999, got -1 to 2"),
         (
@@ -109,7 +109,7 @@ def test_a_broken_file_or_name(tmp_path):
     for source, message in (
         (str(broken), "expected a readable .npz file of plain arrays"),
         (str(tmp_path / "absent.npz"), "expected a readable .npz file of plain arrays"),
-        ("mnist", "expected digits, cifar10, cifar100, text or the path of an .npz or .txt file, got 'mnist'"),
+        ("mnist", "expected digits, cifar10, cifar100, text, the path of an .npz or .txt file, or FILE.py:function, got 'mnist'"),
     ):
         with pytest.raises(ValueError, match=f"--data: {message}"):
             data.load(source)

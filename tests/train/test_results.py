@@ -10,7 +10,7 @@ from wuskern.train import files, results
 
 
 def save(path, records, complete=False):
-    about = {"experiment": "of this", "arguments": {"epochs": 4}, "complete": complete}
+    about = {"experiment": "of this", "arguments": {"epochs": 4}, "files": {}, "complete": complete}
     results.save(path, about, "cpu", 100, records, {"wus": 7})
     return json.loads(path.read_text())
 
@@ -46,6 +46,6 @@ def test_file_is_whole_or_absent(tmp_path, monkeypatch):
     before = path.read_text()
     monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        results.save(path, {"experiment": "of this", "arguments": {}, "complete": True}, "cpu", 100, [], {})
+        results.save(path, {"experiment": "of this", "arguments": {}, "files": {}, "complete": True}, "cpu", 100, [], {})
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]

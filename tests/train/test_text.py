@@ -91,5 +91,5 @@ def test_text_moves_as_it_is_and_has_no_image_size():
     moved = loaded.to("cpu", torch.channels_last)
     assert torch.equal(moved.x_train, loaded.x_train)
     assert moved.x_train.is_contiguous()
-    with pytest.raises(ValueError, match="--image-size: expected with images only, got 32 with the text text"):
+    with pytest.raises(ValueError, match="--image-size: expected with images only, got 32 with text"):
         loaded.resized(32)

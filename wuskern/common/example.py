@@ -1,6 +1,6 @@
 """An example of a model's input: a tensor, positional inputs, or keyword inputs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -63,3 +63,7 @@ class Samples:
 
     def __getitem__(self, index: Any) -> dict[str, Tensor]:
         return {name: x[index] for name, x in self.inputs.items()}
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "Samples":
+        """The samples with the function's results in place of their inputs."""
+        return Samples({name: function(x) for name, x in self.inputs.items()})

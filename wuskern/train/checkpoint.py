@@ -12,8 +12,8 @@ import torch
 from wuskern.doctor import package_version
 from wuskern.train.files import opened, replacing
 
-FORMAT, LAYOUT = "wuskern train", 4  # a change of what the file holds is another layout
-CONTENT = {"experiment": str, "arguments": dict, "data": int, "finished": list, "runs": list}
+FORMAT, LAYOUT = "wuskern train", 5  # a change of what the file holds is another layout
+CONTENT = {"experiment": str, "arguments": dict, "files": dict, "data": int, "finished": list, "runs": list}
 
 
 def save(path: Path, **content: Any) -> None:

@@ -33,14 +33,14 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
         default="vgg11",
         metavar="NAME",
         help="mlp, alexnet, vgg11, vgg16, resnet18, resnet50, vit, efficientnet or gpt; torchvision/... or timm/... where "
-        "those are installed",
+        "those are installed; FILE.py:function, which gives a torch.nn.Module and may take classes= and shape=",
     )
     what.add_argument("--width", type=float, default=1.0, help="factor on the number of channels")
     what.add_argument(
         "--data",
         default="digits",
         help="digits, cifar10, cifar100, an .npz with x_train, y_train, x_test, y_test, text (the Python standard library's "
-        "source) or a .txt",
+        "source), a .txt, or FILE.py:function, which gives the four arrays of an .npz",
     )
     what.add_argument("--data-dir", metavar="DIR", help="of cifar10 or cifar100, as torchvision keeps it; never downloaded")
     what.add_argument("--image-size", type=int, metavar="N", help="resize images to N x N")
@@ -109,7 +109,7 @@ def methods_help() -> str:
 def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     """Checks every argument and loads the data; writes nothing."""
     from wuskern.kernels import backends
-    from wuskern.train import data, experiment, methods, processes, settings
+    from wuskern.train import data, experiment, methods, own, processes, settings
 
     backends.check_environment()
     chosen = methods.parse(a.policy)
@@ -134,11 +134,17 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
         raise ValueError(f"--momentum: expected a number from 0 and under 1, got {a.momentum}")
     if not 0 <= a.weight_decay < math.inf:
         raise ValueError(f"--weight-decay: expected a number from 0, got {a.weight_decay}")
+    own_model = own.is_own(a.model)
+    if own_model and a.width != 1:
+        raise ValueError(f"--width: expected 1 for a model of your own, got {a.width}")
     processes.by_first(output_of(a).check)
+    checksums = own.checksums(vars(a))
 
     values = {field.name: getattr(a, field.name) for field in fields(settings.Settings) if field.name != "device"}
     run_settings = settings.Settings(**values, device=device)
-    samples = data.load(a.data, a.data_dir, context=a.context, limit=a.text_bytes)
+    samples = data.load(a.data, a.data_dir, context=a.context, limit=a.text_bytes, own_model=own_model)
+    if world > 1 and own.is_own(a.data) and len(set(processes.of_all([samples.checksum()]))) > 1:
+        raise ValueError(f"--data: expected the same from {a.data} in each process, got others")
     if a.image_size is not None:
         samples = samples.resized(a.image_size)
     if not a.host:
@@ -146,14 +152,17 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     recorded = {name: plain(value) for name, value in vars(a).items() if name not in NOT_RECORDED}
     if world > 1:
         recorded["processes"] = world
-    return experiment.Experiment(run_settings, chosen, a.seeds, samples, a.out, recorded, a.checkpoint, measure_memory=a.memory)
+    made = run_settings, chosen, a.seeds, samples, a.out, recorded, a.checkpoint
+    return experiment.Experiment(*made, measure_memory=a.memory, files=checksums)
 
 
 def output_of(a: argparse.Namespace) -> "Output":
     """The files that the experiment of these arguments writes."""
+    from wuskern.train import own
     from wuskern.train.output import Output
 
-    read = [Path(name) for name in (a.data, a.recipe) if name is not None and Path(name).suffix]
+    named = [own.file_of(name) if own.is_own(name) else Path(name) for name in (a.model, a.data, a.recipe) if name is not None]
+    read = [path for path in named if path.suffix]
     if a.resume is None:
         return Output(a.out, a.checkpoint, a.overwrite, read=tuple(read))
     return Output(a.out, a.checkpoint, a.overwrite, a.resume, a.state["written"], a.state["experiment"], tuple(read))

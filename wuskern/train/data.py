@@ -1,8 +1,10 @@
-"""The data of small experiments: scikit-learn's handwritten digits, CIFAR, images from an ``.npz`` file, or text."""
+"""The data of small experiments: scikit-learn's digits, CIFAR, arrays from an ``.npz`` file or a function, or text."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,36 +12,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wuskern.common.arguments import whole
-from wuskern.train import text
+from wuskern.common.example import Samples
+from wuskern.train import arrays, own, text
 from wuskern.train.files import opened
+from wuskern.train.inputs import Inputs
+from wuskern.train.own import ARRAYS
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 DIGITS_TEST_IMAGES = 360
 CIFAR = ("cifar10", "cifar100")
-MAX_CLASSES = 100_000
-COLOURS = (1, 3, 4)  # how many channels images usually have
 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples and labels. Images: x float32 ``[N, C, H, W]``, y int64 ``[N]``. Text: x, y int64 ``[N, T]``. y < ``classes``."""
+    """Samples and labels. Images: x float32 ``[N, C, H, W]``, y int64 ``[N]``. Text: x, y int64 ``[N, T]``. y < ``classes``.
+
+    For a model of one's own x is whatever it takes. ``notes``: what its user should hear of.
+    """
 
     name: str
-    x_train: Tensor
+    x_train: Inputs
     y_train: Tensor
-    x_test: Tensor
+    x_test: Inputs
     y_test: Tensor
     classes: int
+    notes: tuple[str, ...] = ()
 
     def resized(self, size: int) -> "Data":
-        """The data with every image bilinearly interpolated to ``size`` x ``size``. Raises ``ValueError`` for text."""
-        if self.x_train.ndim != 4:
-            raise ValueError(f"--image-size: expected with images only, got {size} with the text {self.name}")
+        """The data with every image bilinearly interpolated to ``size`` x ``size``. Raises ``ValueError`` for no images."""
+        train, test = self.x_train, self.x_test
+        if isinstance(train, Samples) or isinstance(test, Samples) or train.ndim != 4 or not train.is_floating_point():
+            raise ValueError(f"--image-size: expected with images only, got {size} with {self.name}")
 
         def resize(x: Tensor) -> Tensor:
             return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
 
-        return replace(self, x_train=resize(self.x_train), x_test=resize(self.x_test))
+        return replace(self, x_train=resize(train), x_test=resize(test))
 
     def to(self, device: str, memory_format: torch.memory_format) -> "Data":
         """The data on the device; images are in ``memory_format``."""
@@ -49,8 +56,8 @@ class Data:
 
         return replace(
             self,
-            x_train=move(self.x_train),
-            x_test=move(self.x_test),
+            x_train=_each(self.x_train, move),
+            x_test=_each(self.x_test, move),
             y_train=self.y_train.to(device),
             y_test=self.y_test.to(device),
         )
@@ -59,16 +66,23 @@ class Data:
         """A number made of all inputs and labels: the same data give the same one."""
         number = 0
         for x in (self.x_train, self.y_train, self.x_test, self.y_test):
-            number = zlib.crc32(x.cpu().contiguous().numpy().data, number)
+            for name, values in x.inputs.items() if isinstance(x, Samples) else [("", x)]:
+                number = zlib.crc32(values.cpu().contiguous().numpy().data, zlib.crc32(name.encode(), number))
         return number
 
 
-def load(source: str, folder: str | None = None, *, context: int = 64, limit: int = 2**18) -> Data:
-    """The data of a ``source``: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` in ``folder``; the path of an ``.npz`` file with
-    x_train, y_train, x_test, y_test; ``"text"``, the Python standard library's source; or the path of a ``.txt`` file, UTF-8.
+def _each(x: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    return x.each(function) if isinstance(x, Samples) else function(x)
 
-    An ``.npz`` file's x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255), or a table
-    ``[N, features]``, which is taken as images of one row; its y: whole numbers from 0.
+
+def load(source: str, folder: str | None = None, *, context: int = 64, limit: int = 2**18, own_model: bool = False) -> Data:
+    """The data of a ``source``: ``"digits"``; ``"cifar10"`` or ``"cifar100"`` in ``folder``; the path of an ``.npz`` file with
+    x_train, y_train, x_test, y_test; ``"FILE.py:function"``, which gives these; ``"text"``, the Python standard library's
+    source; or the path of a ``.txt`` file, UTF-8.
+
+    The arrays' x: ``[N, H, W]`` or ``[N, C, H, W]``, floating (taken as it is) or uint8 (divided by 255), or a table
+    ``[N, features]``, which is taken as images of one row; their y: whole numbers from 0. With ``own_model`` x is taken as it
+    is, also of whole numbers, or several inputs by name.
 
     Args:
         context: bytes of text in a window. limit: how many bytes of text are taken, from the beginning; the last tenth of
@@ -85,6 +99,8 @@ def load(source: str, folder: str | None = None, *, context: int = 64, limit: in
         return _digits()
     if folder is not None:
         return _cifar(source, Path(folder))
+    if own.is_own(source):
+        return _of_arrays(source, own.arrays(source), own_model)
     path = Path(source)
     if source == "text" or path.suffix == ".txt":
         content = text.standard_library(limit) if source == "text" else text.file(path, limit)
@@ -92,18 +108,19 @@ def load(source: str, folder: str | None = None, *, context: int = 64, limit: in
         return Data(path.stem, *train, *test, classes=text.TOKENS)
     if path.suffix != ".npz":
         raise ValueError(
-            f"--data: expected digits, cifar10, cifar100, text or the path of an .npz or .txt file, got {source!r}"
+            "--data: expected digits, cifar10, cifar100, text, the path of an .npz or .txt file, or FILE.py:function, got "
+            f"{source!r}"
         )
-    return _npz(source, path)
+    return _of_arrays(path.stem, _npz(source, path), own_model)
 
 
-def _npz(source: str, path: Path) -> Data:
+def _npz(source: str, path: Path) -> dict[str, np.ndarray]:
     try:
         with opened(path) as handle, np.load(handle, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file.files]
             if missing:
                 raise ValueError(f"--data: expected the arrays {', '.join(ARRAYS)} in {source}, got no {', '.join(missing)}")
-            arrays = {name: file[name] for name in ARRAYS}
+            return {name: file[name] for name in ARRAYS}
     except Exception as error:  # a damaged archive can raise nearly anything
         if str(error).startswith("--data"):
             raise
@@ -111,14 +128,19 @@ def _npz(source: str, path: Path) -> Data:
         reason = "it holds Python objects: loading those could run code" if "pickle" in str(error) else str(error)
         raise ValueError(f"--data: expected a readable .npz file of plain arrays, got {source!r}: {reason}") from error
 
-    x_train, x_test = (_images(name, arrays[name]) for name in ("x_train", "x_test"))
-    y_train, y_test = (_labels(name, arrays[name]) for name in ("y_train", "y_test"))
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f"x_test: expected images of {tuple(x_train.shape[1:])}, got {tuple(x_test.shape[1:])}")
+
+def _of_arrays(name: str, given: dict[str, Any], own_model: bool) -> Data:
+    x_train, notes = arrays.inputs("x_train", given["x_train"], own_model)
+    x_test, _ = arrays.inputs("x_test", given["x_test"], own_model)
+    y_train, y_test = (arrays.labels(name, given[name], own_model) for name in ("y_train", "y_test"))
+    arrays.check_alike(given["x_train"], given["x_test"])
     for split, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
         if len(x) != len(y):
-            raise ValueError(f"y_{split}: expected {len(x)} labels, one for each image, got {len(y)}")
-    return Data(path.stem, x_train, y_train, x_test, y_test, classes=int(max(y_train.max(), y_test.max())) + 1)
+            raise ValueError(f"y_{split}: expected {len(x)} labels, one for each sample, got {len(y)}")
+    if y_train.shape[1:] != y_test.shape[1:]:
+        raise ValueError(f"y_test: expected {list(y_train.shape[1:])} labels of a sample, got {list(y_test.shape[1:])}")
+    classes = int(max(y_train.max(), y_test.max())) + 1
+    return Data(name, x_train, y_train, x_test, y_test, classes, tuple(notes))
 
 
 def _digits() -> Data:
@@ -154,30 +176,3 @@ def _cifar(name: str, folder: Path) -> Data:
     y_train, y_test = (torch.tensor(split.targets) for split in (train, test))
     std, mean = torch.std_mean(x_train, (0, 2, 3), keepdim=True)
     return Data(name, (x_train - mean) / std, y_train, (x_test - mean) / std, y_test, classes=len(train.classes))
-
-
-def _images(name: str, array: np.ndarray) -> Tensor:
-    if array.ndim not in (2, 3, 4) or 0 in array.shape:
-        raise ValueError(f"{name}: expected [N, features], [N, H, W] or [N, C, H, W] with N > 0, got {list(array.shape)}")
-    if array.ndim == 4 and array.shape[3] in COLOURS and array.shape[1] not in COLOURS:
-        raise ValueError(
-            f"{name}: expected [N, C, H, W], got {list(array.shape)}, which looks like channels last: x.transpose(0, 3, 1, 2)"
-        )
-    if array.dtype == np.uint8:
-        array = array.astype(np.float32) / 255
-    if array.dtype.kind != "f":
-        raise ValueError(f"{name}: expected floating numbers or uint8, got {array.dtype}")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: expected finite float32 numbers, got NaN or infinity")
-    x = torch.from_numpy(array)
-    return x.view(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
-
-
-def _labels(name: str, array: np.ndarray) -> Tensor:
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise ValueError(f"{name}: expected [N] whole numbers, got {list(array.shape)} of {array.dtype}")
-    if len(array) and (array.min() < 0 or array.max() >= MAX_CLASSES):
-        raise ValueError(f"{name}: expected labels from 0 to {MAX_CLASSES - 1}, got {array.min()} to {array.max()}")
-    return torch.from_numpy(array.astype(np.int64))

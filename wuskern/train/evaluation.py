@@ -5,16 +5,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from wuskern.train.inputs import Inputs, call, each, logits
+
 SAMPLES = 256  # in a batch
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> tuple[float, float]:
+def evaluate(model: nn.Module, x: Inputs, y: Tensor, device: torch.device, classes: int) -> tuple[float, float]:
     """The mean loss and accuracy over all labels ``y``, ``[N]`` or ``[N, T]``; the model is in evaluation mode from then on."""
     model.eval()
     loss, correct = 0.0, 0
-    for inputs, labels in zip(x.split(SAMPLES), y.split(SAMPLES), strict=True):
-        logits, labels = model(inputs.to(device)).flatten(0, -2), labels.to(device).flatten()
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct += int((logits.argmax(-1) == labels).sum())
+    for first in range(0, len(y), SAMPLES):
+        batch, labels = x[first : first + SAMPLES], y[first : first + SAMPLES].to(device)
+        scores = logits(call(model, each(batch, lambda t: t.to(device))), labels, classes).flatten(0, -2)
+        loss += F.cross_entropy(scores, labels.flatten(), reduction="sum").item()
+        correct += int((scores.argmax(-1) == labels.flatten()).sum())
     return loss / y.numel(), correct / y.numel()

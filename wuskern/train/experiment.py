@@ -58,6 +58,7 @@ class Experiment:
     measure_memory: bool = False
     peaks: dict[str, int] = field(default_factory=dict)  # bytes of a step at the start, by method
     identity: str = field(default_factory=lambda: secrets.token_hex(16))
+    files: dict[str, str] = field(default_factory=dict)  # checksums of the user's own, by the argument that names them
     state_bytes: int = 0  # what a checkpoint of all methods' runs takes; known after ``warm_up``
 
     def __post_init__(self) -> None:
@@ -90,6 +91,8 @@ class Experiment:
         done = sum(len(record.epochs) for record in self.records)
         controls = sum(record.planned for record in self.finished if record.planned < self.settings.epochs)
         total = self.seeds * len(self.methods) * self.settings.epochs + controls
+        for note in self.data.notes:
+            self.say(note)
         try:
             with tqdm(total=total, initial=done, unit="epoch", disable=None if self.first else True) as bar:
                 for group in self._groups():
@@ -184,6 +187,7 @@ class Experiment:
                 self.checkpoint,
                 experiment=self.identity,
                 arguments=self.arguments,
+                files=self.files,
                 data=self.data_checksum,
                 finished=[record.state_dict() for record in self.finished],
                 runs=runs,
@@ -263,7 +267,7 @@ class Experiment:
 
     def _save(self, complete: bool) -> None:
         if self.first:
-            about = {"experiment": self.identity, "arguments": self.arguments, "complete": complete}
+            about = {"experiment": self.identity, "arguments": self.arguments, "files": self.files, "complete": complete}
             test_labels = self.data.y_test.numel()
             results.save(self.out / RESULTS, about, self.settings.device, test_labels, self.records, self.peaks)
 

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wuskern.common.arguments import whole
+from wuskern.common.example import Samples, tensors
+from wuskern.train import inputs
 
-Batch = tuple[Tensor, Tensor, Tensor]  # which samples (on the CPU, as given), their x, their y
+Fetched = tuple[Tensor, inputs.Batch, Tensor]  # which samples (on the CPU, as given), their x, their y
 
 
 class Batches:
@@ -21,7 +23,7 @@ class Batches:
     state is used.
 
     Args:
-        x, y: all samples, on ``device``, or in host memory with ``host``. ``[N, ...]`` each.
+        x, y: all samples, on ``device``, or in host memory with ``host``. ``[N, ...]`` each; x may be several inputs.
         device: what batches are on.
         host: whether the data stay in host memory. workers: processes that fetch; 0: the training process does.
         memory_format: of images, ``[N, C, H, W]``.
@@ -29,7 +31,7 @@ class Batches:
 
     def __init__(
         self,
-        x: Tensor,
+        x: inputs.Inputs,
         y: Tensor,
         device: torch.device | str,
         *,
@@ -40,8 +42,9 @@ class Batches:
         whole("workers", workers, 0)
         if workers and not host:
             raise ValueError(f"workers: expected 0 with data on the device, got {workers}")
-        if host and x.device.type != "cpu":
-            raise ValueError(f"x: expected in host memory, got on {x.device}")
+        devices = {t.device for t in tensors(x.inputs if isinstance(x, Samples) else x)}
+        if host and any(there.type != "cpu" for there in devices):
+            raise ValueError(f"x: expected in host memory, got on {', '.join(map(str, devices))}")
         self.x, self.y, self.device = x, y, torch.device(device)
         self.host, self.workers, self.memory_format = host, workers, memory_format
         self.stream = torch.cuda.Stream(self.device) if host and self.device.type == "cuda" else None
@@ -49,13 +52,13 @@ class Batches:
         self._loader: DataLoader[Any] | None = None
         self._fetching: Any = None  # the loader's iterator: it holds the workers
 
-    def epoch(self, batches: Sequence[Tensor]) -> Generator[Batch, None, None]:
+    def epoch(self, batches: Sequence[Tensor]) -> Generator[Fetched, None, None]:
         """Yields ``(index, x, y)`` for each index in ``batches``, int64 ``[B]`` on the CPU. One epoch at a time."""
         if not self.host:
             for index in batches:
                 yield index, self._formatted(self.x[index]), self.y[index]
             return
-        before: tuple[Tensor, Tensor, Tensor, Any] | None = None
+        before: tuple[Tensor, inputs.Batch, Tensor, Any] | None = None
         for index, (x, y) in zip(batches, self._fetch(batches), strict=True):
             copied = index, *self._copy(x, y)
             if before is not None:
@@ -76,7 +79,7 @@ class Batches:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _fetch(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _fetch(self, batches: Sequence[Tensor]) -> Iterator[tuple[inputs.Batch, Tensor]]:
         self._order.batches = batches
         if self._loader is None:
             self._loader = DataLoader(
@@ -91,22 +94,23 @@ class Batches:
         self._fetching = iter(self._loader)
         return self._fetching
 
-    def _copy(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
+    def _copy(self, x: inputs.Batch, y: Tensor) -> tuple[inputs.Batch, Tensor, Any]:
         """The x and y on the device, valid once the event that comes with them, if any, has happened."""
         with torch.cuda.stream(self.stream) if self.stream is not None else contextlib.nullcontext():
-            x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+            x = inputs.each(x, lambda t: t.to(self.device, non_blocking=True))
+            y = y.to(self.device, non_blocking=True)
             return self._formatted(x), y, self.stream.record_event() if self.stream is not None else None
 
-    def _arrived(self, index: Tensor, x: Tensor, y: Tensor, event: Any) -> Batch:
+    def _arrived(self, index: Tensor, x: inputs.Batch, y: Tensor, event: Any) -> Fetched:
         if event is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_event(event)
-            for tensor in (x, y):
+            for tensor in tensors([x, y]):
                 tensor.record_stream(current)  # so that its memory, of the other stream, is not used again too early
         return index, x, y
 
-    def _formatted(self, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=self.memory_format) if x.ndim == 4 else x
+    def _formatted(self, x: inputs.Batch) -> inputs.Batch:
+        return inputs.each(x, lambda t: t.contiguous(memory_format=self.memory_format) if t.ndim == 4 else t)
 
 
 class _Order(Sampler[Any]):
@@ -119,12 +123,12 @@ class _Order(Sampler[Any]):
         return (index.numpy() for index in self.batches)  # a tensor would travel as a file descriptor
 
 
-class _Samples(Dataset[tuple[Tensor, Tensor]]):
+class _Samples(Dataset[tuple[inputs.Batch, Tensor]]):
     """A data set whose items are whole batches."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    def __init__(self, x: inputs.Inputs, y: Tensor) -> None:
         self.x, self.y = x, y
 
-    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: Any) -> tuple[inputs.Batch, Tensor]:
         index = torch.from_numpy(index)
         return self.x[index], self.y[index]

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern.choices import CHOICES
+from wuskern.common.example import Samples
 from wuskern.convert import convert
 from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
 from wuskern.policies import Saved, Savings
 from wuskern.policies.freezing import ActivationCache, Freezing
 from wuskern.simplify import fit_
-from wuskern.train import methods, order, processes
+from wuskern.train import inputs, methods, order, own, processes
 from wuskern.train.data import Data
 from wuskern.train.evaluation import evaluate
-from wuskern.train.loader import Batches
+from wuskern.train.loader import Batches, Fetched
 from wuskern.train.memory import peak_bytes
 from wuskern.train.methods import Method
 from wuskern.train.models import build
@@ -52,8 +53,7 @@ class Run:
         self.device = torch.device(settings.device)
         self.random = RandomState(self.device)
         with self.random.seeded(seed):
-            channels, *size = data.x_train.shape[1:]
-            model = build(settings.model, channels, size, data.classes, settings.width)
+            model = self._model()
             if processes.rank() > 0:  # so that dropout differs between processes
                 torch.manual_seed(seed + 1_000_003 * processes.rank())
         self.model = model.to(self.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
@@ -93,6 +93,15 @@ class Run:
             return "frozen"
         return next((kind for kind in CHOICES if any(flags.get(kind) is not None for flags in wanted)), "full")
 
+    def _model(self) -> nn.Module:
+        name, x, classes = self.settings.model, self.data.x_train, self.data.classes
+        if own.is_own(name):
+            return own.model(name, x, classes)
+        if isinstance(x, Samples):
+            raise ValueError(f"--data: expected one input for {name}, got several: a model of your own takes them")
+        channels, *size = x.shape[1:]
+        return build(name, channels, size, classes, self.settings.width)
+
     def _build(self, leader: "Run | None") -> methods.Built:
         if not self.method.parts:
             return methods.Built()
@@ -114,8 +123,8 @@ class Run:
             built.policy.attach(self.optimizer)
         return built
 
-    def _example(self) -> Tensor:
-        return self.data.x_train[:2].to(self.device)
+    def _example(self) -> inputs.Batch:
+        return inputs.each(self.data.x_train[:2], lambda x: x.to(self.device))
 
     def _savings(self) -> Savings | None:
         """What counts savings; None without a policy, and for PyTorch's own freezing, whose savings are not known."""
@@ -159,7 +168,7 @@ class Run:
         with self.random.own():
             loss, train_accuracy, steps, samples, seconds = self._train()
         total = sum(seconds.values())
-        test_loss, test_accuracy = evaluate(self.model, self.data.x_test, self.data.y_test, self.device)
+        test_loss, test_accuracy = evaluate(self.model, self.data.x_test, self.data.y_test, self.device, self.data.classes)
         record = Epoch(
             number=len(self.epochs) + 1,
             mode=mode,
@@ -208,7 +217,7 @@ class Run:
         loss_mean = processes.total(loss_sum).item() / samples
         return loss_mean, processes.total(correct).item() / labels, len(steps), samples, seconds
 
-    def _step(self, batches: Iterator[tuple[Tensor, Tensor, Tensor]], micro: tuple[Tensor, ...], phases: Phases) -> Any:
+    def _step(self, batches: Iterator[Fetched], micro: tuple[Tensor, ...], phases: Phases) -> Any:
         """Takes one optimizer step; returns the sums of the samples' losses and of the right answers."""
         if self.policy is not None:
             self.policy.before_step()
@@ -220,7 +229,7 @@ class Run:
             index, x, y = next(batches)
             phases.mark("data")
             with self._synchronised(i == len(micro) - 1):
-                logits = self._forward(index, x)
+                logits = inputs.logits(self._forward(index, x), y, self.data.classes)
                 loss = F.cross_entropy(logits.flatten(0, -2).float(), y.flatten())
                 phases.mark("fprop")
                 self.scaler.scale(loss * (len(index) / size)).backward()
@@ -242,10 +251,10 @@ class Run:
         phases.mark("optimizer")
         return loss_sum, correct
 
-    def _forward(self, index: Tensor, x: Tensor) -> Tensor:
+    def _forward(self, index: Tensor, x: inputs.Batch) -> Any:
         dtype = AMP[self.settings.amp]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return self.trained(x) if self.cache is None else self.cache(index)
+            return inputs.call(self.trained, x) if self.cache is None else self.cache(index)
 
     @contextlib.contextmanager
     def _synchronised(self, last: bool) -> Iterator[None]:

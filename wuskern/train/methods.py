@@ -8,9 +8,9 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch.nn as nn
-from torch import Tensor
 from torch.optim import Optimizer
 
+from wuskern.common.example import Example
 from wuskern.policies import METHODS, WUS, Compose, Policy, SievingSampler, SpFDE
 from wuskern.train.controls import Frozen
 from wuskern.train.order import LEAST
@@ -57,7 +57,7 @@ class Given:
 
     model: nn.Module
     optimizer: Optimizer
-    example: Tensor
+    example: Example
     samples: int
     seed: int
     rank: int = 0

@@ -36,14 +36,15 @@ def save(
     """Replaces the file in one step.
 
     Args:
-        about: ``experiment``, its identity whatever its arguments; ``arguments``; ``complete``, whether nothing of the plan is
-            missing.
+        about: ``experiment``, its identity whatever its arguments; ``arguments``; ``files``, checksums of the user's own;
+            ``complete``, whether nothing of the plan is missing.
         peaks: bytes of a step, by method.
     """
     rows = summarise(records, test_labels)
     content = {
         "experiment": about["experiment"],
         "arguments": about["arguments"],
+        "files": about["files"],
         "environment": environment(device),
         "complete": about["complete"],
         "summary": [asdict(row) for row in rows],
