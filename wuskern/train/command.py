@@ -80,6 +80,11 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
     )
     output = train.add_argument_group("output")
     output.add_argument("--out", type=_path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
+    output.add_argument(
+        "--log",
+        metavar="KINDS",
+        help="csv (log.csv, a row per epoch), tensorboard, where it is installed, or csv,tensorboard",
+    )
     output.add_argument("--memory", action="store_true", help="measure the peak memory of a step, by PyTorch's profiler")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
     output.add_argument(
@@ -109,7 +114,7 @@ def methods_help() -> str:
 def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     """Checks every argument and loads the data; writes nothing."""
     from wuskern.kernels import backends
-    from wuskern.train import data, experiment, methods, own, processes, settings
+    from wuskern.train import data, experiment, log, methods, own, processes, settings
 
     backends.check_environment()
     chosen = methods.parse(a.policy)
@@ -153,19 +158,20 @@ def prepare(a: argparse.Namespace, device: str) -> "Experiment":
     if world > 1:
         recorded["processes"] = world
     made = run_settings, chosen, a.seeds, samples, a.out, recorded, a.checkpoint
-    return experiment.Experiment(*made, measure_memory=a.memory, files=checksums)
+    return experiment.Experiment(*made, measure_memory=a.memory, files=checksums, log=log.Log(a.out, log.kinds(a.log)))
 
 
 def output_of(a: argparse.Namespace) -> "Output":
     """The files that the experiment of these arguments writes."""
-    from wuskern.train import own
+    from wuskern.train import log, own
     from wuskern.train.output import Output
 
     named = [own.file_of(name) if own.is_own(name) else Path(name) for name in (a.model, a.data, a.recipe) if name is not None]
     read = [path for path in named if path.suffix]
+    logs = log.files(a.log)
     if a.resume is None:
-        return Output(a.out, a.checkpoint, a.overwrite, read=tuple(read))
-    return Output(a.out, a.checkpoint, a.overwrite, a.resume, a.state["written"], a.state["experiment"], tuple(read))
+        return Output(a.out, a.checkpoint, a.overwrite, read=tuple(read), logs=logs)
+    return Output(a.out, a.checkpoint, a.overwrite, a.resume, a.state["written"], a.state["experiment"], tuple(read), logs)
 
 
 def command_line(recorded: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from wuskern.train import checkpoint, processes, results, summary
 from wuskern.train.controls import epochs_in_the_time_of
 from wuskern.train.data import Data
+from wuskern.train.log import Log
 from wuskern.train.loop import Run
 from wuskern.train.methods import DENSE, Method
 from wuskern.train.output import FRONT, PICTURE, RESULTS
@@ -56,6 +57,7 @@ class Experiment:
     finished: list[Record] = field(default_factory=list)  # the records of the groups that are done
     runs: list[Run] = field(default_factory=list)  # the runs of the group that is not
     measure_memory: bool = False
+    log: Log = field(default_factory=lambda: Log(Path()))
     peaks: dict[str, int] = field(default_factory=dict)  # bytes of a step at the start, by method
     identity: str = field(default_factory=lambda: secrets.token_hex(16))
     files: dict[str, str] = field(default_factory=dict)  # checksums of the user's own, by the argument that names them
@@ -94,14 +96,20 @@ class Experiment:
         for note in self.data.notes:
             self.say(note)
         try:
-            with tqdm(total=total, initial=done, unit="epoch", disable=None if self.first else True) as bar:
+            self.log.begin(self.records)
+            hidden = None if self.first else True  # None: where this is no terminal
+            with (
+                tqdm(total=total, initial=done, unit="epoch", disable=hidden) as bar,
+                tqdm(unit="step", leave=False, disable=hidden) as steps,
+            ):
                 for group in self._groups():
-                    self._train(group, bar)
+                    self._train(group, bar, steps)
             complete = True
         except KeyboardInterrupt:
             self.say("interrupted: the results hold what was done")
             complete = False
         self._report(complete)
+        self.log.close()
         return complete
 
     def warm_up(self) -> None:
@@ -147,7 +155,7 @@ class Experiment:
                 controls[epochs] = (*controls.get(epochs, ()), method.label)
         return controls
 
-    def _train(self, group: Group, bar: "tqdm[Any]") -> None:
+    def _train(self, group: Group, bar: "tqdm[Any]", steps: "tqdm[Any]") -> None:
         if group.control_of:
             bar.total += group.epochs
             self.say(
@@ -156,7 +164,7 @@ class Experiment:
         self.runs = self.runs or self._start(group)
         for _ in range(len(self.runs[0].epochs), group.epochs):
             for run in self.runs:
-                epoch = run.epoch()
+                epoch = run.epoch(steps)
                 bar.update()
                 self.say(_line(run, epoch))
             try:
@@ -270,6 +278,7 @@ class Experiment:
             about = {"experiment": self.identity, "arguments": self.arguments, "files": self.files, "complete": complete}
             test_labels = self.data.y_test.numel()
             results.save(self.out / RESULTS, about, self.settings.device, test_labels, self.records, self.peaks)
+            self.log.write(self.records, {run.record.key: run.losses for run in self.runs if run.epochs})
 
 
 def _try(runs: list[Run]) -> None:

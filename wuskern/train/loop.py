@@ -9,22 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from wuskern.choices import CHOICES
-from wuskern.common.example import Samples
 from wuskern.convert import convert
 from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
 from wuskern.policies import Saved, Savings
 from wuskern.policies.freezing import ActivationCache, Freezing
 from wuskern.simplify import fit_
-from wuskern.train import inputs, methods, order, own, processes
+from wuskern.train import inputs, methods, order, processes
 from wuskern.train.data import Data
 from wuskern.train.evaluation import evaluate
 from wuskern.train.loader import Batches, Fetched
 from wuskern.train.memory import peak_bytes
 from wuskern.train.methods import Method
-from wuskern.train.models import build
+from wuskern.train.models import model_for
 from wuskern.train.phases import Phases
 from wuskern.train.random_state import RandomState
 from wuskern.train.records import Epoch, Record
@@ -50,10 +50,11 @@ class Run:
     def __init__(self, method: Method, settings: Settings, data: Data, seed: int, leader: "Run | None" = None) -> None:
         self.method, self.settings, self.data = method, settings, data
         self.record = Record(method.label, seed, settings.epochs, [])
+        self.losses: list[float] = []  # of the last epoch's steps, in this process
         self.device = torch.device(settings.device)
         self.random = RandomState(self.device)
         with self.random.seeded(seed):
-            model = self._model()
+            model = model_for(settings.model, data.x_train, data.classes, settings.width)
             if processes.rank() > 0:  # so that dropout differs between processes
                 torch.manual_seed(seed + 1_000_003 * processes.rank())
         self.model = model.to(self.device, memory_format=settings.memory_format)  # type: ignore[call-overload]
@@ -92,15 +93,6 @@ class Run:
         if any(flags.get("frozen") for flags in wanted):
             return "frozen"
         return next((kind for kind in CHOICES if any(flags.get(kind) is not None for flags in wanted)), "full")
-
-    def _model(self) -> nn.Module:
-        name, x, classes = self.settings.model, self.data.x_train, self.data.classes
-        if own.is_own(name):
-            return own.model(name, x, classes)
-        if isinstance(x, Samples):
-            raise ValueError(f"--data: expected one input for {name}, got several: a model of your own takes them")
-        channels, *size = x.shape[1:]
-        return build(name, channels, size, classes, self.settings.width)
 
     def _build(self, leader: "Run | None") -> methods.Built:
         if not self.method.parts:
@@ -160,13 +152,13 @@ class Run:
 
     # ---- an epoch ---------------------------------------------------------------------------------------------------
 
-    def epoch(self) -> Epoch:
-        """Trains one epoch, evaluates, lets the method decide about the next one, and returns the record."""
+    def epoch(self, bar: "tqdm[Any] | None" = None) -> Epoch:
+        """Trains an epoch, evaluates, lets the method decide about the next one, and returns the record. ``bar``: of steps."""
         mode = self.mode
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.trained.train()
         with self.random.own():
-            loss, train_accuracy, steps, samples, seconds = self._train()
+            loss, train_accuracy, steps, samples, seconds = self._train(bar)
         total = sum(seconds.values())
         test_loss, test_accuracy = evaluate(self.model, self.data.x_test, self.data.y_test, self.device, self.data.classes)
         record = Epoch(
@@ -200,21 +192,27 @@ class Run:
             return order.of_sampler(self.sampler, s.batch, s.accumulate)[: self.limit]
         return order.shuffled(len(self.data.x_train), self.order, s.batch, s.accumulate)[: self.limit]
 
-    def _train(self) -> tuple[float, float, int, int, dict[str, float]]:
+    def _train(self, bar: "tqdm[Any] | None") -> tuple[float, float, int, int, dict[str, float]]:
         """Trains one epoch; the loss and accuracy over its samples, the numbers of steps and samples, and seconds by phase."""
         steps = self._steps()
-        loss_sum = torch.zeros((), device=self.device)
+        losses: list[Tensor] = []
         correct = torch.zeros((), device=self.device, dtype=torch.long)
+        if bar is not None:
+            bar.reset(len(steps))
         phases = Phases(self.device)
         with contextlib.closing(self.batches.epoch([index for micro in steps for index in micro])) as batches:
             for micro in steps:
                 loss, right = self._step(batches, micro, phases)
-                loss_sum += loss
+                losses.append(loss)
                 correct += right
+                if bar is not None:
+                    bar.update()
         seconds = phases.end()
         samples = processes.world() * sum(len(index) for micro in steps for index in micro)
         labels = samples * self.data.y_train[0].numel()
-        loss_mean = processes.total(loss_sum).item() / samples
+        sums = torch.stack(losses)
+        self.losses = (sums / torch.tensor([sum(map(len, micro)) for micro in steps], device=self.device)).tolist()
+        loss_mean = processes.total(sums.sum()).item() / samples
         return loss_mean, processes.total(correct).item() / labels, len(steps), samples, seconds
 
     def _step(self, batches: Iterator[Fetched], micro: tuple[Tensor, ...], phases: Phases) -> Any:

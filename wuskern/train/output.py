@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wuskern.train import files, results
+from wuskern.train.log import TENSORBOARD
 
 RESULTS, PICTURE, FRONT = "results.json", "accuracy.png", "front.png"
-# Upper bounds: of an epoch of a run in results.json, of one in a checkpoint, and of both pictures.
-RESULT_BYTES, RECORD_BYTES, PICTURE_BYTES = 2**10, 2**9, 2**21
+# Upper bounds: of an epoch of a run in results.json, in a log, in a checkpoint, and of both pictures.
+RESULT_BYTES, LOG_BYTES, RECORD_BYTES, PICTURE_BYTES = 2**10, 2**10, 2**9, 2**21
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Output:
         continued: the checkpoint that the experiment goes on from, if any. written: its time when it was read.
         experiment: the identity of the experiment, whose own results may be replaced.
         read: files that the experiment reads, and must not write over.
+        logs: what else it writes in ``out``: log.csv, or the folder tensorboard.
     """
 
     out: Path
@@ -33,6 +35,12 @@ class Output:
     written: int = 0
     experiment: str | None = None
     read: tuple[Path, ...] = ()
+    logs: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it writes in ``out``."""
+        return RESULTS, PICTURE, FRONT, *self.logs
 
     def check(self) -> None:
         """Raises ``ValueError``, with the argument's name, where something is in the way or would be lost."""
@@ -46,8 +54,11 @@ class Output:
         if os.path.lexists(self.out) and not self.out.is_dir():
             raise ValueError(f"expected a directory, got {self.out}, which is something else")
         is_ours = self.experiment is not None and results.experiment_of(self.out / RESULTS) == self.experiment
-        for name in (RESULTS, PICTURE, FRONT):
-            _check_file(self.out / name)
+        for name in self.names:
+            if name != TENSORBOARD:
+                _check_file(self.out / name)
+            elif os.path.lexists(self.out / name) and not (self.out / name).is_dir():
+                raise ValueError(f"expected a directory for events, got {self.out / name}, which is something else")
             for taken in (*self.read, *filter(None, [self.continued])):
                 if _same(self.out / name, taken):
                     raise ValueError(f"expected a directory whose {name} is nothing that is read, got {self.out}")
@@ -56,7 +67,7 @@ class Output:
                 raise ValueError(f"expected a directory without {name}{whose} (or --overwrite), got {self.out}")
 
     def _check_checkpoint(self, path: Path) -> None:
-        written = [self.out / name for name in (RESULTS, PICTURE, FRONT)]
+        written = [self.out / name for name in self.names]
         for taken in (self.out, *written, files.lock_of(self.out / RESULTS), *self.read):
             if _same(path, taken):
                 raise ValueError(f"expected a file of its own, got {path}, which is {taken} too")
@@ -86,7 +97,7 @@ class Output:
                 with _named("--checkpoint"):
                     stack.enter_context(files.claimed(self.checkpoint))
             self.check()  # a process that has ended since may have left something
-            self._check_room(epochs * RESULT_BYTES, epochs * RECORD_BYTES + state_bytes)
+            self._check_room(epochs * (RESULT_BYTES + LOG_BYTES * len(self.logs)), epochs * RECORD_BYTES + state_bytes)
             yield
 
     def _check_room(self, results: int, checkpoint: int) -> None:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 
 import torch.nn as nn
 
+from wuskern.common.example import Samples
+from wuskern.train import own
+from wuskern.train.inputs import Inputs
 from wuskern.train.models.alexnet import alexnet
 from wuskern.train.models.efficientnet import efficientnet
 from wuskern.train.models.full_sized import PACKAGES, full_sized
@@ -26,6 +29,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "gpt": gpt,
 }
 FOR_TEXT = ("gpt",)
+
+
+def model_for(name: str, x: Inputs, classes: int, width: float) -> nn.Module:
+    """A new model for these samples: what :func:`build` gives, or the user's function ``"FILE.py:function"``.
+
+    Raises ``ValueError`` for several inputs to a model that is not the user's, and what the two raise.
+    """
+    if own.is_own(name):
+        return own.model(name, x, classes)
+    if isinstance(x, Samples):
+        raise ValueError(f"--data: expected one input for {name}, got several: a model of your own takes them")
+    channels, *size = x.shape[1:]
+    return build(name, channels, size, classes, width)
 
 
 def build(name: str, channels: int, size: Sequence[int], classes: int, width: float) -> nn.Module:
