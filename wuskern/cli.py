@@ -1,4 +1,4 @@
-"""The command line, ``wuskern train | recipes | doctor`` or ``python -m wuskern``. Wrong arguments end with exit code 2."""
+"""The command line: ``wuskern train | report | recipes | doctor``, or ``python -m wuskern``. Wrong arguments end with 2."""
 
 import argparse
 import contextlib
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wuskern.doctor import explain
+from wuskern.train import report
 from wuskern.train.command import Parser, add_arguments, command_line, methods_help, output_of, plain, prepare
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
     add_arguments(train)
 
+    made = commands.add_parser("report", help="make one page of the results of wuskern train: verdict, table, curves")
+    made.set_defaults(command=_report)
+    report.add_arguments(made)
+
     recipes = commands.add_parser("recipes", help="list the experiments that come with wuskern, one per paper")
     recipes.set_defaults(command=_recipes)
     return parser
@@ -146,6 +151,14 @@ def _train_on(device: str, arguments: argparse.Namespace) -> int:
         with _input("--checkpoint: "):
             prepared.save_checkpoint()
         return 0 if prepared.run() else INTERRUPTED
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    with _input():
+        path, text = report.of_arguments(arguments)
+    report.save(path, text)
+    print(f"report: {path}")
+    return 0
 
 
 def _recipes(_: argparse.Namespace) -> int:

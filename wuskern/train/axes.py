@@ -44,25 +44,26 @@ def accuracy_axes(panels: Sequence[Any], accuracies: Sequence[float]) -> None:
     """Makes the y axes of panels, which they share, hold all of these, in percent, by the logarithm of the error."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    places = [_place(accuracy) for accuracy in accuracies if math.isfinite(accuracy)]
+    places = [place_of(accuracy) for accuracy in accuracies if math.isfinite(accuracy)]
     span = max(places) - min(places)
     margin = max(0.05 * span, 0.005) if span else 0.5
-    low, high = _accuracy(min(places) - margin), _accuracy(max(places) + margin)
+    low, high = accuracy_at(min(places) - margin), accuracy_at(max(places) + margin)
     for panel in panels:
-        panel.set_yscale("function", functions=(_each(_place), _each(_accuracy)))
+        panel.set_yscale("function", functions=(_each(place_of), _each(accuracy_at)))
         panel.set_ylim(low, high)
-        panel.yaxis.set_major_locator(FixedLocator(_ticks(low, high)))
+        panel.yaxis.set_major_locator(FixedLocator(ticks_between(low, high)))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(FuncFormatter(percent))
         panel.set_ylabel("test accuracy\n(log scale of the error)")
         panel.grid(alpha=0.3)
 
 
-def _place(accuracy: float) -> float:
+def place_of(accuracy: float) -> float:
+    """Where an accuracy is drawn: the logarithm of its error, upside down."""
     return -math.log(max(1 + LEAST - accuracy, 1e-9))
 
 
-def _accuracy(place: float) -> float:
+def accuracy_at(place: float) -> float:
     return 1 + LEAST - math.exp(-place)
 
 
@@ -72,17 +73,17 @@ def _each(function: Callable[[float], float]) -> Any:
     return np.vectorize(function, otypes=[float])
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks_between(low: float, high: float) -> list[float]:
     """The roundest accuracies that are far enough from each other, until no stretch of the axis lacks one."""
-    least = (_place(high) - _place(low)) / TICKS
+    least = (place_of(high) - place_of(low)) / TICKS
     low, high = max(low, 0.0), min(high, 1.0)
     ticks: list[float] = []
     for step in STEPS:
         numbers = range(math.floor(high / step), math.ceil(low / step) - 1, -1)
         for tick in (number * step for number in numbers):
-            if all(abs(_place(tick) - _place(other)) >= least for other in ticks):
+            if all(abs(place_of(tick) - place_of(other)) >= least for other in ticks):
                 ticks.append(tick)
-        places = sorted(map(_place, [low, high, *ticks]))
+        places = sorted(map(place_of, [low, high, *ticks]))
         if max(right - left for left, right in itertools.pairwise(places)) < 2.5 * least:
             break
     return sorted(ticks)

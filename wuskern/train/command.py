@@ -79,7 +79,7 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
         "--dist-timeout", type=float, default=600, metavar="SECONDS", help="under torchrun: how long to wait for a process"
     )
     output = train.add_argument_group("output")
-    output.add_argument("--out", type=_path, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
+    output.add_argument("--out", type=path_of, default=Path("runs/train"), metavar="DIR", help="results.json and pictures")
     output.add_argument(
         "--log",
         metavar="KINDS",
@@ -88,14 +88,14 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
     output.add_argument("--memory", action="store_true", help="measure the peak memory of a step, by PyTorch's profiler")
     output.add_argument("--overwrite", action="store_true", help="replace the results in DIR and the checkpoint")
     output.add_argument(
-        "--checkpoint", type=_path, metavar="PATH", help="write all that --resume needs, after each round of epochs"
+        "--checkpoint", type=path_of, metavar="PATH", help="write all that --resume needs, after each round of epochs"
     )
     output.add_argument(
-        "--resume", type=_path, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
+        "--resume", type=path_of, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
     )
 
 
-def _path(text: str) -> Path:
+def path_of(text: str) -> Path:
     if not text:  # from a shell variable that is not set; Path would take it for the current folder
         raise argparse.ArgumentTypeError("expected a path, got ''")
     return Path(text)

@@ -56,11 +56,11 @@ class Output:
         is_ours = self.experiment is not None and results.experiment_of(self.out / RESULTS) == self.experiment
         for name in self.names:
             if name != TENSORBOARD:
-                _check_file(self.out / name)
+                check_file(self.out / name)
             elif os.path.lexists(self.out / name) and not (self.out / name).is_dir():
                 raise ValueError(f"expected a directory for events, got {self.out / name}, which is something else")
             for taken in (*self.read, *filter(None, [self.continued])):
-                if _same(self.out / name, taken):
+                if same(self.out / name, taken):
                     raise ValueError(f"expected a directory whose {name} is nothing that is read, got {self.out}")
             if os.path.lexists(self.out / name) and not self.overwrite and not is_ours:
                 whose = " of another experiment" if self.continued else ""
@@ -69,14 +69,14 @@ class Output:
     def _check_checkpoint(self, path: Path) -> None:
         written = [self.out / name for name in self.names]
         for taken in (self.out, *written, files.lock_of(self.out / RESULTS), *self.read):
-            if _same(path, taken):
+            if same(path, taken):
                 raise ValueError(f"expected a file of its own, got {path}, which is {taken} too")
-        continues = self.continued is not None and _same(path, self.continued)
+        continues = self.continued is not None and same(path, self.continued)
         if continues and path.stat().st_mtime_ns != self.written:
             raise ValueError(f"expected {path} as it was read, got one that another process has written since")
         if os.path.lexists(path) and not (self.overwrite or continues):
             raise ValueError(f"expected a new file (or --overwrite, or --resume to continue), got {path}")
-        _check_file(path)
+        check_file(path)
 
     @contextlib.contextmanager
     def claimed(self, epochs: int, state_bytes: int) -> Iterator[None]:
@@ -135,7 +135,7 @@ def _made(folder: Path) -> Iterator[None]:
                 made.rmdir()
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raises ``ValueError`` for what cannot be replaced; a link can, whatever it leads to."""
     with contextlib.suppress(FileNotFoundError):
         mode = path.lstat().st_mode
@@ -143,7 +143,7 @@ def _check_file(path: Path) -> None:
             raise ValueError(f"expected a file that can be replaced, got {path}, which is none")
 
 
-def _same(a: Path, b: Path) -> bool:
+def same(a: Path, b: Path) -> bool:
     """Whether two paths name one file, or one place for a file."""
     if a.exists() and b.exists() and os.path.samefile(a, b):
         return True

@@ -242,6 +242,13 @@ def legend(rows: list[Row]) -> str:
 
 def table(rows: list[Row]) -> str:
     """The summary as aligned text."""
+    lines = cells(rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def cells(rows: list[Row]) -> list[tuple[str, ...]]:
+    """The summary's lines, cell by cell; the first one says what each column is. A control's name is set in."""
 
     def percent(x: float | None) -> str:
         return "-" if x is None else f"{100 * x:.1f} %"
@@ -259,8 +266,7 @@ def table(rows: list[Row]) -> str:
         shares = (percent(v) for v in (r.s, r.f, r.flops, r.faster))
         against = _points(r.against_dense), _points(r.against_control) + (" LOSS" if r.loss else "")
         lines.append((name, accuracy, loss, f"{statistics.fmean(r.epochs):.4g}", f"{r.seconds:.1f}", *shares, *against))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return lines
 
 
 def _points(c: Comparison | None) -> str:
