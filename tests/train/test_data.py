@@ -109,7 +109,10 @@ def test_a_broken_file_or_name(tmp_path):
     for source, message in (
         (str(broken), "expected a readable .npz file of plain arrays"),
         (str(tmp_path / "absent.npz"), "expected a readable .npz file of plain arrays"),
-        ("mnist", "expected digits, cifar10, cifar100, text, the path of an .npz or .txt file, or FILE.py:function, got 'mnist'"),
+        (
+            "mnist",
+            "expected digits, cifar10, cifar100, text, the path of an .npz or .txt file, or FILE.py:function, got 'mnist'",
+        ),
     ):
         with pytest.raises(ValueError, match=f"--data: {message}"):
             data.load(source)

@@ -49,9 +49,9 @@ class Results:
 
 
 def add_arguments(report: argparse.ArgumentParser) -> None:
-    report.add_argument(
-        "results", nargs="+", type=path_of, metavar="RESULTS", help="results.json of wuskern train, or its folder"
-    )
+    results = "results.json of wuskern train, or its folder"
+    results = "results.json of wuskern train, or its folder"
+    report.add_argument("results", nargs="+", type=path_of, metavar="RESULTS", help=results)
     report.add_argument("--out", type=path_of, metavar="PATH", help=f"the page (default: {REPORT} beside the first results)")
     report.add_argument("--overwrite", action="store_true", help="replace a page that is there")
 
