@@ -8,6 +8,8 @@ import types
 import numpy as np
 import pytest
 
+from tests import pages
+from tests.conftest import ROOT
 from tests.small_trainings import SMALL, killed_after, said, write_images
 from wuskern import cli
 from wuskern.train import log
@@ -172,6 +174,21 @@ def test_logs_are_not_overwritten_unasked(train, tmp_path, writers, kind, name):
     assert (there.parent / "mine.txt").read_text() == "mine"
     if kind == "csv":
         assert there.read_text().startswith(",".join(log.COLUMNS))
+
+
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.more)])
+def test_the_guide_s_file_trains(train, tmp_path, first, capsys):
+    guide = ROOT / "docs" / "guides" / "own.md"
+    if not guide.exists():
+        pytest.skip("there is no documentation beside the tests")
+    if not first:
+        pytest.importorskip("transformers", reason="transformers is not installed: it is in .ci/requirements.txt")
+    blocks = pages.blocks(guide, "python")[: 1 if first else None]
+    (tmp_path / f"mine{first}.py").write_text("".join(block.code for block in blocks))
+    wanted = [command for command in pages.commands(guide) if command.startswith("wuskern train --model")][0 if first else 1]
+    words = wanted.replace("mine.py", f"mine{first}.py").split()[2:]
+    assert train(*words, "--epochs", "2", "--seeds", "1", "--out", "runs/own", "--policy", "dense") == (0, "")
+    assert cli.main(["report", "runs/own"]) == 0
 
 
 @pytest.mark.more

@@ -142,3 +142,22 @@ def test_channels_last_trains(digits, model):
     few = replace(digits, x_train=digits.x_train[:256], y_train=digits.y_train[:256])
     run = Run(WUS, settings(model=model, channels_last=True, width=0.25), few, seed=0)
     assert run.epoch().loss < 3
+
+
+def test_a_bar_counts_the_steps_of_each_epoch(digits):
+    class Bar:
+        def __init__(self):
+            self.totals, self.steps = [], 0
+
+        def reset(self, total):
+            self.totals.append(total)
+
+        def update(self):
+            self.steps += 1
+
+    few, bar = replace(digits, x_train=digits.x_train[:200], y_train=digits.y_train[:200]), Bar()
+    run = Run("dense", settings(), few, seed=0)
+    for _ in range(2):
+        run.epoch(bar)
+    assert (bar.totals, bar.steps) == ([4, 4], 8)  # 200 samples, 64 in a step
+    assert len(run.losses) == 4

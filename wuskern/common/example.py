@@ -43,7 +43,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 class Samples:
-    """Several inputs of the same samples by the names of the model's arguments, ``[N, ...]`` each: ``samples[index]`` is a
+    """The samples of a model with several inputs, ``[N, ...]`` each, by the names of its arguments: ``samples[index]`` is a
     batch, the mapping that the model is called with.
 
     Raises ``ValueError`` or ``TypeError`` for inputs that are no tensors, of other lengths, or none at all.
