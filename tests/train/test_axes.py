@@ -49,7 +49,7 @@ def test_every_accuracy_is_inside_and_the_ticks_are_percent(accuracies):
     ],
 )
 def test_ticks_are_round(low, high, ticks):
-    assert axes._ticks(low, high) == pytest.approx(ticks)
+    assert axes.ticks_between(low, high) == pytest.approx(ticks)
 
 
 def test_what_is_not_finite_has_no_place():

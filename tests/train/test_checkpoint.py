@@ -151,8 +151,8 @@ def test_a_control_continues_too(tmp_path, digits, monkeypatch):
 
 
 def timed(train):
-    def by_mode(self):
-        *found, _ = train(self)
+    def by_mode(self, bar):
+        *found, _ = train(self, bar)
         return *found, dict.fromkeys(PHASES, 0.0) | {"fprop": 0.5 if self.mode == "skip" else 1.0}
 
     return by_mode
