@@ -166,7 +166,7 @@ class Experiment:
             for run in self.runs:
                 epoch = run.epoch(steps)
                 bar.update()
-                self.say(_line(run, epoch))
+                self.say(run.record.line(epoch))
             try:
                 self._save(complete=False)
             finally:  # what one file cannot take, the other one has
@@ -293,12 +293,3 @@ def _try(runs: list[Run]) -> None:
                     run.built.wus.skipping = skip
                     run.built.wus.apply()
                 run.epoch()
-
-
-def _line(run: Run, epoch: Epoch) -> str:
-    record = run.record
-    return (
-        f"seed {record.seed}  {record.policy}  epoch {epoch.number:>3}/{record.planned}  {epoch.mode}  "
-        f"loss {epoch.loss:.4f}  train {100 * epoch.train_accuracy:6.2f} %  test {100 * epoch.test_accuracy:6.2f} %  "
-        f"{epoch.seconds:6.2f} s"
-    )

@@ -60,6 +60,14 @@ class Record:
     def complete(self) -> bool:
         return len(self.epochs) == self.planned
 
+    def line(self, epoch: Epoch) -> str:
+        """The epoch in words, for who watches."""
+        return (
+            f"seed {self.seed}  {self.policy}  epoch {epoch.number:>3}/{self.planned}  {epoch.mode}  "
+            f"loss {epoch.loss:.4f}  train {100 * epoch.train_accuracy:6.2f} %  test {100 * epoch.test_accuracy:6.2f} %  "
+            f"{epoch.seconds:6.2f} s"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """The record in plain numbers, strings and lists."""
         return asdict(self)
