@@ -8,10 +8,10 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch.nn as nn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from wuskern.policies import METHODS, WUS, Compose, Policy, SievingSampler, SpFDE
+from wuskern.policies.recorded_run import Example
 from wuskern.train.controls import Frozen
 from wuskern.train.order import LEAST
 
@@ -51,13 +51,14 @@ class Given:
     """What a run gives to the parts of its method, by the names of their arguments.
 
     Args:
-        model: with converted layers. example: a batch of its inputs. samples: how many the training data have.
+        model: with converted layers. example: a batch of its inputs, if a part asks for one. samples: how many the training
+            data have.
         leader: the policy whose windows ``frozen`` repeats.
     """
 
     model: nn.Module
     optimizer: Optimizer
-    example: Tensor
+    example: Example | None
     samples: int
     seed: int
     rank: int = 0
