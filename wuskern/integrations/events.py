@@ -246,7 +246,7 @@ def _check_metric(policy: Policy, training: Training) -> None:
         return
     kind = type(policy).__name__
     if training.metric is None:
-        raise ValueError(f"metric: expected the name of one, which {kind} looks at, got none")
+        raise ValueError(f"metric: expected the name of one, which {kind} looks at, got none: give metric=")
     mode = getattr(policy, "mode", None)
     wanted = "max" if training.more_is_better else "min"
     if mode in ("max", "min") and training.more_is_better is not None and mode != wanted:
