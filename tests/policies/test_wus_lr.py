@@ -37,6 +37,19 @@ def rates(optimizer: SGD) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
+LIVING: "weakref.WeakSet[LRScheduler]" = weakref.WeakSet()
+
+
+def living(optimizer: Optimizer) -> list[LRScheduler]:
+    """What the policy finds out of the garbage collector, which takes as long as a thousand of these steps."""
+    return [scheduler for scheduler in LIVING if scheduler.optimizer is optimizer]
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr("wuskern.policies.wus_lr.schedulers_of", living)
+
+
 # Metrics, then mode and first group's rate (from 1) after each of them, with factor .5.
 HISTORIES = {
     "each window halves the rate once, on entering": (
@@ -142,6 +155,7 @@ def test_beside_a_cosine_schedule_the_rate_is_the_product(outer_first):
     made = [CosineAnnealingLR(optimizer, EPOCHS)] if outer_first else []
     policy = WUSLR(net, optimizer, factor=0.5, **EAGER)
     outer = made[0] if made else CosineAnnealingLR(optimizer, EPOCHS)
+    LIVING.update({outer, policy.scheduler})
     windows = 0
     for epoch in range(1, EPOCHS + 1):
         entered = not policy.skipping
@@ -154,14 +168,6 @@ def test_beside_a_cosine_schedule_the_rate_is_the_product(outer_first):
 
 
 # ---- state -----------------------------------------------------------------------------------------------------------
-
-
-LIVING: "weakref.WeakSet[LRScheduler]" = weakref.WeakSet()
-
-
-def living(optimizer: Optimizer) -> list[LRScheduler]:
-    """What the policy finds out of the garbage collector, which takes as long as a thousand of these steps."""
-    return [scheduler for scheduler in LIVING if scheduler.optimizer is optimizer]
 
 
 def made(kind: str) -> tuple[WUSLR, CosineAnnealingLR]:
@@ -189,21 +195,19 @@ def run(policy: WUSLR, outer: CosineAnnealingLR, metrics: list[float]) -> list[t
 @given(metrics=st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_it_continues_at_every_point_of_a_history(kind, restore_optimizer, metrics):
     """Bit for bit, whether or not the optimizer's own state came back, and when loaded twice."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("wuskern.policies.wus_lr.schedulers_of", living)
-        expected = run(*made(kind), metrics)
-        for cut in range(len(metrics) + 1):
-            policy, outer = made(kind)
-            before = run(policy, outer, metrics[:cut])
-            states = policy.state_dict(), outer.state_dict(), policy.optimizer.state_dict()
+    expected = run(*made(kind), metrics)
+    for cut in range(len(metrics) + 1):
+        policy, outer = made(kind)
+        before = run(policy, outer, metrics[:cut])
+        states = policy.state_dict(), outer.state_dict(), policy.optimizer.state_dict()
 
-            policy, outer = made(kind)
-            outer.load_state_dict(states[1])
-            for _ in range(2):
-                policy.load_state_dict(states[0])
-            if restore_optimizer:
-                policy.optimizer.load_state_dict(states[2])
-            assert before + run(policy, outer, metrics[cut:]) == expected
+        policy, outer = made(kind)
+        outer.load_state_dict(states[1])
+        for _ in range(2):
+            policy.load_state_dict(states[0])
+        if restore_optimizer:
+            policy.optimizer.load_state_dict(states[2])
+        assert before + run(policy, outer, metrics[cut:]) == expected
 
 
 def test_a_state_is_plain_data_and_does_not_change_with_its_policy(tmp_path):

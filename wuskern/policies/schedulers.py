@@ -1,4 +1,4 @@
-"""The learning-rate schedulers that act on an optimizer beside a policy, and how a factor becomes a part of what they compute."""
+"""The schedulers of rates that act on an optimizer beside a policy, and how a factor becomes a part of what they compute."""
 
 import gc
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ OF_GROUPS, OF_ALL, IN_GROUPS = ("base_lrs", "max_lrs", "min_lrs"), "eta_min", ("
 
 
 def schedulers_of(optimizer: Optimizer) -> list[LRScheduler]:
-    """The living schedulers on the optimizer, or on a wrapper of it. torch keeps no list of them; the garbage collector does."""
+    """The living schedulers on the optimizer, or on a wrapper of it. torch keeps no list; the garbage collector does."""
     groups = optimizer.param_groups
     schedulers = [thing for thing in gc.get_objects() if issubclass(type(thing), LRScheduler)]
     return [one for one in schedulers if getattr(getattr(one, "optimizer", None), "param_groups", None) is groups]
@@ -24,10 +24,10 @@ def inside(scheduler: LRScheduler) -> list[LRScheduler]:
 
 
 def scale(schedulers: Sequence[LRScheduler], optimizer: Optimizer, factors: Sequence[float]) -> None:
-    """Multiplies what the schedulers compute rates from, of each group by its factor, so that what they set from now on is their
-    rate times the factor: also those that compute it anew from the first rate. ``eta_min``, which is one number for all groups,
-    stays where the factors differ. The rates of now are left alone, and all of it is in the state of the schedulers and of the
-    optimizer."""
+    """Multiplies what the schedulers compute rates from, of each group by its factor, so that what they set from now on is
+    their rate times the factor: also those that compute it anew from the first rate. ``eta_min``, which is one number for all
+    groups, stays where the factors differ. The rates of now are left alone, and all of it is in the state of the schedulers and
+    of the optimizer."""
     for one in schedulers:
         for name in OF_GROUPS:
             if name in vars(one):

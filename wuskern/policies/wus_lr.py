@@ -97,8 +97,8 @@ class WUSLR(WUS):
         return self.factor if type(self._steps_at_windows) is ExponentialLR else 1.0
 
     def _warn_if_undone(self) -> None:
-        """Warns of a rate that is nearer to the one before the window than to the reduced one, if no scheduler of torch is about:
-        somebody else computes it anew from its first value."""
+        """Warns of a rate that is nearer to the one before the window than to the reduced one, if no scheduler of torch is
+        about: somebody else computes it anew from its first value."""
         rates = zip(self._rates(), *self._reduced, strict=False)
         undone = not self._warned and any(now**2 > old * new > 0 for now, old, new in rates if old > new)
         if undone and len(schedulers_of(self.optimizer)) == len(inside(self._steps_at_windows)):
