@@ -1,14 +1,10 @@
 """A training by transformers' Trainer that goes on from a checkpoint, in a new Trainer with a new model, ends with the bits of
 one that was not interrupted: under every method."""
 
-import logging
-import shutil
-
 import pytest
-import torch
 
 import wuskern as wk
-from tests.integrations.trainer import Words, assert_same, bert, trainer, transformers, weights
+from tests.integrations.trainer import Words, bert, trainer, transformers, weights
 from tests.policies.test_resume import same
 from wuskern.integrations.transformers import WuskernCallback
 from wuskern.train import pairs

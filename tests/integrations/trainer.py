@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is imported
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: it is in .ci/requirements.txt")
 pytest.importorskip("accelerate", reason="accelerate, which Trainer needs, is not installed: it is in .ci/trainers.txt")
 
-from wuskern.integrations.transformers import WuskernCallback
+from wuskern.integrations.transformers import WuskernCallback  # noqa: E402  # it imports transformers
 
 STEPS, BATCH, SAMPLES = 5, 4, 20  # steps of an epoch
 
