@@ -79,6 +79,10 @@ def trainer(model: nn.Module, folder: Path, policy: Any = None, kind: Any = tran
     )  # fmt: skip
 
 
+def callback(run: Any) -> WuskernCallback:
+    return next(one for one in run.callback_handler.callbacks if isinstance(one, WuskernCallback))
+
+
 def groups(model: nn.Module) -> list[dict[str, Any]]:
     """Weights decay, biases and norms do not, as Trainer has it."""
     named = list(model.named_parameters())
@@ -98,7 +102,8 @@ def own_loop(
     dtype: Any = None,
 ) -> list[Tensor]:
     """Trains as Trainer does by default, clipping and linear decay included; the norms of the gradients."""
-    data, evaluated = Words(causal=hasattr(model, "transformer")), Words(8, seed=1)
+    causal = hasattr(model, "transformer")
+    data, evaluated = Words(causal=causal), Words(8, seed=1)
     steps = -(-STEPS // micro)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / (steps * epochs)))
     norms = []
@@ -111,10 +116,11 @@ def own_loop(
             if policy is not None:
                 policy.before_step()
             parts = batches[first : first + micro]
+            items = torch.tensor(sum(part["labels"][..., int(causal) :].numel() for part in parts))
             for part in parts:
                 with torch.autocast("cpu", dtype, enabled=dtype is not None):
-                    loss = model(**part).loss
-                (loss / len(parts)).backward()
+                    loss = model(**part, num_items_in_batch=items).loss  # which models of sentences pay no heed to, nor Trainer
+                loss.backward()
             norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
             optimizer.step()
             schedule.step()
