@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from wuskern.common import states
 from wuskern.convert import convert
-from wuskern.modules import Skippable
+from wuskern.modules import Skippable, weight_owners
 from wuskern.policies import Compose, Policy, SievingSampler
 from wuskern.policies.attach import Attachment, stepped_inside
 from wuskern.policies.recorded_run import Example
@@ -27,7 +27,8 @@ class Training:
     """What a trainer knows as its training begins.
 
     Attributes:
-        model: what trains, without DDP or a compiler around it. optimizer: what steps it, or a wrapper of that.
+        model: what trains, without DDP or a compiler around it. optimizer: what steps it, or a wrapper of that. others: more
+            optimizers; of several, those are attached that hold weights of the policy's layers.
         example: gives a batch of the model's inputs; called where the policy needs one.
         epochs: how many there will be. samplers: what the training data are drawn by.
         metric: the name of the metric that the policy is to see. more_is_better: whether it grows as the model improves; None
@@ -41,6 +42,7 @@ class Training:
     samplers: Collection[Any] = ()
     metric: str | None = None
     more_is_better: bool | None = None
+    others: Collection[Any] = ()
     seed: int = 0
     rank: int = 0
     world: int = 1
@@ -56,6 +58,7 @@ class Events:
 
     Attributes:
         policy: None before :meth:`begin`, if it is yet to be made, and of "dense". epochs: those that it was told of.
+        attached: the optimizers that it is attached to.
 
     Raises:
         TypeError, ValueError: no such recipe; a method that a trainer's callback cannot drive.
@@ -69,8 +72,9 @@ class Events:
         self.policy = recipe if isinstance(recipe, Policy) else None
         self.epochs = 0
         self.metric: str | None = None
+        self.attached: list[Any] = []
         self._made_for: nn.Module | None = None
-        self._attachment: Attachment | None = None
+        self._attachments: list[Attachment] = []
         self._pending: dict[str, Any] | None = None
 
     @property
@@ -99,16 +103,17 @@ class Events:
         for part in parts(self.policy):
             _check_metric(part, training)
             _check_sampler(part, training)
-        self._attachment = self.policy.attach(training.optimizer)
+        self.attached = _holding(self.policy, training)
+        self._attachments = [self.policy.attach(optimizer) for optimizer in self.attached]
         if self._pending is not None:
             state, self._pending = self._pending, None
             self._load(self.policy, state)
 
     def detach(self) -> None:
-        """Leaves the optimizer alone from now on."""
-        if self._attachment is not None:
-            self._attachment.remove()
-        self._attachment = None
+        """Leaves the optimizers alone from now on."""
+        for attachment in self._attachments:
+            attachment.remove()
+        self.attached, self._attachments = [], []
 
     # ---- while it goes on ---------------------------------------------------------------------------------------------
 
@@ -144,7 +149,10 @@ class Events:
     # ---- state --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of epochs and the policy's state: safe for ``torch.load(weights_only=True)``."""
+        """The number of epochs and the policy's state: safe for ``torch.load(weights_only=True)``. What was loaded and waits
+        for training to begin is the state until then."""
+        if self._pending is not None:
+            return self._pending
         return {"epochs": self.epochs, "policy": None if self.policy is None else self.policy.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,7 +164,7 @@ class Events:
         if not isinstance(state, dict) or not {"epochs", "policy"} <= state.keys():
             states.refuse("epochs and policy", states.said(state))
         states.count("epochs", state["epochs"])
-        if self._attachment is None or self.policy is None:
+        if self.policy is None or not self._attachments:
             self._pending = state
         else:
             self._load(self.policy, state)
@@ -221,6 +229,14 @@ def _built(method: methods.Method, training: Training) -> Policy | None:
 def moving(optimizer: Any) -> Optimizer:
     """The optimizer that moves the parameters: of a wrapper the one inside."""
     return stepped_inside(optimizer)[-1]
+
+
+def _holding(policy: Policy, training: Training) -> list[Any]:
+    """The optimizers that hold weights of the policy's layers; a single one, whatever it holds."""
+    weights = {id(p) for p, _ in weight_owners(policy.model, policy.layers)}
+    optimizers = [training.optimizer, *training.others]
+    holding = [o for o in optimizers if any(id(p) in weights for group in moving(o).param_groups for p in group["params"])]
+    return holding or optimizers[:1]
 
 
 def parts(policy: Policy) -> tuple[Policy, ...]:
