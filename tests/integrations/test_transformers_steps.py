@@ -12,6 +12,7 @@ WINDOWS = dict(warmup=0, window=1, threshold=1.0, patience=1)
 METHODS = {
     "WUS": lambda model: wk.policies.WUS(model, **WINDOWS),
     "MeProp": lambda model: wk.policies.MeProp(model, ratio=0.3),
+    "MEST": lambda model: wk.policies.MEST(model, epochs=4, sparsity=0.5, variant="ems", interval=1),
     "RigL": lambda model: wk.policies.RigL(model, epochs=4, sparsity=0.5, interval=3),
     "both": lambda model: wk.policies.Compose([wk.policies.WUS(model, **WINDOWS), wk.policies.PaCA(model, ratio=0.5, steps=3)]),
 }
