@@ -1,6 +1,8 @@
 """What the tests of the Lightning callback share: a module, its data, and a trainer that says nothing."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -82,13 +84,20 @@ class Lit(L.LightningModule):
         return self.make_optimizer(self.net)
 
 
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """A block without Lightning's warnings about worker processes and the like, which are no errors here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(bottleneck|lr_scheduler.step|LeafSpec|have no `val_dataloader`).*")
+        warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty")
+        yield
+
+
 def fit(module: Any, *callbacks: Any, data: Any = None, validation: bool = True, resume: Any = None, **given: Any) -> Any:
     """The trainer, when it is done."""
     chosen = dict(max_epochs=2, accelerator="cpu", devices=1, num_sanity_val_steps=2, enable_checkpointing=False) | given
     quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(bottleneck|lr_scheduler.step|treespec|LeafSpec|log_every_n_steps).*")
-        warnings.filterwarnings("ignore", ".*Checkpoint directory.*exists and is not empty")
+    with without_advice():
         trainer = L.Trainer(callbacks=list(callbacks), **chosen, **quiet)
         trainer.fit(module, data or loader(), loader() if validation else None, ckpt_path=resume)
     return trainer
