@@ -7,8 +7,6 @@ import sys
 import pytest
 import torch.distributed as dist
 
-pytest.importorskip("tests.integrations.lit", reason="lightning is not installed: make test-more installs it")
-
 from tests.conftest import ROOT
 from tests.integrations.lightning_ranks import CASES, WORLD
 

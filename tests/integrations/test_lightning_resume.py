@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-lit = pytest.importorskip("tests.integrations.lit", reason="lightning is not installed: make test-more installs it")
-
 import wuskern as wk
+from tests.integrations import lit
 from tests.policies import resumable
 from wuskern.integrations.lightning import WuskernCallback
 
@@ -20,16 +19,20 @@ def training(name: str) -> tuple[Any, WuskernCallback, Any]:
     method = resumable.METHODS[name]
     torch.manual_seed(3)
     module = lit.Lit(wk.convert(method.model()), method.optimizer)
-    recipe: Any = lambda model, optimizer: method.make(model.net, optimizer)
+
+    def recipe(model: Any, optimizer: Any) -> Any:
+        return method.make(model.net, optimizer)
+
+    chosen: Any = recipe
     if method.sieve:
         module.sampler = wk.policies.SievingSampler(len(resumable.IMAGES), keep=0.7, rate=0.5, interval=1)
     if name == "SievingSampler":
-        recipe = "dense"
+        chosen = "dense"
     if name in ("SpFDE", "MeSimp, smaller"):  # has the sampler of the data; makes the module smaller
-        recipe = method.make(module.net, None)
-        module.sampler = getattr(recipe, "sampler", None)
+        chosen = method.make(module.net, None)
+        module.sampler = getattr(chosen, "sampler", None)
     data = lit.loader(resumable.IMAGES, resumable.LABELS, module.sampler)
-    return module, WuskernCallback(recipe, "accuracy"), data
+    return module, WuskernCallback(chosen, "accuracy"), data
 
 
 def ends(name: str, folder: Any, resume: Any = None) -> dict[str, Any]:

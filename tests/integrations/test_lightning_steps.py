@@ -8,9 +8,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-lit = pytest.importorskip("tests.integrations.lit", reason="lightning is not installed: make test-more installs it")
-
 import wuskern as wk
+from tests.integrations import lit
 from wuskern.integrations.lightning import WuskernCallback
 from wuskern.policies import Compose
 
