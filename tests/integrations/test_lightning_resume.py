@@ -35,9 +35,9 @@ def training(name: str) -> tuple[Any, WuskernCallback, Any]:
     return module, WuskernCallback(chosen, "accuracy"), data
 
 
-def ends(name: str, folder: Any, resume: Any = None) -> dict[str, Any]:
+def ends(name: str, folder: Any, resume: Any = None, **when: Any) -> dict[str, Any]:
     module, callback, data = training(name)
-    kept = lit.L.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    kept = lit.L.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, **when)
     given = dict(max_epochs=EPOCHS, accumulate_grad_batches=2, enable_checkpointing=True)
     trainer = lit.fit(module, callback, kept, data=data, resume=resume, **given)
     state = {"model": module.state_dict(), "optimizer": trainer.optimizers[0].state_dict(), "callback": callback.state_dict()}
@@ -50,6 +50,21 @@ def test_resumed_it_ends_as_it_would_have(name: str, tmp_path: Any) -> None:
     for epoch in RESUMED:
         found = ends(name, tmp_path, tmp_path / f"epoch={epoch}.ckpt")
         assert [key for key in expected if not lit.same(expected[key], found[key])] == [], f"from epoch {epoch}"
+
+
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [
+        ("WUS + SsProp + AutoFreeze", dict(save_on_train_epoch_end=False)),  # behind the validation: the epoch's end follows
+        ("WUS + SsProp + AutoFreeze", dict(save_on_train_epoch_end=True)),
+        ("ProgressiveFreezing + MeProp", dict(every_n_train_steps=3)),  # behind the last batch: no end of that epoch follows
+        ("SpFDE", dict(every_n_train_steps=3)),
+    ],
+)
+def test_each_epoch_ends_once_wherever_the_checkpoint_was_written(name: str, when: Any, tmp_path: Any) -> None:
+    expected = ends(name, tmp_path, **when)
+    found = ends(name, tmp_path, tmp_path / "epoch=3.ckpt", **when)
+    assert [key for key in expected if not lit.same(expected[key], found[key])] == []
 
 
 def test_what_makes_the_module_smaller_is_made_of_the_whole_one(tmp_path: Any) -> None:

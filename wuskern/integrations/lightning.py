@@ -1,5 +1,5 @@
-"""Lightning: :class:`WuskernCallback`. Its base is of ``lightning``, or of ``pytorch_lightning`` where that alone is installed;
-trainers of both take it."""
+"""A callback for Lightning. Its base is of ``lightning``, or of ``pytorch_lightning`` where that alone is installed; trainers
+of both take it."""
 
 import os
 from collections.abc import Mapping
@@ -28,8 +28,9 @@ SEED = "PL_GLOBAL_SEED"  # where Lightning's seed_everything leaves it
 
 
 class WuskernCallback(Callback):
-    """Drives a policy: tells it of each event, attaches it to the optimizers that hold weights of its layers, and keeps its
-    state, of all processes, in Lightning's checkpoints. In manual optimization all steps of one ``training_step`` count as one.
+    """A callback that drives a policy: it tells it of each event, attaches it to the optimizers that hold weights of its
+    layers, and keeps its state, of all processes, in Lightning's checkpoints. In manual optimization all steps of one
+    ``training_step`` count as one.
 
     The sanity check does not count, nor does the epoch in which ``StochasticWeightAveraging`` estimates BatchNorm anew. A
     ``SievingSampler`` that the training data are drawn by is stepped after each epoch, and saved. After training the plans stay
@@ -137,6 +138,7 @@ class WuskernCallback(Callback):
         if loaded:
             self._load_others(loaded)
         self._loaded, self._training, self._made = {}, True, True
+        self._ended(trainer.current_epoch)  # behind a checkpoint of an epoch's last batch Lightning leaves out the epoch's end
 
     def _begin(self, trainer: Any, pl_module: Any, loaders: list[Any], samplers: list[Any]) -> None:
         optimizers = list(trainer.optimizers)
@@ -192,7 +194,6 @@ class WuskernCallback(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._only_norms = getattr(trainer.fit_loop, "_skip_backward", False)
-        self._ended(trainer.current_epoch)  # of a checkpoint behind an epoch's last batch Lightning leaves out the epoch's end
         if not self._begun and not self._only_norms:
             self._events.before_step()
             self._begun = True
@@ -207,7 +208,7 @@ class WuskernCallback(Callback):
         self._stepped = False
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if self._training and not trainer.sanity_checking and not self._at_epoch_end(trainer):
+        if self._training and not self._at_epoch_end(trainer):  # the sanity check comes before training
             self._evaluated(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -264,7 +265,7 @@ class WuskernCallback(Callback):
             self._loaded = {}
 
     def _of_this_process(self) -> dict[str, Any]:
-        """Of what was loaded the part of this process; the first one's in a training of another number of processes."""
+        """The state that was loaded of this process; the first one's in a training of another number of processes."""
         ranks: list[dict[str, Any]] = self._loaded.get("ranks", [{}])
         return ranks[dist.get_rank() if 1 < world_size() == len(ranks) else 0]
 
