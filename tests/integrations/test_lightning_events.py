@@ -116,6 +116,18 @@ def test_an_example_of_the_module_comes_first() -> None:
     assert torch.equal(seen[0], torch.ones(5, 8))
 
 
+@pytest.mark.parametrize("policy", ["dense", "meprop:ratio=.5"])
+def test_a_sampler_of_the_training_data_is_stepped_after_each_epoch(policy: str) -> None:
+    module = lit.Lit()
+    module.sampler = wk.policies.SievingSampler(len(lit.X), keep=0.7, rate=0.5, interval=1)
+    begin = module.sampler.training
+    callback = WuskernCallback(policy)
+    lit.fit(module, callback, data=lit.loader(sampler=module.sampler))
+    assert module.sampler.epoch == 2
+    assert not torch.equal(module.sampler.training, begin)
+    assert callback.state_dict()["ranks"][0]["samplers"][0]["epoch"] == 2
+
+
 def test_a_policy_of_another_module_is_refused() -> None:
     with pytest.raises(ValueError, match="policy: expected one of the model that is trained"):
         lit.fit(lit.Lit(), WuskernCallback(wk.policies.MeProp(lit.network(), ratio=0.5)))
