@@ -117,6 +117,7 @@ def main(folder: str) -> None:
     for number, case in enumerate(CASES):
         found[case] = compared(case, f"{folder}/{number}")
     Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.barrier()  # the first process ends when both have written
 
 
 if __name__ == "__main__":

@@ -151,6 +151,23 @@ def test_a_second_fit_goes_on_with_the_new_optimizer() -> None:
     assert callback.policy.history == [0.5] * 2
 
 
+def test_a_state_may_be_loaded_ahead_of_training_or_while_it_goes_on() -> None:
+    first = noted()
+    lit.fit(lit.Lit(), first)
+    state = first.state_dict()
+
+    class Late(lit.L.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            late.load_state_dict(state)
+
+    early, late = noted(), noted()
+    early.load_state_dict(state)
+    assert early.state_dict() == state  # what waits is not lost
+    lit.fit(lit.Lit(), early, max_epochs=1)
+    lit.fit(lit.Lit(), late, Late(), max_epochs=1)
+    assert early.policy.history == late.policy.history == [0.5] * 3
+
+
 def test_what_was_attached_is_gone_behind_the_training() -> None:
     callback = noted()
     trainer = lit.fit(lit.Lit(), callback)
