@@ -14,6 +14,7 @@ html_theme = "furo"
 html_title = "wuskern"
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["lightning", "transformers"]  # of wuskern.integrations: not needed to read its docstrings
 autodoc_typehints = "none"  # the text says what an argument is
 
 

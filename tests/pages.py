@@ -6,10 +6,12 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-# A comment before a block says what it needs: "compiled" (the test puts a fast compiler in), "GPU" (it is only compiled), or
-# "transformers" (it runs where that is installed).
+# A comment before a block says what it needs: "compiled" (the test puts a fast compiler in), "GPU" (it is only compiled), or a
+# library (it runs where that is installed; with one of TRAINERS, in make test-more alone).
 BLOCK = re.compile(r"^(?:<!-- (?P<needs>\w+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = ("compiled", "GPU", "transformers")
+TRAINERS = ("lightning", "accelerate", "peft")
+LIBRARIES = ("transformers", *TRAINERS)
+NEEDS = ("compiled", "GPU", *LIBRARIES)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ def blocks(page: Path, language: str) -> list[Block]:
         for m in BLOCK.finditer(text)
         if m["language"] == language
     ]
+
+
+def needs(page: Path) -> set[str | None]:
+    """What the page's blocks need, each."""
+    return {block.needs for block in blocks(page, "python")}
 
 
 def commands(page: Path) -> list[str]:

@@ -24,7 +24,11 @@ PAGES = pages.pages()
 MOST_LINES = 150
 pytestmark = pytest.mark.skipif(len(PAGES) < 10, reason="there is no documentation beside the tests")
 each_page = pytest.mark.parametrize("page", PAGES, ids=pages.name)
-with_python = [page for page in PAGES if pages.blocks(page, "python")]
+with_python = [
+    pytest.param(page, marks=pytest.mark.more) if pages.needs(page) & {*pages.TRAINERS} else page
+    for page in PAGES
+    if pages.blocks(page, "python")
+]
 
 
 @pytest.fixture
@@ -46,6 +50,7 @@ def alone(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # these are of torch's compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(does not have many workers|LeafSpec|number of training batches):")  # of Lightning
 @pytest.mark.parametrize("page", with_python, ids=pages.name)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, alone, monkeypatch):
     module = type(sys)("__main__")  # where a class of the page lives
@@ -54,7 +59,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page, alone, monkeypatch):
     for block in pages.blocks(page, "python"):
         assert block.needs is None or block.needs in pages.NEEDS
         code = compile("\n" * (block.line - 1) + block.code, page, "exec")
-        if block.needs != "GPU" and (block.needs != "transformers" or importlib.util.find_spec("transformers")):
+        if block.needs != "GPU" and (block.needs not in pages.LIBRARIES or importlib.util.find_spec(block.needs)):
             exec(code, module.__dict__)
 
 

@@ -12,12 +12,14 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from wuskern import ops
 from wuskern.choices import Parts
 from wuskern.layers import conv1d
+from wuskern.layers.adapters import adapters_of
 from wuskern.layers.embedding import SkippableEmbedding
 from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear
 
 Model = TypeVar("Model", bound=nn.Module)
 VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside its stock twin
 LEFT_OUT = "filter_fn left it out"
+ADAPTER = "it is an adapter of peft's, which trains"
 NOT_ASKED = "embeddings are converted on request: convert(model, embeddings=True)"
 
 _log = logging.getLogger("wuskern")
@@ -70,9 +72,12 @@ def survey(model: nn.Module, filter_fn: FilterFn | None = None, *, embeddings: b
     """Every layer with a weight matrix, in the order of ``named_modules``, and why ``convert``, with the same arguments, leaves
     it alone, if it does; the list has a ``share``, of all their weights, that is converted."""
     findings = Findings()
-    stock = tuple(_skippable())
+    stock, adapters = tuple(_skippable()), adapters_of(model)
     for name, module in model.named_modules():
-        if isinstance(module, stock):
+        if module in adapters and not isinstance(module, Skippable):
+            if isinstance(module, stock):
+                findings.append(Finding(name, module, ADAPTER))
+        elif isinstance(module, stock):
             asked = embeddings or not isinstance(module, nn.Embedding) or isinstance(module, Skippable)
             obstacle = _obstacle(module) or _choice(module, name, filter_fn) if asked else NOT_ASKED
             findings.append(Finding(name, module, obstacle))
@@ -138,10 +143,11 @@ def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool
 
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
     root itself included. Results do not change until a flag is set. Exact types only: subclasses, whose owner may read
-    their weight without calling them, are left alone, as are parametrized, lazy and quantised layers and weights that
-    are no plain Parameter. The logger "wuskern" gets each layer left alone with its reason, and the share of the weights that
-    converted layers hold (level INFO; one line of level WARNING where layers left alone hold more); :func:`survey` gives both.
-    Calling it again converts what has become convertible, and nothing else.
+    their weight without calling them, are left alone, as are parametrized, lazy and quantised layers, weights that
+    are no plain Parameter, and what peft has added to a model: a skip there would stop all that trains. The logger "wuskern"
+    gets each layer left alone with its reason, and the share of the weights that converted layers hold (level INFO; one line
+    of level WARNING where layers left alone hold more); :func:`survey` gives both. Calling it again converts what has become
+    convertible, and nothing else.
 
     Tools that look layers up by their exact type pass converted ones over: dynamic quantisation and ``prepare_qat`` (there is
     a warning then), ``fuse_modules``, thop, initialisers that ask ``type(module) is nn.Linear``. Call :func:`revert` first.
@@ -181,7 +187,7 @@ def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool
 
 def _warn_of_most_left_alone(findings: list[Finding]) -> None:
     """Says in the log if most of the weights lie in layers that cannot skip: one would believe that something is saved."""
-    left_alone = [finding for finding in findings if finding.obstacle not in (None, LEFT_OUT, NOT_ASKED)]
+    left_alone = [finding for finding in findings if finding.obstacle not in (None, LEFT_OUT, NOT_ASKED, ADAPTER)]
     alone, converted = _weights(left_alone), _weights([finding for finding in findings if finding.obstacle is None])
     if alone > converted:
         kinds = ", ".join(dict.fromkeys(type(finding.module).__name__ for finding in left_alone))

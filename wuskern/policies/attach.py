@@ -20,12 +20,13 @@ class Attachment:
     """The hooks of a policy on an optimizer, and on those inside of it. ``remove`` takes them away."""
 
     def __init__(self, policy: "Policy", optimizer: Any) -> None:
-        stepped = _stepped(optimizer)
+        stepped = stepped_inside(optimizer)
         self._embeddings: dict[str, Any] = {
             name: module for name, module in policy.model.named_modules() if isinstance(module, SkippableEmbedding)
         }
         self._policy, self._moving = policy, stepped[-1]
-        owned = {id(p) for p, _ in weight_owners(policy.model, self._layers())}
+        owned = {id(p) for p, _ in weight_owners(policy.model, self._layers()) if p.requires_grad}
+        owned = owned or set(map(id, policy.model.parameters()))  # adapters alone train, and biases
         if not any(id(p) in owned for group in stepped[-1].param_groups for p in group["params"]):
             raise ValueError(
                 f"optimizer: expected one that holds weights of the converted layers, got {type(optimizer).__name__} "
@@ -73,7 +74,7 @@ class Attachment:
             parameter.grad = None
 
 
-def _stepped(optimizer: Any) -> list[Optimizer]:
+def stepped_inside(optimizer: Any) -> list[Optimizer]:
     """The optimizers whose ``step`` calls hooks, from the outermost to the one that moves parameters."""
     stepped: list[Optimizer] = []
     inside: Any = optimizer

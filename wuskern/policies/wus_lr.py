@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, ReduceLROnPlate
 from wuskern.common import states
 from wuskern.common.arguments import number
 from wuskern.policies.base import FROM_PYTHON
+from wuskern.policies.schedulers import inside, scale, schedulers_of
 from wuskern.policies.wus import WUS
 
 
@@ -26,10 +27,11 @@ from wuskern.policies.wus import WUS
 class WUSLR(WUS):
     """A ``WUS`` that steps a learning-rate scheduler each time it enters a skip window.
 
-    Biases train at the new rate from the window's first period on, weights from the period after its end. Another
-    scheduler may act on the same optimizer, such as CosineAnnealingLR after each epoch, if both work from the current rate
-    as torch's chainable schedulers do: the rate is then the product of both. One that computes it anew from the first rate
-    (LambdaLR and the like) undoes the factor, and is warned of. ``attach`` the policy to the optimizer as well.
+    Biases train at the new rate from the window's first period on, weights from the period after its end. Other schedulers of
+    torch, and so all of transformers, may act on the same optimizer, made before or after the policy: the rate is the product
+    of theirs and of the policy's factor, also of one that computes it anew from the first rate (LambdaLR, OneCycleLR,
+    CyclicLR, warm restarts), since the policy then scales that. A scheduler of another library that does so is warned of.
+    ``attach`` the policy to the optimizer as well.
 
     Args:
         model: a model with converted layers.
@@ -84,15 +86,25 @@ class WUSLR(WUS):
         self._steps_at_windows.step()
         self._set_rates([max(new, min(old, self.min_lr)) for new, old in zip(self._rates(), before, strict=True)])
         self._reduced = before, self._rates()
+        own = inside(self._steps_at_windows)
+        others = [one for one in schedulers_of(self.optimizer) if one not in own]
+        scale(others, self.optimizer, [self._factor(*rates) for rates in zip(*self._reduced, strict=True)])
+
+    def _factor(self, before: float, after: float) -> float:
+        """What a rate was multiplied by; of none, as at the beginning of a warm-up, what it would have been."""
+        if before > 0:
+            return after / before
+        return self.factor if type(self._steps_at_windows) is ExponentialLR else 1.0
 
     def _warn_if_undone(self) -> None:
-        """Warns of a rate that is nearer to the one before the window than to the reduced one: another scheduler computes it
-        anew from its first value."""
+        """Warns of a rate that is nearer to the one before the window than to the reduced one, if no scheduler of torch is
+        about: somebody else computes it anew from its first value."""
         rates = zip(self._rates(), *self._reduced, strict=False)
-        if not self._warned and any(now**2 > old * new > 0 for now, old, new in rates if old > new):
+        undone = not self._warned and any(now**2 > old * new > 0 for now, old, new in rates if old > new)
+        if undone and len(schedulers_of(self.optimizer)) == len(inside(self._steps_at_windows)):
             warnings.warn(
                 "WUSLR: expected the learning rate to stay reduced in a window, got a scheduler that computes it anew from the "
-                "first one, as LambdaLR, OneCycleLR, CyclicLR and warm restarts do: use a chainable one, or WUS without LR",
+                "first one, and is none of torch's: use one of torch.optim.lr_scheduler, or WUS without LR",
                 stacklevel=4,
             )
             self._warned = True

@@ -51,13 +51,14 @@ class Given:
     """What a run gives to the parts of its method, by the names of their arguments.
 
     Args:
-        model: with converted layers. example: a batch of its inputs. samples: how many the training data have.
+        model: with converted layers. example: a batch of its inputs, if a part asks for one. samples: how many the training
+            data have.
         leader: the policy whose windows ``frozen`` repeats.
     """
 
     model: nn.Module
     optimizer: Optimizer
-    example: Example
+    example: Example | None
     samples: int
     seed: int
     rank: int = 0

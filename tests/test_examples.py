@@ -1,0 +1,91 @@
+"""The programs in examples/ run; tests/test_docs.py has the first two."""
+
+import importlib.util
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+pytestmark = [
+    pytest.mark.skipif(not EXAMPLES.exists(), reason="there are no examples beside the tests"),
+    pytest.mark.usefixtures("one_thread"),
+]
+# torchvision, which timm imports, lies apart; its library does not load beside a torch without CUDA.
+TORCHVISION = Path(sys.prefix) / "torchvision"
+DECLARED = """
+import runpy, sys, torch
+for name in ("nms", "qnms"):
+    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def needs(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """What a program prints, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def printed(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return printed
+
+
+def test_a_gan(run):
+    assert "after 20 steps: mean radius" in run("gan.py", "--steps=20")
+
+
+def test_biases_and_a_head(run):
+    needs("sklearn")
+    assert "1074 of 5826 parameters:\nepoch 0: " in run("bitfit.py", "--epochs=1")
+
+
+def test_a_frozen_front_and_its_cache(run):
+    needs("sklearn")
+    assert "3 layers frozen next; 3 layers not run, 42 MiB" in run("frozen_cache.py", "--epochs=3")
+
+
+@pytest.mark.more
+@pytest.mark.filterwarnings(
+    "ignore:.*(does not have many workers|LeafSpec|exists and is not empty|number of training batches):"
+)
+def test_lightning(run):
+    needs("lightning")
+    needs("sklearn")
+    assert "epoch 1: " in run("lightning_loop.py", "--epochs=1")
+    assert "epoch 3: " in run("lightning_loop.py", "--epochs=3")  # it goes on
+
+
+@pytest.mark.more
+def test_timm(tmp_path):
+    needs("sklearn")
+    if not (TORCHVISION / "timm").exists():
+        pytest.skip(f"timm is not in {TORCHVISION}, where make puts it")
+    command = [
+        sys.executable,
+        "-c",
+        DECLARED,
+        EXAMPLES / "timm_finetune.py",
+        "--model=test_resnet",
+        "--images=160",
+        "--epochs=2",
+    ]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{TORCHVISION}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "test_resnet: 100% of the weights are in converted layers" in done.stdout
+    assert "epoch 1: loss " in done.stdout
