@@ -42,7 +42,8 @@ def test_a_neighbour_is_found_when_the_file_is_executed_and_when_the_function_ru
     text = "begun = True\nimport own_neighbour\ndef make():\n    import own_late\n    return own_neighbour.width + own_late.width\n"
     path = write("own_main.py", text)
     assert function_from(f"{path}:make", "--model")() == 7
-    assert sys.path[0] != str(path.rpartition("/")[0]) and sys.path.count(path.rpartition("/")[0]) == 1
+    assert sys.path[0] != str(path.rpartition("/")[0])
+    assert sys.path.count(path.rpartition("/")[0]) == 1
 
 
 def test_what_a_neighbour_imported_is_not_executed_again(write):
