@@ -126,6 +126,12 @@ METHODS := vgg11 mlp gpt best sparse-vgg11 sparse-mlp sparse-gpt
 accuracy: build
 	for net in $(METHODS); do $(PY) -m wuskern train --recipe bench/methods/$$net.toml --overwrite --out runs/$$net; done
 
+# Fine-tuning of real pretrained weights on a budget, which goes on where it stopped: hours. It installs weights and data, each with
+# a licence of its own (bench/finetune/sources.py), into build/evidence.
+.PHONY: evidence
+evidence: build $(READY_TRAINERS)
+	$(PY) -m bench.finetune --folder build/evidence --out $(OUT)/finetune.json
+
 # Measures everything that the README states, on an otherwise idle machine, and writes it there.
 results: bench bench-again accuracy demo
 	cp runs/demo/results.json bench/results/demo.json
