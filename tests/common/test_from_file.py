@@ -39,7 +39,8 @@ def test_a_file_is_executed_once_for_all_of_its_functions(write):
 def test_a_neighbour_is_found_when_the_file_is_executed_and_when_the_function_runs(write):
     write("own_neighbour.py", "width = 3\nimport own_main\nassert own_main.begun")
     write("own_late.py", "width = 4\n")
-    text = "begun = True\nimport own_neighbour\ndef make():\n    import own_late\n    return own_neighbour.width + own_late.width\n"
+    text = "begun = True\nimport own_neighbour\ndef make():\n    import own_late\n"
+    text += "    return own_neighbour.width + own_late.width\n"
     path = write("own_main.py", text)
     assert function_from(f"{path}:make", "--model")() == 7
     assert sys.path[0] != str(path.rpartition("/")[0])

@@ -250,7 +250,7 @@ def test_a_bad_index(index, error, message):
     ("arguments", "error", "message"),
     [
         (dict(samples=3), TypeError, "samples: expected a tensor, or what has a length and can be indexed, got int"),
-        (dict(samples={"a": SAMPLES, "b": SAMPLES[:3]}), ValueError, r"samples: expected values of one length, got \[20, 3\]"),
+        (dict(samples={"a": SAMPLES, "b": SAMPLES[:3]}), ValueError, "expected inputs of one length, got {'a': 20, 'b': 3}"),
         (dict(dtype=torch.int8), TypeError, "dtype: expected a floating-point torch.dtype or None, got torch.int8"),
         (dict(folder="no/such/folder"), ValueError, "folder: expected a folder, got 'no/such/folder'"),
     ],

@@ -15,7 +15,7 @@ from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.freezing.kept import CannotKeep, Kept
 from wuskern.policies.freezing.outputs import Outputs, Serving
 from wuskern.policies.freezing.runs import Runs
-from wuskern.policies.freezing.samples import Samples
+from wuskern.policies.freezing.samples import Batches
 from wuskern.policies.freezing.unchanged import Unchanged
 
 CHECKED = 8  # samples by which the kept outputs are compared with the full run, at most
@@ -82,7 +82,7 @@ class ActivationCache:
         self.freezing, self.samples, self.limit, self.chunk, self.dtype = freezing, samples, limit, chunk, dtype
         self.folder = None if folder is None else Path(folder)
         self.model = freezing.model
-        self._batches = Samples(samples, collate)
+        self._batches = Batches(samples, collate)
         self._runs = Runs(freezing.prefix, self._batches)
         self._changes = 0
         self._restart()

@@ -15,7 +15,7 @@ from wuskern.common.example import arguments
 from wuskern.policies.freezing.kept import CannotKeep, Kept, Kind, kind_of, output_of, same
 from wuskern.policies.freezing.outputs import Computing, Enough, Output, Outputs, ReadsUnkept, Recording, Serving, Site
 from wuskern.policies.freezing.prefix import Prefix
-from wuskern.policies.freezing.samples import Samples, fingerprints
+from wuskern.policies.freezing.samples import Batches, fingerprints
 from wuskern.policies.recorded_run import recorded_run
 
 
@@ -26,7 +26,7 @@ class Runs:
         names: of the model's modules. needed: the names of the inputs that the frozen part depends on, by the last trial.
     """
 
-    def __init__(self, prefix: Prefix, samples: Samples) -> None:
+    def __init__(self, prefix: Prefix, samples: Batches) -> None:
         self.prefix, self.samples = prefix, samples
         self.names = {module: name for name, module in prefix.model.named_modules()}
         self.needed: list[str] = []

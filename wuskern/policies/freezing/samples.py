@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuskern.common.example import Samples
+
 ODD = 0x1E3779B97F4A7C15  # far from the powers of two, so that the places of equal values count
 
 
-class Samples:
+class Batches:
     """Batches of samples by their indices.
 
     Args:
@@ -23,29 +25,22 @@ class Samples:
     left_out: str | None = None
 
     def __init__(self, samples: Any, collate: Callable[[list[Any]], Any] | None) -> None:
+        self._samples = Samples(samples) if isinstance(samples, Mapping) and collate is None else samples
+        self._collate = collate
         if not callable(getattr(samples, "__getitem__", None)) or not callable(getattr(samples, "__len__", None)):
             raise TypeError(
                 f"samples: expected a tensor, or what has a length and can be indexed, got {type(samples).__name__}"
             )
-        self._samples, self._collate = samples, collate
-        self._by_name = isinstance(samples, Mapping) and collate is None
-        if self._by_name and len({len(values) for values in samples.values()}) != 1:
-            raise ValueError(f"samples: expected values of one length, got {[len(values) for values in samples.values()]}")
 
     def __len__(self) -> int:
-        return len(next(iter(self._samples.values()))) if self._by_name else len(self._samples)
+        return len(self._samples)
 
     def batch(self, index: Tensor) -> Any:
         """The samples ``index``, as the model's input."""
-        if self._collate is not None:
-            batch = self._collate([self._samples[i] for i in index.tolist()])
-        elif self._by_name:
-            batch = {name: values[index] for name, values in self._samples.items()}
-        else:
-            batch = self._samples[index]
-        if isinstance(batch, Mapping):
-            return {name: value for name, value in batch.items() if name != self.left_out}
-        return batch
+        chosen = self._samples[index] if self._collate is None else self._collate([self._samples[i] for i in index.tolist()])
+        if isinstance(chosen, Mapping):
+            return {name: value for name, value in chosen.items() if name != self.left_out}
+        return chosen
 
 
 class Indexed:
