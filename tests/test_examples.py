@@ -89,3 +89,11 @@ def test_timm(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "test_resnet: 100% of the weights are in converted layers" in done.stdout
     assert "epoch 1: loss " in done.stdout
+
+
+@pytest.mark.more
+@pytest.mark.filterwarnings("ignore:.pin_memory. argument is set as true:UserWarning")
+def test_a_bert_whose_front_is_frozen(run):
+    needs("transformers")
+    needs("accelerate")
+    assert "12 layers did not run: kept\n9666 of 43618 numbers saved" in run("finetune_text.py")

@@ -94,11 +94,10 @@ def prefix_and_cache(model: nn.Module, task: Task, _: int) -> Prepared:
     """The same front is frozen, and its outputs are kept as the samples come."""
     policy, cache = _prefix(model, task)
 
-    def saved() -> Mapping[str, Tensor]:
-        frozen = {p.data_ptr() for p in policy.frozen_parameters()}
-        return {name: p.detach() for name, p in model.named_parameters() if p.data_ptr() not in frozen}
-
-    return Prepared(model, lambda index: logits(cache(index)), policy=policy, saved=saved)
+    return Prepared(
+        model, lambda index: logits(cache(index)), policy=policy,
+        saved=lambda: wk.part_state_dict(model, frozen=policy.frozen_parameters()),
+    )  # fmt: skip
 
 
 def thawed_prefix(model: nn.Module, task: Task, _: int) -> Prepared:
@@ -122,11 +121,7 @@ def _part(
     for name, layer in skippable_layers(model).items():
         if name in chosen:
             wk.set_plan(layer, **index(layer, draw))
-
-    def saved() -> Mapping[str, Tensor]:
-        return {name: value for name, value in wk.part_state_dict(model).items() if isinstance(value, Tensor)}
-
-    return Prepared(model, _whole(model, task), wk.optim.AdamW, saved=saved)
+    return Prepared(model, _whole(model, task), wk.optim.AdamW, saved=lambda: wk.part_state_dict(model))
 
 
 def _of_body(model: nn.Module, task: Task) -> set[str]:

@@ -68,14 +68,16 @@ def arguments(folder: Path, **given: Any) -> Any:
     return transformers.TrainingArguments(**(usual | given))
 
 
-def trainer(model: nn.Module, folder: Path, policy: Any = None, kind: Any = transformers.Trainer, **given: Any) -> Any:
+def trainer(
+    model: nn.Module, folder: Path, policy: Any = None, kind: Any = transformers.Trainer, data: Any = None, **given: Any
+) -> Any:
     """A Trainer with a callback for the policy; what is no argument of Trainer is one of its TrainingArguments."""
     own = {name: given.pop(name) for name in list(given) if name in ("optimizers", "optimizer_cls_and_kwargs", "callbacks")}
     callbacks = own.pop("callbacks", [WuskernCallback(policy)] if policy is not None else [])
     causal = hasattr(model, "transformer")
     return kind(
-        model, arguments(folder, **given), train_dataset=Words(causal=causal), eval_dataset=Words(8, seed=1, causal=causal),
-        compute_metrics=None if causal else accuracy, callbacks=callbacks, **own,
+        model, arguments(folder, **given), train_dataset=data or Words(causal=causal),
+        eval_dataset=Words(8, seed=1, causal=causal), compute_metrics=None if causal else accuracy, callbacks=callbacks, **own,
     )  # fmt: skip
 
 

@@ -60,6 +60,14 @@ def test_it_leaves_out_what_is_frozen_and_holds_tied_weights_once():
     assert wk.part_state_dict(model)["0.weight"].shape == (3, 3)
 
 
+def test_a_frozen_front_is_left_out():
+    model = network()
+    policy = wk.policies.SingleShotFreezing(model, torch.randn(2, 4, 5, 5), at=0, share=0.4)
+    state = wk.part_state_dict(model, frozen=policy.frozen_parameters())
+    assert [name for name in state if not name.startswith("1.")] == ["3.weight", "3.bias", "5.weight", "5.bias"]
+    assert [name for name in state if name.startswith("1.")] == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

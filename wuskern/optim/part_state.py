@@ -1,6 +1,6 @@
 """A file of what trained alone: of weights with a fixed part, that part; a few per cent of the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn as nn
@@ -12,7 +12,7 @@ from wuskern.delivery.part import Part
 from wuskern.modules import plain_name, skippable_layers, weight_owners
 
 
-def part_state_dict(model: nn.Module) -> dict[str, Tensor]:
+def part_state_dict(model: nn.Module, frozen: Iterable[Parameter] = ()) -> dict[str, Tensor]:
     """What the plans of a model let train, by name: tensors alone, for ``torch.save`` and safetensors.
 
     Of a weight whose layer has fixed ``Rows`` or ``Columns`` these values, and under ``NAME:rows``, ``NAME:columns`` the
@@ -22,13 +22,16 @@ def part_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Names are those of ``model.state_dict()`` without what compile, checkpointing and DDP put before them. The tensors are
     copies.
 
+    Args:
+        frozen: parameters that have not trained, such as a freezing policy's ``frozen_parameters()``, and are left out.
+
     Raises:
         ValueError: no converted layer in the model.
     """
-    parts = _parts(model)
+    parts, left_out = _parts(model), set(frozen)
     kept: dict[str, Tensor] = {}
     for name, tensor in _named(model).items():
-        if isinstance(tensor, Parameter) and not tensor.requires_grad:
+        if isinstance(tensor, Parameter) and (not tensor.requires_grad or tensor in left_out):
             continue
         part = parts.get(tensor, _WHOLE)
         if part is None:
