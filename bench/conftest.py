@@ -6,7 +6,7 @@
     pytest bench -k "conv2d and depthwise and NHWC and bfloat16" --benchmark-columns=median,iqr,rounds   # one case
 
 pytest-benchmark's own columns are of "ours", in seconds of one call; its peers, floor and rates are in extra_info. More
-options: ``--device cuda``, ``--rounds N``, ``--copies N`` (see bench/clocks.py).
+options: ``--device cuda``, ``--rounds N``, ``--copies N`` (see wuskern/bench/clocks.py).
 """
 
 from pathlib import Path
@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from bench import gpu_summary, results
-from bench.ceilings import Ceilings
-from bench.clocks import settle_allocator
 from bench.race import ROUNDS, Race, race_clock
+from wuskern.bench.ceilings import Ceilings
+from wuskern.bench.clocks import settle_allocator
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CEILINGS: pytest.StashKey[Ceilings] = pytest.StashKey()

@@ -1,11 +1,12 @@
 """What the machine can do, measured once per session by the clock of the races: bytes and flops a second."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from bench.clocks import clock_of, last_level_cache
+from wuskern.bench.clocks import clock_of, last_level_cache
 
 TIMINGS = 9
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices
@@ -50,6 +51,6 @@ class Ceilings:
         bandwidth = {f"{name} GB/s": round(rate / 1e9, 2) for name, rate in self.bandwidth.items()}
         return bandwidth | {f"GEMM {str(dtype)[6:]} GFLOP/s": round(rate / 1e9, 1) for dtype, rate in self._gemm.items()}
 
-    def _best(self, function) -> float:
+    def _best(self, function: Callable[[], object]) -> float:
         clock = clock_of(self.device)
         return min(clock(function, [()]) for _ in range(TIMINGS))
