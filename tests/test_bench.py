@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import conftest, race, results
+from tests.cases import NETWORK_CONVS
 from tests.conftest import ROOT
 from wuskern.bench import clocks, turns
 from wuskern.bench.ceilings import Ceilings
@@ -236,3 +237,12 @@ def test_a_smoke_run_has_no_results_to_write():
     config = SimpleNamespace(getoption={"--results": "x.json", "--benchmark-disable": True}.get)
     with pytest.raises(pytest.UsageError, match="--results: expected a run that measures, got --benchmark-disable"):
         conftest.pytest_configure(config)
+
+
+def test_parameters_and_what_a_case_adds_are_plain_json():
+    given = {"dtype": torch.float32, "case": NETWORK_CONVS[0], "shape": (2, torch.Size([3])), "ratio": None, "graphed": True}
+    output = {"benchmarks": [{"params": given, "extra_info": {"of": given}}, {"params": None, "extra_info": {}}]}
+    conftest.pytest_benchmark_update_json(None, [], output)
+    expected = {"dtype": "float32", "case": str(NETWORK_CONVS[0]), "shape": [2, [3]], "ratio": None, "graphed": True}
+    assert output["benchmarks"] == [{"params": expected, "extra_info": {"of": expected}}, {"params": {}, "extra_info": {}}]
+    assert json.loads(json.dumps(output)) == output

@@ -4,6 +4,8 @@ import itertools
 import time
 from collections.abc import Callable
 
+import torch
+
 from wuskern.bench.asked import Amounts, Asked
 from wuskern.bench.ceilings import Ceilings
 from wuskern.bench.clocks import clock_of, copies_for, repeat_for, settle_allocator
@@ -36,6 +38,7 @@ class Measured:
 
     def __init__(self, asked: Asked, rounds: int | None, timed: bool = True) -> None:
         settle_allocator()
+        torch.manual_seed(0)
         self.asked, self.ceilings, self.variants = asked, Ceilings(asked.device), Variants(asked)
         self.seconds: list[Seconds] = []
         self.facts: dict[str, Facts] = {}
