@@ -26,6 +26,68 @@ def test_skipping_puts_the_flags_back_after_an_error():
     assert model.skip is False
 
 
+def nested():
+    block = lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))  # noqa: E731
+    return wk.convert(nn.ModuleDict({"encoder": nn.ModuleList([block(), block()]), "encoder2": nn.Linear(4, 4)}))
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (["encoder.0"], ["encoder.0.0", "encoder.0.2"]),
+        (("encoder2", "encoder.1.2"), ["encoder.1.2", "encoder2"]),
+        ({"encoder"}, ["encoder.0.0", "encoder.0.2", "encoder.1.0", "encoder.1.2"]),
+    ],
+)
+def test_names_of_layers_and_of_modules_take_what_lies_in_them(names, taken):
+    rows, columns, tokens = wk.Rows([0]), wk.Columns([1]), wk.Tokens(k=2)
+    for set_part, value, part in (
+        (wk.set_skip, True, "skip"),
+        (wk.set_rows, rows, "rows"),
+        (wk.set_columns, columns, "columns"),
+        (wk.set_tokens, tokens, "tokens"),
+        (lambda model, value, names: wk.set_plan(model, names=names, rows=value), rows, "rows"),
+    ):
+        model = nested()
+        set_part(model, value, names=names)
+        layers = {name: m for name, m in model.named_modules() if hasattr(m, "plan")}
+        assert [name for name, layer in layers.items() if getattr(layer, part) == value] == taken
+    model = nested()
+    with wk.skipping(model, names=names):
+        assert [name for name, m in model.named_modules() if getattr(m, "skip", False)] == taken
+    with wk.skipping(model, filter_fn=lambda module, name: name == "encoder2"):
+        assert [name for name, m in model.named_modules() if getattr(m, "skip", False)] == ["encoder2"]
+    assert wk.policies.MeProp(nested(), k=1, dense=names).dense == tuple(taken)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        (
+            {"names": ["encode"]},
+            ValueError,
+            r"names: expected names of converted layers \(.*encoder2\) or of modules .*, got 'encode'",
+        ),
+        ({"names": "encoder"}, TypeError, "names: expected a list of names of layers, got 'encoder'"),
+        ({"names": [0]}, TypeError, r"names: expected a list of names of layers, got \[0\]"),
+        ({"names": []}, ValueError, "names: expected at least one, got none"),
+        (
+            {"names": ["encoder"], "filter_fn": lambda *_: True},
+            TypeError,
+            "filter_fn, names: expected one of the two, got both",
+        ),
+        ({"filter_fn": ["encoder"]}, TypeError, r"filter_fn: expected a function of \(module, name\), or names="),
+    ],
+)
+def test_names_that_are_none_are_refused_and_change_nothing(arguments, error, said):
+    model = nested()
+    with pytest.raises(error, match=said):
+        wk.set_skip(model, True, **arguments)
+    with pytest.raises(error, match=said), wk.skipping(model, **arguments):
+        pass
+    assert not any(getattr(m, "skip", False) for m in model.modules())
+
+
 def without_bias(**also):
     return wk.convert(nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU(), *also.values(), nn.Linear(16, 4, bias=False)))
 

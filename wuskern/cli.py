@@ -1,4 +1,4 @@
-"""The command line: ``wuskern train | bench | report | recipes | doctor``, or ``python -m wuskern``. Wrong input ends with 2."""
+"""The command line: ``wuskern train | bench | report | recipes | doctor`` or ``python -m wuskern``. Wrong input: code 2."""
 
 import argparse
 import contextlib

@@ -194,7 +194,11 @@ def test_per_example_is_that_of_the_first_paper():
         (dict(k=2, per="example", block=2), ValueError, "block: expected 1 with per='example', got 2"),
         (dict(k=2, per="example", bias="rows"), ValueError, "bias: expected 'dense' with per='example', got 'rows'"),
         (dict(k=5, per="example"), ValueError, "^2: k: expected .* up to 4, got 5"),
-        (dict(k=2, dense=["4", "fc2"]), ValueError, r"dense: expected names of converted layers \(0, 2, 4\), got 'fc2'"),
+        (
+            dict(k=2, dense=["4", "fc2"]),
+            ValueError,
+            r"dense: expected names of converted layers \(0, 2, 4\) or of modules with some, got 'fc2'",
+        ),
         (dict(k=2, dense="4"), TypeError, "dense: expected a list of names of layers, got '4'"),
         (dict(k=2, dense=4), TypeError, "dense: expected a list of names of layers, got 4"),
         (dict(k=2, dense=["0", "2", "4"]), ValueError, "dense: expected some converted layer not to be dense, got all 3"),
