@@ -1,6 +1,7 @@
 """The plans of all layers of a model, set together. (tests/common/test_overlap.py: blocks that overlap.)"""
 
 import pytest
+import torch
 import torch.nn as nn
 
 import wuskern as wk
@@ -86,6 +87,18 @@ def test_names_that_are_none_are_refused_and_change_nothing(arguments, error, sa
     with pytest.raises(error, match=said), wk.skipping(model, **arguments):
         pass
     assert not any(getattr(m, "skip", False) for m in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch.compile's own
+def test_names_are_those_of_the_plain_model():
+    """In convert, survey and the setters alike, whatever wraps the model or a part of it."""
+    model = torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4))), backend="eager")
+    model._orig_mod[1] = torch.compile(model._orig_mod[1], backend="eager")
+    wk.convert(model, lambda module, name: name in ("0", "1.0"))
+    assert [(found.name, found.obstacle) for found in wk.survey(model)] == [("0", None), ("1.0", None)]
+    wk.set_skip(model, True, names=["1.0"])
+    wk.set_skip(model, True, names=["1"])
+    assert [m.skip for m in model.modules() if hasattr(m, "plan")] == [False, True]
 
 
 def without_bias(**also):
