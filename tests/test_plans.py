@@ -138,3 +138,22 @@ def test_windows_of_a_policy_that_leave_nothing_to_train_are_said(caplog):
     assert caplog.messages == []
     assert policy.step(0.5) is True
     assert caplog.messages[0].startswith("skip: expected a bias")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "meant"),
+    [
+        ("rows", 0.05, "TopK(ratio=0.05)"),
+        ("rows", 8, "TopK(k=8)"),
+        ("rows", [0, 3], "Rows([0, 3])"),
+        ("columns", 0.1, "TopColumns(ratio=0.1)"),
+        ("columns", (1, 2), "Columns((1, 2))"),
+        ("tokens", 0.3, "Tokens(ratio=0.3)"),
+    ],
+)
+def test_a_number_in_place_of_a_choice_is_told_what_is_meant(part, value, meant):
+    with pytest.raises(TypeError) as caught:
+        wk.Plan(**{part: value})
+    assert str(caught.value).endswith(f", or None, got {value!r} (is {meant} meant?)")
+    with pytest.raises(TypeError, match=r"got True$"):
+        wk.Plan(**{part: True})
