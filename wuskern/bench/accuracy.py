@@ -10,7 +10,8 @@ FEW = 1000  # of fewer outputs the largest error is luck: another processor's li
 
 
 def assert_as_right_as_stock(ours: Tensor, stock: Tensor, exact: Tensor, magnitudes: Tensor | None = None) -> None:
-    """Our largest error against ``exact`` (float64) is at most twice stock PyTorch's, plus eps * max|exact|.
+    """Raises ``AssertionError`` unless our largest error against ``exact`` (float64) is at most twice stock PyTorch's, plus
+    eps * max|exact|.
 
     Fewer outputs than ``FEW`` need ``magnitudes``: of each output the sum of the absolute values that it adds up. An output is
     then right too that is within 4 * eps(accumulator) * magnitude of the exact one, and rounded. So it is in float64, where
@@ -43,7 +44,7 @@ def assert_all_as_right(ours: Mapping[str, Tensor], stock: Mapping[str, Tensor],
 
 
 def exact_channel_sums(dy: Tensor, dim: int, of: Callable[[Tensor], Tensor] = Tensor.double) -> Tensor:
-    """Float64 sums over everything but ``dim`` of what ``of`` makes of each value; of float64 correctly rounded."""
+    """Sums in float64 over everything but ``dim`` of what ``of`` makes of each value; of float64 correctly rounded."""
     channels = of(dy.detach().cpu().double().movedim(dim, 0))[..., None].flatten(1)
     if dy.dtype != torch.float64:
         return channels.sum(1)

@@ -132,7 +132,7 @@ class Amounts:
         self.product = 2 * self.y * self.weight // asked.out  # FLOPs of one product of the whole layer
 
     def of(self, variant: str) -> tuple[Work, Work]:
-        """Forward and backward of a variant; peers do the work of ours."""
+        """What forward and backward of a variant do; peers do the work of ours."""
         p, x, y, w, r, c = self.product, self.x, self.y, self.weight, self.rows, self.columns
         forward, parts = (p, x + w + y), variant.split()
         if variant in ("bias_grad", "stock sum"):

@@ -37,8 +37,8 @@ class Ceilings:
         return {}
 
     def flops_per_second(self, dtype: torch.dtype) -> float:
-        """Of a square matrix product in ``dtype``, by the fastest of the layouts of wgrad, fprop and dgrad: where a processor
-        lacks the instructions for a dtype, another layout can take thirty times as long."""
+        """The rate of a square matrix product in ``dtype``, by the fastest of the layouts of wgrad, fprop and dgrad: where a
+        processor lacks the instructions for a dtype, another layout can take thirty times as long."""
         if dtype not in self._gemm:
             side = SIDE[self.device]
             a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))

@@ -83,9 +83,11 @@ def _check_output(path: str | None) -> None:
 
 
 def check_installed() -> None:
-    """Raises ``ValueError`` without pytest-benchmark."""
+    """Raises ``ValueError`` without pytest-benchmark, or without assertions."""
     if not importlib.util.find_spec("pytest") or not importlib.util.find_spec("pytest_benchmark"):
         raise ValueError("bench needs pytest-benchmark: pip install 'wuskern[bench]'")
+    if not __debug__:
+        raise ValueError("bench: expected a Python that asserts, by which results are verified, got one with -O")
 
 
 def run(a: argparse.Namespace, asked: Asked) -> int:

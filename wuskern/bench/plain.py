@@ -1,4 +1,4 @@
-"""Unified top-k (meProp, ssProp) written plainly in PyTorch, as the methods' public code has it: the peer of ``layer.rows``.
+"""The unified top-k of meProp and ssProp in plain PyTorch, as the methods' public code has it: the peer of ``layer.rows``.
 
 Sum, topk, index_select, the library on the compact part, zeros, index_copy; the whole bias gradient. It adds what the public
 code lacks and a fair peer needs: dtypes other than float32, ``groups``, and a dense gradient in the strides of the weight,

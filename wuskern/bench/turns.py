@@ -32,7 +32,7 @@ class HandClock:
 
 
 def turns(variants: Variants, clock: Clock, sets: Iterator[tuple[Any, ...]], repeat: int, rehearse: bool) -> Iterator[Seconds]:
-    """Round after round: each variant timed once, the first of a round being the second of the round before.
+    """Rounds without end: each variant timed once, the first of a round being the second of the round before.
 
     Args:
         sets: of inputs, in turn. repeat: calls per timing. rehearse: each is called once before it is timed, so that it meets

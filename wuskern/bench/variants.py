@@ -31,7 +31,7 @@ Run = Callable[[Tensor, Tensor], object]
 
 
 class Gradients(NamedTuple):
-    """Of the input, the weight (None where it is frozen; of a slice, or whole) and the bias."""
+    """The gradients of the input, the weight (None where it is frozen; of a slice, or whole) and the bias."""
 
     x: Tensor
     weight: Tensor | None
