@@ -16,8 +16,8 @@ PUBLIC = {
     for name in getattr(room, "__all__", dir(room))
     if getattr(getattr(room, name), "__module__", "").startswith("wuskern")
 }
-# n:m is a word, too, for each n and m; padding is a number as well; a key is any name.
-NOT_FEW = {"pattern", "padding", "key"}
+# n:m is a word, too, for each n and m; padding is a number as well; keys and folders have any name.
+NOT_FEW = {"pattern", "padding", "key", "folder"}
 
 
 def is_any_word(hint):

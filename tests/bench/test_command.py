@@ -37,6 +37,7 @@ def test_every_variant_is_a_benchmark_with_plain_parameters_and_its_numbers(caps
     before, threads = dict(os.environ), torch.get_num_threads()
     assert cli.main([*LINEAR, "--dtype", "bf16", "--rounds", "4", "--threads", "1", "--benchmark-json", "x.json"]) == 0
     assert (dict(os.environ), torch.get_num_threads()) == (before, threads)
+    assert sorted(os.listdir()) == ["conftest.py", "pytest.ini", "x.json"]
     with open("x.json") as file:
         written = {row["params"]["variant"]: row for row in json.load(file)["benchmarks"]}
     assert list(written) == list(variants.SAID)
@@ -53,6 +54,13 @@ def test_every_variant_is_a_benchmark_with_plain_parameters_and_its_numbers(caps
         assert f"{facts['times_faster']:.2f}x" in shown[name]
     assert written["stock"]["extra_info"]["times_faster"] == 1
     assert "GEMM bfloat16 GFLOP/s" in written["rows"]["extra_info"]
+
+
+def test_runs_that_are_kept_are_compared(capsys):
+    for further in (["--benchmark-autosave"], ["--benchmark-compare", "0001"]):
+        assert cli.main([*LINEAR, "--rounds", "1", *further]) == 0
+    assert "test_layer[rows] (NOW)" in capsys.readouterr().out
+    assert os.path.isdir(".benchmarks")
 
 
 def test_a_convolution_is_verified_alone_where_nothing_is_timed(monkeypatch, capsys):

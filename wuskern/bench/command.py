@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,8 +98,8 @@ def run(a: argparse.Namespace, asked: Asked) -> int:
 
     from wuskern.bench.plugin import Plugin
 
-    with _alone(a.threads):
-        code = pytest.main([*_of_pytest(), *_passed(a)], plugins=[Plugin(asked, a.rounds)])
+    with _alone(a.threads), tempfile.TemporaryDirectory() as folder:
+        code = pytest.main([*_of_pytest(), *_passed(a, folder)], plugins=[Plugin(asked, a.rounds)])
     known = {pytest.ExitCode.OK: 0, pytest.ExitCode.USAGE_ERROR: 2, pytest.ExitCode.INTERRUPTED: 130}
     return known.get(pytest.ExitCode(code), 1)
 
@@ -110,10 +111,13 @@ def _of_pytest() -> list[str]:
     return [str(here / "cases.py"), *alone, "-q", "-s", "-x", "--tb=short", "--no-header", "--disable-warnings"]
 
 
-def _passed(a: argparse.Namespace) -> list[str]:
-    """The options of pytest-benchmark, whose own table shows where another run is to be compared."""
+def _passed(a: argparse.Namespace, folder: str) -> list[str]:
+    """The options of pytest-benchmark, whose own table shows where another run is to be compared; it would make a folder for
+    runs even where none is kept: ``folder`` is for that."""
     values = {name: getattr(a, f"benchmark_{name}") for name in PASSED}
     given = [f"--benchmark-{name}" + ("" if value is True else f"={value}") for name, value in values.items() if value]
+    if not (a.benchmark_save or a.benchmark_autosave or a.benchmark_compare or a.benchmark_storage):
+        given.append(f"--benchmark-storage=file://{folder}")
     return given if a.benchmark_compare else [*given, "--benchmark-quiet"]
 
 
