@@ -102,7 +102,7 @@ test-more: build $(READY_TRAINERS)
 	$(MAKE) sanitize-cpu SANITIZER_SECONDS=30
 
 # Layers, ops and optimizers: no policies, training, processes, compilers, machine code, benchmarks.
-BESIDE := $(wildcard tests/policies tests/train tests/distributed tests/simplify tests/test_bench* tests/test_cli* \
+BESIDE := $(wildcard tests/policies tests/bench tests/train tests/distributed tests/simplify tests/test_bench* tests/test_cli* \
   tests/test_compile.py tests/test_cuda_graphs.py tests/test_transformers.py tests/kernels/cpu/test_instruction_sets.py \
   tests/kernels/cuda/test_cuda_*.py tests/kernels/triton/test_compile.py tests/kernels/triton/test_rowsparse.py)
 check-fast: build

@@ -15,9 +15,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench.clocks import settle_allocator
 from bench.render import MIB, machine, points, table
 from bench.results import FOLDER, paired, provenance
+from wuskern.bench.clocks import settle_allocator
 from wuskern.train import data
 from wuskern.train.loop import Run
 from wuskern.train.methods import DENSE, Method

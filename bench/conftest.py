@@ -6,7 +6,7 @@
     pytest bench -k "conv2d and depthwise and NHWC and bfloat16" --benchmark-columns=median,iqr,rounds   # one case
 
 pytest-benchmark's own columns are of "ours", in seconds of one call; its peers, floor and rates are in extra_info. More
-options: ``--device cuda``, ``--rounds N``, ``--copies N`` (see bench/clocks.py).
+options: ``--device cuda``, ``--rounds N``, ``--copies N`` (see wuskern/bench/clocks.py).
 """
 
 from pathlib import Path
@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from bench import gpu_summary, results
-from bench.ceilings import Ceilings
-from bench.clocks import settle_allocator
 from bench.race import ROUNDS, Race, race_clock
+from wuskern.bench.ceilings import Ceilings
+from wuskern.bench.clocks import settle_allocator
 
 ROWS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 CEILINGS: pytest.StashKey[Ceilings] = pytest.StashKey()
@@ -89,11 +89,19 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    """Makes what a case is parametrized by plain JSON, so that results can be grouped by it."""
-    plain = (str, int, float, bool, type(None))
+    """Makes what a case is parametrized by, and what it adds, plain JSON, so that results can be grouped by it."""
     for row in output_json["benchmarks"]:
-        given = row["params"] or {}
-        row["params"] = {name: v if isinstance(v, plain) else str(v).removeprefix("torch.") for name, v in given.items()}
+        row["params"] = {name: plain(value) for name, value in (row["params"] or {}).items()}
+        row["extra_info"] = plain(row["extra_info"])
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: what is no string, number, list or mapping as text."""
+    if isinstance(value, dict):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value).removeprefix("torch.")
 
 
 def pytest_terminal_summary(terminalreporter, config):

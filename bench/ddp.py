@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
 from bench import link
-from bench.clocks import settle_allocator
 from bench.results import FOLDER, provenance
+from wuskern.bench.clocks import settle_allocator
 from wuskern.modules import skippable_layers
 from wuskern.train.files import replacing
 from wuskern.train.models import MODELS

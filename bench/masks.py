@@ -22,9 +22,9 @@ import torch.nn as nn
 from torch import Tensor
 
 import wuskern as wk
-from bench.clocks import settle_allocator
-from bench.race import iqr
 from bench.results import FOLDER, provenance
+from wuskern.bench.clocks import settle_allocator
+from wuskern.bench.turns import iqr
 from wuskern.policies import MEST, RigL, SparseTraining
 from wuskern.policies.sparse import pack
 from wuskern.train.results import replace

@@ -1,44 +1,21 @@
-"""The race: variants of one problem, verified first, then timed in turn within one run.
-
-Every round times each variant once, in an order that rotates, each timing on the set of inputs used longest ago. All
-ratios are taken within a round, where the machine is the same for all, and stated as their median over the rounds. (The
-quotient of two stated medians can therefore differ a little from the stated ratio.) The spread of anything is its
-interquartile range; of times, over the median.
-"""
+"""The race: variants of one problem, verified first, then timed in turn within one run, as wuskern/bench/turns.py says."""
 
 import itertools
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.ceilings import Ceilings
-from bench.clocks import Clock, clock_of, copies_for, on_host, repeat_for
+from wuskern.bench.ceilings import Ceilings
+from wuskern.bench.clocks import clock_of, copies_for, on_host, repeat_for
+from wuskern.bench.turns import WARM_UP, Derived, HandClock, Seconds, Variants, medians, times, turns
 from wuskern.train.memory import peak_bytes
 
 ROUNDS = 21
-WARM_UP = 3
 OURS = "ours"
-Variants = dict[str, Callable[..., object]]
-Seconds = dict[str, float]  # of one round, by variant
 Row = dict[str, Any]
-Derived = dict[str, Callable[[Seconds], float]]
 
-
-class RaceClock:
-    """The timer that pytest-benchmark reads: it stands still except while "ours" runs, so its table is of those timings."""
-
-    __name__ = "race_clock"
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-
-race_clock = RaceClock()
+race_clock = HandClock()  # it goes while "ours" runs, so that pytest-benchmark's table is of those timings
 
 
 class Race:
@@ -88,7 +65,7 @@ class Race:
             derived: further numbers, each a function of the seconds of a round.
             moved: bytes that must be read or written. flops: by default what FlopCounterMode sees in ours (which cannot be
                 ``autograd.grad`` of a leaf through a module). dtype: of the matrix products, None where there are none.
-            copies, repeat: sets of inputs, and calls per timing; by default as bench/clocks.py says.
+            copies, repeat: sets of inputs, and calls per timing; by default as wuskern/bench/clocks.py says.
             rounds: at most so many, for a group of many long cases.
             rehearse: each is called once before it is timed, so that it meets the state that it leaves itself.
             host: time the host alone, also on a GPU.
@@ -107,21 +84,21 @@ class Race:
         repeat = repeat or repeat_for(clock(variants[OURS], [first]), self.device)
         rounds = min(self.rounds, rounds or self.rounds)
         seconds: list[Seconds] = []
-        turns = _rounds(variants, clock, itertools.cycle(sets), repeat, rehearse)
+        rounds_of_all = turns(variants, clock, itertools.cycle(sets), repeat, rehearse)
 
         def one_round() -> None:
-            seconds.append(next(turns))
+            seconds.append(next(rounds_of_all))
             race_clock.seconds += seconds[-1][OURS]
 
         self.benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=WARM_UP)
 
         peaks = {name: peak_bytes(lambda f=function: f(*first), self.device) for name, function in variants.items()}
         row = {"group": group, "case": case, "peer": peer, **facts}
-        row |= _times(seconds[WARM_UP:])
+        row |= times(seconds[WARM_UP:])
         functions: Derived = {"faster": lambda t: t[peer] / t[OURS]}
         if floor is not None:
             functions["of_floor"] = lambda t: t[OURS] / floor(t)
-        row["derived"] = _derived(seconds[WARM_UP:], functions | (derived or {}))
+        row["derived"] = medians(seconds[WARM_UP:], functions | (derived or {}))
         row |= self._rates(
             row["milliseconds"][OURS] / 1e3, moved, _flops(variants[OURS], first) if flops is None else flops, dtype
         )
@@ -144,40 +121,3 @@ def _flops(function: Callable[..., object], arguments: tuple[Any, ...]) -> int:
     with FlopCounterMode(display=False) as counter:
         function(*arguments)
     return counter.get_total_flops()
-
-
-def _rounds(
-    variants: Variants, clock: Clock, sets: Iterator[tuple[Any, ...]], repeat: int, rehearse: bool
-) -> Iterator[Seconds]:
-    """Round after round: each variant timed once, the first of a round being the second of the round before."""
-    names = list(variants)
-    for turn in itertools.count():
-        shift = turn % len(names)
-        seconds = {}
-        for name in names[shift:] + names[:shift]:
-            if rehearse:
-                variants[name](*next(sets))
-            seconds[name] = clock(variants[name], [next(sets) for _ in range(repeat)])
-        yield {name: seconds[name] for name in names}
-
-
-def _times(rounds: list[Seconds]) -> dict[str, Seconds]:
-    columns = {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
-    medians = {name: statistics.median(times) for name, times in columns.items()}
-    return {
-        "milliseconds": {name: round(1e3 * median, 6) for name, median in medians.items()},
-        "spread": {name: round(iqr(times) / medians[name], 4) for name, times in columns.items()},
-    }
-
-
-def _derived(rounds: list[Seconds], functions: Derived) -> dict[str, dict[str, float]]:
-    values = {name: [function(seconds) for seconds in rounds] for name, function in functions.items()}
-    return {name: {"median": round(statistics.median(v), 4), "iqr": round(iqr(v), 4)} for name, v in values.items()}
-
-
-def iqr(values: list[float]) -> float:
-    """Interquartile range; 0 for fewer than four values."""
-    if len(values) < 4:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4)
-    return high - low

@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.clocks import settle_allocator
 from bench.gpu import regret as on_cuda
 from bench.results import provenance
 from tests.cases import MEMORY_FORMATS, Conv
+from wuskern.bench.clocks import settle_allocator
 from wuskern.kernels import backends
 from wuskern.kernels.cpu import conv2d, native, paths, product
 from wuskern.kernels.problem import Problem

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from bench.ceilings import Ceilings
+from wuskern.bench.ceilings import Ceilings
 from wuskern.doctor import package_version
 from wuskern.kernels import backends
 from wuskern.train.results import environment, replace

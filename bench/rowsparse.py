@@ -20,10 +20,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from bench.plain import PlainTopK, top_rows
-from bench.race import Derived, Race, Seconds
+from bench.race import Race
 from tests.accuracy import assert_as_right_as_stock
 from wuskern import TopK, convert
+from wuskern.bench.plain import PlainTopK, top_rows
+from wuskern.bench.turns import Derived, Seconds
 from wuskern.kernels import reference
 
 RATIOS = (0.05, 0.2)

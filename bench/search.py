@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bench.clocks import settle_allocator
+from wuskern.bench.clocks import settle_allocator
 from wuskern.train import data
 from wuskern.train.loop import Run
 from wuskern.train.methods import DENSE, parse

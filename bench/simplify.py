@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import wuskern as wk
-from bench.clocks import on_host, repeat_for, settle_allocator
 from bench.render import machine, points, table
 from bench.results import FOLDER, paired, provenance
+from wuskern.bench.clocks import on_host, repeat_for, settle_allocator
 from wuskern.train import data
 from wuskern.train.evaluation import evaluate
 from wuskern.train.loop import Run

@@ -20,47 +20,12 @@ from bench.rowsparse import COMPILES, RATIOS, ROUNDS, SMOKE_IMAGES, SMOKE_TOKENS
 from tests.accuracy import assert_as_right_as_stock
 from tests.cases import MEMORY_FORMATS, NETWORK_CONVS
 from wuskern import Columns, convert
+from wuskern.bench.slices import Layer, Slice, draw_columns, groups_of, within
 
 LINEARS = [(512, 512, 512), (2048, 1024, 1024), (4096, 2048, 512), (2048, 768, 3072), (8192, 256, 256)]
 CONVS = [case for case in NETWORK_CONVS if case.name != "depthwise"]  # which has one input channel to a group
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 pytestmark = COMPILES
-Layer = nn.Linear | nn.Conv2d
-
-
-class Slice(nn.Module):
-    """The chosen columns as a parameter beside a constant weight: in forward both are multiplied, and the difference added."""
-
-    def __init__(self, stock: Layer, columns: Tensor) -> None:
-        super().__init__()
-        self.stock, self.columns, self.conv = stock, columns, isinstance(stock, nn.Conv2d)
-        self.weight = nn.Parameter(stock.weight.detach().index_select(1, _within(stock, columns)).clone())
-        self.register_buffer("start", self.weight.detach().clone())
-        self.bias = nn.Parameter(stock.bias.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.stock.weight.detach()
-        if not self.conv:
-            return F.linear(x, weight, self.bias) + F.linear(x[..., self.columns], self.weight - self.start)
-        geometry = self.stock.stride, self.stock.padding, self.stock.dilation, self.stock.groups
-        return F.conv2d(x, weight, self.bias, *geometry) + F.conv2d(
-            x[:, self.columns], self.weight - self.start, None, *geometry
-        )
-
-
-def _within(stock: Layer, columns: Tensor) -> Tensor:
-    """The columns of the first group: the same are taken of each."""
-    return columns[: len(columns) // _groups(stock)]
-
-
-def _groups(stock: Layer) -> int:
-    return stock.groups if isinstance(stock, nn.Conv2d) else 1
-
-
-def _columns(stock: Layer, ratio: float) -> Tensor:
-    groups, each = _groups(stock), stock.weight.shape[1]
-    of_one = torch.randperm(each)[: max(1, int(ratio * each))].sort().values
-    return (of_one + each * torch.arange(groups)[:, None]).flatten()
 
 
 def step(layer: nn.Module) -> Callable[..., Any]:
@@ -77,7 +42,7 @@ def step(layer: nn.Module) -> Callable[..., Any]:
 
 
 def race_all(race: Any, stock: Layer, make: Callable[[], Tensor], ratio: float, **facts: Any) -> None:
-    columns = _columns(stock, ratio)
+    columns = draw_columns(stock, ratio)
     ours, frozen = convert(copy.deepcopy(stock)), copy.deepcopy(stock)
     ours.columns = Columns(columns)
     frozen.weight.requires_grad_(False)
@@ -86,7 +51,7 @@ def race_all(race: Any, stock: Layer, make: Callable[[], Tensor], ratio: float, 
     weight, geometry = stock.weight.detach(), ()
     if conv:
         geometry = (stock.stride, stock.padding, stock.dilation, False, (0, 0), stock.groups)
-    part = weight.index_select(1, _within(stock, columns))
+    part = weight.index_select(1, within(stock, columns))
 
     @torch.no_grad()
     def products(x: Tensor, dy: Tensor, compact: Tensor) -> None:
@@ -135,14 +100,14 @@ def verify(results: dict[str, Any], columns: Tensor, stock: Layer, x: Tensor, dy
     exact_layer, leaf = copy.deepcopy(stock).double(), x.double()
     exact_layer(leaf).backward(dy.double())
     exact = exact_layer.weight.grad
-    within = _within(stock, columns)
+    of_group = within(stock, columns)
     sizes_layer = copy.deepcopy(stock).double()
     sizes_layer(x.double().abs()).backward(dy.double().abs())
-    chosen = (t.index_select(1, within) for t in (ours[1], dense[1], exact, sizes_layer.weight.grad))
+    chosen = (t.index_select(1, of_group) for t in (ours[1], dense[1], exact, sizes_layer.weight.grad))
     assert_as_right_as_stock(*chosen)
-    others = torch.ones(ours[1].shape[1], dtype=torch.bool).index_fill_(0, within, False)
+    others = torch.ones(ours[1].shape[1], dtype=torch.bool).index_fill_(0, of_group, False)
     assert not ours[1][:, others].any()
-    assert len(columns) == _groups(stock) * len(within)
+    assert len(columns) == groups_of(stock) * len(of_group)
     torch.testing.assert_close(ours[0], dense[0], rtol=2**-6, atol=2**-4 * dense[0].abs().max().item())
 
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 import wuskern as wk
-from bench.clocks import settle_allocator
 from bench.render import machine
 from bench.results import FOLDER, provenance
+from wuskern.bench.clocks import settle_allocator
 from wuskern.functional import conv2d_backward, linear_backward
 from wuskern.train.results import replace
 

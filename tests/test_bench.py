@@ -1,5 +1,6 @@
 """The races of bench/: what they refuse and what they compute. Nothing here depends on how long anything takes."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,9 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import clocks, conftest, race, results
-from bench.ceilings import Ceilings
+from bench import conftest, race, results
+from tests.cases import NETWORK_CONVS
 from tests.conftest import ROOT
+from wuskern.bench import clocks, turns
+from wuskern.bench.ceilings import Ceilings
 from wuskern.train import memory
 
 # ---- the race -------------------------------------------------------------------------------------------------------
@@ -54,7 +57,7 @@ def two_variants():
     return {"ours": lambda x: x + 1, "peer": lambda x: x + 1}
 
 
-WARM = [9.0] * race.WARM_UP
+WARM = [9.0] * turns.WARM_UP
 
 
 def test_a_wrong_result_stops_the_race_before_anything_is_timed(monkeypatch):
@@ -102,10 +105,10 @@ def test_a_smoke_run_has_each_shape_and_all_else_once():
 def test_every_variant_takes_every_place_of_a_round(count):
     order = []
     variants = {str(i): (lambda x, i=i: i) for i in range(count)}
-    turns = race._rounds(variants, lambda function, calls: order.append(function(0)) or 1.0, iter(lambda: (0,), 1), 1, False)
+    found = turns.turns(variants, lambda function, calls: order.append(function(0)) or 1.0, iter(lambda: (0,), 1), 1, False)
     rounds = []
     for _ in range(count):
-        assert set(next(turns)) == set(variants)
+        assert set(next(found)) == set(variants)
         rounds.append(order[-count:])
     for place in range(count):
         assert {names[place] for names in rounds} == set(range(count))
@@ -120,16 +123,16 @@ def test_a_call_takes_the_inputs_used_longest_ago(variants, copies, repeat, rehe
             function(*arguments)
         return 1.0
 
-    sets = race.itertools.cycle([(i,) for i in range(copies)])
-    turns = race._rounds({str(i): used.append for i in range(variants)}, clock, sets, repeat, rehearse)
+    sets = itertools.cycle([(i,) for i in range(copies)])
+    found = turns.turns({str(i): used.append for i in range(variants)}, clock, sets, repeat, rehearse)
     for _ in range(4):
-        next(turns)
+        next(found)
     assert used == [i % copies for i in range(4 * variants * (repeat + rehearse))]
 
 
 def test_ratios_are_medians_over_rounds_and_not_quotients_of_medians(monkeypatch):
     ours, peer = [1.0, 2.0, 4.0, 2.0, 1.0], [4.0, 4.0, 4.0, 2.0, 1.0]
-    times = {"ours": WARM + ours, "peer": [90.0] * race.WARM_UP + peer}
+    times = {"ours": WARM + ours, "peer": [90.0] * turns.WARM_UP + peer}
     (row,) = run(monkeypatch, two_variants(), times, floor=lambda t: t["peer"] / 2)
     assert row["milliseconds"] == {"ours": 2000, "peer": 4000}
     assert list(row["milliseconds"]) == ["ours", "peer"]  # whoever came first in the first round
@@ -165,8 +168,8 @@ def test_flops_are_counted_and_peaks_measured(monkeypatch):
 @given(st.lists(st.floats(1e-3, 1e3), min_size=4, max_size=40))
 def test_spread_is_the_interquartile_range(values):
     low, high = np.percentile(values, [25, 75], method="weibull")
-    assert race.iqr(values) == pytest.approx(high - low)
-    assert race.iqr(values[:3]) == 0
+    assert turns.iqr(values) == pytest.approx(high - low)
+    assert turns.iqr(values[:3]) == 0
 
 
 def test_inputs_fill_the_last_level_cache_twice_and_no_more_than_needed(monkeypatch):
@@ -234,3 +237,12 @@ def test_a_smoke_run_has_no_results_to_write():
     config = SimpleNamespace(getoption={"--results": "x.json", "--benchmark-disable": True}.get)
     with pytest.raises(pytest.UsageError, match="--results: expected a run that measures, got --benchmark-disable"):
         conftest.pytest_configure(config)
+
+
+def test_parameters_and_what_a_case_adds_are_plain_json():
+    given = {"dtype": torch.float32, "case": NETWORK_CONVS[0], "shape": (2, torch.Size([3])), "ratio": None, "graphed": True}
+    output = {"benchmarks": [{"params": given, "extra_info": {"of": given}}, {"params": None, "extra_info": {}}]}
+    conftest.pytest_benchmark_update_json(None, [], output)
+    expected = {"dtype": "float32", "case": str(NETWORK_CONVS[0]), "shape": [2, [3]], "ratio": None, "graphed": True}
+    assert output["benchmarks"] == [{"params": expected, "extra_info": {"of": expected}}, {"params": {}, "extra_info": {}}]
+    assert json.loads(json.dumps(output)) == output

@@ -7,6 +7,7 @@ import torch.nn as nn
 from bench import render_columns, test_columns
 from tests.bench_rows import row
 from wuskern import Columns, convert
+from wuskern.bench.slices import Slice, draw_columns
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from wuskern import Columns, convert
 def test_a_slice_in_plain_pytorch_has_the_gradients_of_the_columns(stock, shape, columns):
     torch.manual_seed(0)
     stock, x = stock.double(), torch.randn(shape, dtype=torch.float64)
-    plain, ours = test_columns.Slice(stock, torch.tensor(columns)), convert(stock)
+    plain, ours = Slice(stock, torch.tensor(columns)), convert(stock)
     ours.columns = Columns(columns)
     dy = torch.randn_like(ours(x))
     of_plain, of_ours = (test_columns.step(layer)(x, dy, x) for layer in (plain, ours))
@@ -32,7 +33,7 @@ def test_a_slice_in_plain_pytorch_has_the_gradients_of_the_columns(stock, shape,
 
 def test_columns_of_each_group_are_the_same_in_all():
     torch.manual_seed(0)
-    chosen = test_columns._columns(nn.Conv2d(12, 6, 1, groups=3), 0.5)
+    chosen = draw_columns(nn.Conv2d(12, 6, 1, groups=3), 0.5)
     assert chosen.view(3, 2).sub(torch.arange(3)[:, None] * 4).unique(dim=0).shape == (1, 2)
 
 

@@ -10,9 +10,10 @@ import torch.nn as nn
 from matplotlib.figure import Figure
 
 import wuskern as wk
-from bench import picture, plain, render, render_rows, rowsparse, tables
+from bench import picture, render, render_rows, rowsparse, tables
 from tests.bench_rows import rowsparse_rows
 from tests.cases import MEMORY_FORMATS
+from wuskern.bench import plain
 
 CONTENT = {"rows": rowsparse_rows(), "environment": {"processor": "P", "threads": 2, "torch": "2"}}
 

@@ -146,7 +146,7 @@ def test_ctrl_c_leaves_valid_results(tmp_path):
         (["--image-size", "200000"], "wuskern: "),
         (["--policy", "wus:window=0"], "window: expected at least 1, got 0"),
         (["--policy", "meprop:ratio=2"], "wuskern: ratio: expected a number over 0 and up to 1, got 2"),
-        (["--policy", "meprop:k=51"], "wuskern: 1: k: expected a multiple of block * groups = 1 up to 50, got 51"),
+        (["--policy", "meprop:k=51"], "wuskern: 1: k: expected at most 50, got 51"),
         (["--policy", "meprop:ratio=.1:scope=input"], "wuskern: scope: expected one of weight, both, got 'input'"),
         (
             ["--policy", "meprop:k=5+memory:k=5"],

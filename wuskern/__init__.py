@@ -17,6 +17,7 @@ from wuskern.optim import load_part_, part_state_dict, unscale_
 from wuskern.plans import set_columns, set_plan, set_rows, set_skip, set_tokens, skipping
 from wuskern.simplify import fit_, simplify, simplify_
 from wuskern.sparse_grad import RowGrad
+from wuskern.summary import summary
 
 try:
     __version__ = version("wuskern")
@@ -61,6 +62,7 @@ __all__ = [
     "simplify",
     "simplify_",
     "skipping",
+    "summary",
     "survey",
     "unscale_",
 ]

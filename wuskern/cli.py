@@ -1,4 +1,4 @@
-"""The command line: ``wuskern train | report | recipes | doctor``, or ``python -m wuskern``. Wrong arguments end with 2."""
+"""The command line: ``wuskern train | bench | report | recipes | doctor`` or ``python -m wuskern``. Wrong input: code 2."""
 
 import argparse
 import contextlib
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from wuskern.bench import command as bench_command
 from wuskern.doctor import explain
 from wuskern.train import report
 from wuskern.train.command import Parser, add_arguments, command_line, methods_help, output_of, plain, prepare
@@ -91,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     made.set_defaults(command=_report)
     report.add_arguments(made)
 
+    bench = commands.add_parser("bench", help="time one layer of any shape, dense and in part, against PyTorch and its floor")
+    bench.set_defaults(command=_bench)
+    bench_command.add_arguments(bench)
+
     recipes = commands.add_parser("recipes", help="list the experiments that come with wuskern, one per paper")
     recipes.set_defaults(command=_recipes)
     return parser
@@ -159,6 +164,13 @@ def _report(arguments: argparse.Namespace) -> int:
     report.save(path, text)
     print(f"report: {path}")
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    with _input():
+        bench_command.check_installed()
+        asked = bench_command.asked(arguments)
+    return bench_command.run(arguments, asked)
 
 
 def _recipes(_: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from wuskern.choices import Parts
 from wuskern.layers import conv1d
 from wuskern.layers.adapters import adapters_of
 from wuskern.layers.embedding import SkippableEmbedding
-from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear
+from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear, plain_name
 
 Model = TypeVar("Model", bound=nn.Module)
 VIEWS = ("plan", *Parts.__annotations__)  # what a converted layer has beside its stock twin
@@ -73,7 +73,8 @@ def survey(model: nn.Module, filter_fn: FilterFn | None = None, *, embeddings: b
     it alone, if it does; the list has a ``share``, of all their weights, that is converted."""
     findings = Findings()
     stock, adapters = tuple(_skippable()), adapters_of(model)
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
+        name = plain_name(model, path)
         if module in adapters and not isinstance(module, Skippable):
             if isinstance(module, stock):
                 findings.append(Finding(name, module, ADAPTER))
@@ -155,7 +156,7 @@ def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool
     Args:
         model: any module.
         filter_fn: ``filter_fn(module, name) -> bool``, asked once about each layer that could be converted, by its first
-            name; False leaves it alone. It only narrows the choice.
+            name, without what ``torch.compile`` and DDP put before it; False leaves it alone. It only narrows the choice.
         embeddings: whether embeddings are converted, too. They have ``skip`` and ``rows``, and policies pass them over.
 
     Raises:

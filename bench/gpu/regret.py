@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.clocks import clock_of
 from tests.cases import Conv
+from wuskern.bench.clocks import clock_of
 from wuskern.kernels import backends
 from wuskern.kernels.cuda import rule
 from wuskern.kernels.cuda.gpus import capability_of

@@ -120,8 +120,8 @@ def test_all_rows(capsys):
         (("linear", "4x4"), "--explain: expected TOKENSxOUTxIN in positive numbers, got '4x4'"),
         (("linear", "4x0x4"), "--explain: expected TOKENSxOUTxIN in positive numbers, got '4x0x4'"),
         (("conv2d", "4xax4x4x3"), "--explain: expected BATCHxCHANNELSxOUTxSIDExKERNEL in positive numbers, got '4xax4x4x3'"),
-        (("linear", "4x4x4", "--k", "5"), "k: expected a multiple of block * groups = 1 up to 4, got 5"),
-        (("linear", "4x4x4", "--columns", "5"), "k: expected a multiple of block * groups = 1 up to 4, got 5"),
+        (("linear", "4x4x4", "--k", "5"), "k: expected at most 4, got 5"),
+        (("linear", "4x4x4", "--columns", "5"), "k: expected at most 4, got 5"),
         (
             ("conv2d", "4x4x4x8x3", "--columns", "3", "--groups", "2"),
             "k: expected a multiple of block * groups = 2 up to 4, got 3",

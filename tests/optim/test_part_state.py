@@ -5,6 +5,7 @@ import io
 import pytest
 import torch
 import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
 
 import wuskern as wk
 
@@ -31,8 +32,24 @@ def train(model: nn.Module) -> None:
         optimizer.step()
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def in_part(model: nn.Module) -> nn.Module:
+    model[3] = compiled(model[3])
+    return model
+
+
+def under_ddp(model: nn.Module) -> nn.Module:
+    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    wrapped.module = model
+    return wrapped
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script", "ignore:Dynamo:UserWarning")  # of torch's own
-@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")], ids=["plain", "compiled"])
+@pytest.mark.parametrize("wrap", [lambda m: m, compiled, in_part, under_ddp], ids=["plain", "compiled", "in part", "DDP"])
 @pytest.mark.parametrize("convert_back", [False, True])
 def test_it_brings_a_fresh_model_to_where_the_trained_one_is(wrap, convert_back):
     model = planned()
@@ -46,7 +63,7 @@ def test_it_brings_a_fresh_model_to_where_the_trained_one_is(wrap, convert_back)
     assert state["3.weight:rows"].tolist() == [0, 7]
     assert "5.weight" not in state
     fresh = wk.revert(network()) if convert_back else network()
-    wk.load_part_(fresh, state)
+    wk.load_part_(wrap(fresh), state)
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), model.state_dict().values(), strict=True))
 
 

@@ -216,6 +216,19 @@ def test_a_trial_gives_what_has_no_default(name: str) -> None:
     assert needed <= given <= set(defaults(name))
 
 
+@pytest.mark.parametrize("call", [lambda p: p.before_step(), lambda p: p.after_epoch(), lambda p: p.step(0.5)])
+def test_a_layer_that_was_replaced_is_named_once(call, caplog: pytest.LogCaptureFixture) -> None:
+    policy = attached(wus())
+    policy.after_step()
+    policy.model[4] = nn.Linear(16, 7)
+    for _ in range(3):
+        call(policy)
+    assert [message for message in caplog.messages if "replaced" in message] == [
+        "WUS: expected the layers that the policy was made for, got a model in which 4 was replaced: convert the model again "
+        "and make the policy anew"
+    ]
+
+
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 

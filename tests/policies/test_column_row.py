@@ -48,7 +48,11 @@ def test_arguments_arrive():
         ({}, ValueError, "ratio, k: expected one of the two"),
         ({"ratio": 2}, ValueError, "ratio: expected a number over 0 and up to 1, got 2"),
         ({"k": 2, "pick": "all"}, ValueError, "pick: expected one of top, crs, wta, got 'all'"),
-        ({"k": 2, "dense": ["1"]}, ValueError, r"dense: expected names of converted layers \(0, 2\), got '1'"),
+        (
+            {"k": 2, "dense": ["1"]},
+            ValueError,
+            r"dense: expected names of converted layers \(0, 2\) or of modules with some, got '1'",
+        ),
         ({"k": 2, "dense": ["0", "2"]}, ValueError, "dense: expected some converted layer not to be dense, got all 2"),
     ],
     ids=str,

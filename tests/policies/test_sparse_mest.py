@@ -174,7 +174,7 @@ def test_blocks_come_and_go_whole():
         (dict(epochs=0), "epochs: expected at least 1, got 0"),
         (dict(seed=-1), "seed: expected at least 0, got -1"),
         (dict(sparsity=1), "sparsity: expected a number from 0 and under 1, got 1"),
-        (dict(dense=["1", "2"]), "dense: expected names of converted layers (0, 1), got '2'"),
+        (dict(dense=["1", "2"]), "dense: expected names of converted layers (0, 1) or of modules with some, got '2'"),
         (dict(pattern="1:5", variant="ems"), "pattern: expected variant em without lower and upper for n:m"),
         (dict(pattern="1:5", sparsity=0.9), "sparsity: expected None, as 1:5 says it, got 0.9"),
         (dict(pattern="1:5", distribution="erk"), "distribution: expected uniform with 1:5, got 'erk'"),

@@ -54,6 +54,8 @@ def count_of(ratio: float | None, k: int | None, out: int, unit: int) -> int:
     """The number of ``out`` units that a ratio or ``k`` means, a multiple of ``unit``. Raises ``ValueError`` for another k."""
     if k is None:
         return max(1, int(ratio * out) // unit) * unit  # type: ignore[operator]
+    if k > out and unit == 1:
+        raise ValueError(f"k: expected at most {out}, got {k}")
     if k > out or k % unit:
         raise ValueError(f"k: expected a multiple of block * groups = {unit} up to {out}, got {k}")
     return k

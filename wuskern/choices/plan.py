@@ -3,10 +3,13 @@
 import copy
 import dataclasses
 import functools
+import reprlib
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
+
+from torch import Tensor
 
 from wuskern.choices.base import Units
 from wuskern.choices.columns import ColumnChoice, Columns, TopColumns
@@ -36,6 +39,19 @@ _KINDS: dict[str, tuple[type, ...]] = {
 OBSERVERS = {"rows": "observer", "columns": "column_observer"}  # of the choice of which each is told
 CHOICES = tuple(name for name in _KINDS if name not in OBSERVERS.values())
 OF_EMBEDDING = (Rows, BatchRows)
+
+
+def _meant(name: str, value: object) -> str:
+    """What somebody means who gives a share, or numbers, where a choice is expected."""
+    if name in _SHARES and isinstance(value, int | float) and not isinstance(value, bool):
+        return f" (is {_SHARES[name]}({'k' if isinstance(value, int) else 'ratio'}={value!r}) meant?)"
+    if name in _NUMBERS and isinstance(value, list | tuple | Tensor):
+        return f" (is {_NUMBERS[name]}({reprlib.repr(value)}) meant?)"
+    return ""
+
+
+_SHARES = {"rows": "TopK", "columns": "TopColumns", "tokens": "Tokens"}
+_NUMBERS = {"rows": "Rows", "columns": "Columns"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,7 @@ class Plan:
             if value is not None and not isinstance(value, kinds):
                 *others, last = (kind.__name__ for kind in kinds)
                 allowed = f"{', '.join(others)} or {last}" if others else last
-                raise TypeError(f"{name}: expected a {allowed}, or None, got {value!r}")
+                raise TypeError(f"{name}: expected a {allowed}, or None, got {value!r}{_meant(name, value)}")
 
     @classmethod
     def of(cls, plan: "Plan | None", parts: Any) -> "Plan":

@@ -32,9 +32,11 @@ def keys(state: Any, expected: Collection[str]) -> None:
 
 def of_policy(policy: Any, state: Any) -> None:
     """Refuses a state with other keys than the policy's, or of another policy, which may have the same keys."""
-    keys(state, policy.state_dict())
+    if not isinstance(state, Mapping) or "policy" not in state:
+        keys(state, policy.state_dict())
     if state["policy"] != type(policy).__name__:
         refuse(f"that of {type(policy).__name__}", f"that of {said(state['policy'])}")
+    keys(state, policy.state_dict())
 
 
 def names(what: str, value: Any, expected: Collection[str], subset: bool = False) -> None:

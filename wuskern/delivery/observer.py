@@ -4,13 +4,15 @@ An observer belongs to a policy and is named in a layer's plan. It hears only of
 gradient of the input (an attack, a saliency map) leaves no trace.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from wuskern.common.arguments import one_of
 from wuskern.delivery import deliver
+
+SumScore = Literal["l1", "l2"]
 
 
 class _Memory:
@@ -64,9 +66,9 @@ class Observer(_Memory):
     hits: Tensor | None
     seen: Tensor | None
 
-    def __init__(self, score: str | None = None, alive: Tensor | None = None) -> None:
+    def __init__(self, score: SumScore | None = None, alive: Tensor | None = None) -> None:
         if score is not None:
-            one_of("score", score, ("l1", "l2"))
+            one_of("score", score, get_args(SumScore))
         if not isinstance(alive, Tensor | None):
             raise TypeError(f"alive: expected a tensor or None, got {type(alive).__name__}")
         super().__init__()

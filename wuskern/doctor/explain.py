@@ -59,10 +59,10 @@ def _question(a: argparse.Namespace) -> Question:
     _one_of("--dtype", a.dtype, tuple(DTYPES))
     dtype = DTYPES[a.dtype]
     if kind == "linear":
-        tokens, out, inputs = _numbers(shape, 3, LINEAR)
+        tokens, out, inputs = numbers("--explain", shape, 3, LINEAR)
         whole = Problem("rowsparse_wgrad", dtype, tokens, inputs, out, out)
     else:
-        batch, channels, out, side, kernel = _numbers(shape, 5, CONV2D)
+        batch, channels, out, side, kernel = numbers("--explain", shape, 5, CONV2D)
         padding = kernel // 2 if a.padding is None else a.padding
         sides = (side,) * 2, (kernel,) * 2, (a.stride,) * 2, (padding,) * 2, (1, 1)
         whole = Problem(
@@ -88,8 +88,9 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
-def _numbers(shape: str, count: int, expected: str) -> list[int]:
+def numbers(name: str, shape: str, count: int, expected: str) -> list[int]:
+    """The sizes in a text such as "4096x1024x1024". Raises ``ValueError`` for what is none, in the argument's name."""
     parts = shape.split("x")
-    if len(parts) != count or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"--explain: expected {expected} in positive numbers, got {shape!r}")
+    if len(parts) != count or not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
+        raise ValueError(f"{name}: expected {expected} in positive numbers, got {shape!r}")
     return [int(part) for part in parts]

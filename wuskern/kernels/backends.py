@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from wuskern.kernels.cuda.gpus import capability_of
 from wuskern.kernels.problem import OPS as PRODUCTS
 from wuskern.kernels.problem import problem_of
 
-NAMES = ("native", "triton", "reference")  # in order of preference
+Name = Literal["native", "triton", "reference"]
+NAMES = get_args(Name)  # in order of preference
 LIBRARIES = {"cpu": "libwuskern_cpu.so", "cuda": "libwuskern_cuda.so"}
 TRITON_CAPABILITY = (8, 0)
 LIBRARY_DIR = Path(__file__).parents[1] / "lib"
@@ -163,7 +164,7 @@ def _set_wish(name: str | None) -> None:
 _wishes = Overlapping(lambda: _wish, _set_wish)
 
 
-def backend(name: str) -> contextlib.AbstractContextManager[None]:
+def backend(name: Name) -> contextlib.AbstractContextManager[None]:
     """A block in which every op runs on the named backend ("native", "triton" or "reference"), in all threads, or raises. Of
     blocks that overlap, the one entered last counts until it is left.
 

@@ -1,6 +1,6 @@
 """The ops that read a gradient of an output once: sums of its rows, their scores, and the rows with the largest."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ declare(
 # ---- row_stats ------------------------------------------------------------------------------------------------------
 
 
-def row_stats(dy: Tensor, dim: int, score: str = "l1") -> tuple[Tensor, Tensor]:
+def row_stats(dy: Tensor, dim: int, score: Literal["l1", "l2"] = "l1") -> tuple[Tensor, Tensor]:
     """The gradient of a bias, and a score for each of its elements, in one read of ``dy``.
 
     Args:

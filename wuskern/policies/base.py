@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch.nn as nn
 from torch.optim import Optimizer
 
-from wuskern.choices import DEFAULTS, Parts, Plan
+from wuskern.choices import CHOICES, DEFAULTS, Parts, Plan
+from wuskern.common import describe
 from wuskern.modules import product_layers
-from wuskern.plans import check_plan
+from wuskern.plans import check_plan, layers_of
 from wuskern.policies.attach import Attachment
 from wuskern.policies.calls import Calls
 
@@ -47,6 +48,14 @@ def parts_of(wanted: Wants) -> Parts:
     return {name: value for name, value in wanted.items() if name in DEFAULTS}  # type: ignore[return-value]
 
 
+def _in_words(wanted: Wants) -> str:
+    """What is wanted of a layer, without its numbers."""
+    if wanted.get("frozen") or wanted.get("skip"):
+        return "frozen" if wanted.get("frozen") else "skip"
+    chosen = [part for part in CHOICES if wanted.get(part) is not None]
+    return " and ".join(chosen + ["zeros"] * (wanted.get("density", 1.0) < 1)) or "dense"
+
+
 @dataclass(eq=False)
 class Policy(ABC):
     """A method that decides what the backward of layers computes; it never computes a gradient or touches ``requires_grad``.
@@ -73,11 +82,30 @@ class Policy(ABC):
 
     model: nn.Module = field(repr=False)
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]  # dataclass keeps what the class itself has
+
     def __post_init__(self) -> None:
         self.layers = product_layers(self.model)
         self.part_of: Policy | None = None  # the Compose that has this policy
         self.on = False  # until ``apply`` is first called
         self.calls = Calls(self, self.needs)
+
+    def __repr__(self) -> str:
+        return f"{self.call}: {self._now()}"
+
+    @property
+    def call(self) -> str:
+        """The policy as the call that makes it, without the model and what else is large."""
+        return describe.call(self)
+
+    def _now(self) -> str:
+        """What the policy wants of its layers now, in a few words."""
+        if not getattr(self, "on", False):
+            return "off"
+        words = describe.counted(map(_in_words, map(self.wants, self.layers)))
+        return f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}: {words}"
 
     # ---- events: a trainer calls these ------------------------------------------------------------------------------
 
@@ -189,21 +217,17 @@ class Policy(ABC):
         policies before one of them loads."""
 
     def names_or_last(self, dense: Collection[str] | None) -> tuple[str, ...]:
-        """The names ``dense`` in the order of ``named_modules``; for None that of the last layer, taken as the output layer.
+        """The names of the layers that ``dense`` names, or that lie in a module that it names, in the order of
+        ``named_modules``; for None that of the last layer, taken as the output layer.
 
         Raises:
-            TypeError, ValueError: no list, a name that is no converted layer, or the names of all of them.
+            TypeError, ValueError: no list, a name of no converted layer, or the names of all of them.
         """
         layers = tuple(self.layers)
-        dense = layers[-1:] if dense is None else dense
-        if isinstance(dense, str) or not isinstance(dense, Collection):
-            raise TypeError(f"dense: expected a list of names of layers, got {dense!r}")
-        for name in dense:
-            if name not in layers:
-                raise ValueError(f"dense: expected names of converted layers ({', '.join(layers)}), got {name!r}")
-        if set(dense) == set(layers):
+        taken = layers[-1:] if dense is None else layers_of("dense", dense, self.layers)
+        if set(taken) == set(layers):
             raise ValueError(f"dense: expected some converted layer not to be dense, got all {len(layers)}")
-        return tuple(name for name in layers if name in dense)
+        return taken
 
     def all_but(self, dense: Collection[str]) -> list[str]:
         """The names of the converted layers that are not in ``dense``."""

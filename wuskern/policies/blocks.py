@@ -50,7 +50,7 @@ class Blocks(Policy):
             "ascending" and "descending": in the order of ``named_modules``, or from behind.
         state: what the optimizer knows of a block's parameters when it stops to train: "drop", as BAdam, or "keep".
         others: what of the other blocks: "skip", biases and whatever has no weight matrix train on; "still", nothing moves.
-        dense: names of converted layers that always train, beside those without a number.
+        dense: names of converted layers, or of modules, that always train, beside those without a number.
         seed: of a generator of its own; all processes give the same.
 
     Attributes:

@@ -12,7 +12,7 @@ from wuskern import ops
 from wuskern.choices import BIASES, SCOPES, Bias, Rows, Scope
 from wuskern.common import states
 from wuskern.common.arguments import one_of, whole
-from wuskern.delivery.observer import Observer
+from wuskern.delivery.observer import Observer, SumScore
 from wuskern.policies.base import Policy, Wants
 from wuskern.policies.observed import observed
 
@@ -31,7 +31,7 @@ class ByScores(Policy):
         model: a model with converted layers.
         reuse: optimizer steps that a choice is kept for. Each choice waits for a GPU, once for each layer.
         scope, bias: as for ``wuskern.Rows``. block: rows are chosen in aligned blocks of so many.
-        dense: names of the converted layers that keep the whole backward. None: the last one in the order of
+        dense: names of converted layers, or of modules, that keep the whole backward. None: the last one in the order of
             ``named_modules``.
     """
 
@@ -55,7 +55,7 @@ class ByScores(Policy):
         self.rows: dict[str, Rows] = {}
         self.steps = 0  # in which the present choice has been in use
 
-    def _observed_score(self) -> str:
+    def _observed_score(self) -> SumScore:
         """The score by which rows are compared: "l1", the sum of |dY|, or "l2", that of its squares."""
         return "l1"
 

@@ -39,6 +39,8 @@ class Calls:
         self._got[call] += 1
         if self._got[call] == 1:
             self._say_others(policy)
+        if self._got[call] == 1 or call in ("after_epoch", "step"):
+            self._say_replaced(policy)
         for need in self.needs:
             if need in self._said or self._got[need]:
                 continue
@@ -47,6 +49,17 @@ class Calls:
                     self._say(policy, need, "the optimizer is not attached")
             elif self._rounds() >= PATIENCE[need]:
                 self._say(policy, need, f"{self._rounds()} rounds without a call of it")
+
+    def _say_replaced(self, policy: "Policy") -> None:
+        """Warns of layers that the model has no longer: nobody hears what the policy sets there."""
+        inside = set(policy.model.modules())
+        gone = [name or "the model itself" for name, layer in policy.layers.items() if layer not in inside]
+        if gone and "replaced" not in self._said:
+            self._said.add("replaced")
+            _log.warning(
+                "%s: expected the layers that the policy was made for, got a model in which %s was replaced: convert the model "
+                "again and make the policy anew", type(policy).__name__, ", ".join(gone),
+            )  # fmt: skip
 
     def _rounds(self) -> int:
         """The number of epochs or of evaluations so far, whichever is larger: so long a call may have been missing."""

@@ -24,8 +24,8 @@ class ColumnRowSampling(Constant):
     Args:
         model: a model with converted layers.
         ratio, k, pick: as for ``wuskern.Tokens``; ratio or k has to be given.
-        dense: names of the converted layers that sum over all tokens. None: the last one in the order of ``named_modules``, as
-            the output layer.
+        dense: names of converted layers, or of modules, that sum over all tokens. None: the last one in the order of
+            ``named_modules``, as the output layer.
 
     Attributes:
         tokens: the choice. chosen: names of the layers that have it. dense: names of the others.

@@ -39,6 +39,10 @@ class Compose(Policy):
             policy.part_of = self
         self.apply()
 
+    @property
+    def call(self) -> str:
+        return f"{type(self).__name__}([{', '.join(policy.call for policy in self.policies)}])"
+
     def _refuse_two_claims(self) -> None:
         for kind, name in itertools.product(CLAIMS, self.layers):
             deciding = [policy for policy in self.policies if name in policy.claims.get(kind, ())]

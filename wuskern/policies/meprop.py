@@ -33,7 +33,7 @@ class MeProp(Constant):
             "both", score "l1", bias "dense" (ssProp: "rows").
         per: "batch", a ``TopK``; "example", a ``PerExample``, which saves no time, takes ratio or k alone, and is refused for
             a model with a convolution that is not in ``dense``.
-        dense: names of the converted layers that keep the whole backward. None: the last one in the order of
+        dense: names of converted layers, or of modules, that keep the whole backward. None: the last one in the order of
             ``named_modules``, as the output layer.
 
     Attributes:

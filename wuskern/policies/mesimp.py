@@ -57,7 +57,7 @@ class MeSimp(Policy):
         reset: when the optimizer's state is cleared: "cycle", at the end of each; "each", as the public code does; "never".
         simplify: at the end of each cycle that prunes, the model itself becomes smaller, as far as its graph allows, and with
             it the state of the attached optimizer. For one process, and not beside layer freezing.
-        dense: names of the converted layers that keep the whole backward and all rows. None: the last one.
+        dense: names of converted layers, or of modules, that keep the whole backward and all rows. None: the last one.
 
     Attributes:
         epoch: epochs trained. alive: by layer, ``[out]``, bool, the rows that are not pruned. counts: by layer, ``[out + 1]``,

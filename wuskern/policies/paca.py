@@ -41,7 +41,7 @@ class PaCA(Policy):
             processes of torch.distributed: a pass over the input of each forward. The first choice is by the weights then,
             and a layer without a backward keeps its choice.
         steps: optimizer steps until columns are chosen anew, counted by ``after_step``; None: never, not with score "input".
-        dense: names of the converted layers that train whole. None: the last one in the order of ``named_modules``.
+        dense: names of converted layers, or of modules, that train whole. None: the last one in the order of ``named_modules``.
         seed: of a generator of its own; all processes give the same.
 
     Attributes:

@@ -83,6 +83,10 @@ class Savings:
         self.trained = self.depth = 0
         self.left_out = dict.fromkeys(COUNTED, 0)
 
+    def __repr__(self) -> str:
+        given = self.policy.call + ("" if self.samples is None else f", samples={self.samples}")
+        return f"Savings({given}): {len(self.costs)} layers, {self.trained} samples since the last report"
+
     def count(self, samples: int, *, cached_layers: int = 0) -> None:
         """Counts a batch of ``samples`` samples under what the policy wants now.
 

@@ -6,7 +6,7 @@ which the row was not chosen, and is cleared when it is.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from wuskern import ops
 from wuskern.choices import Plan, TopK
 from wuskern.common import states
 from wuskern.common.arguments import number, one_of
+from wuskern.delivery.observer import SumScore
 from wuskern.policies.by_scores import ByScores
 
 
@@ -45,7 +46,7 @@ class ScoreMemory(ByScores):
     ratio: float | None = None
     k: int | None = None
     eta: float = 0.8
-    score: Literal["l1", "l2"] = "l1"
+    score: SumScore = "l1"
 
     def __post_init__(self) -> None:
         one_of("score", self.score, ops.SCORES)
@@ -60,7 +61,7 @@ class ScoreMemory(ByScores):
         self._choose({})
         self.apply()
 
-    def _observed_score(self) -> str:
+    def _observed_score(self) -> SumScore:
         return self.score
 
     def _first_count(self, name: str) -> int:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from wuskern.common import states
+from wuskern.common import describe, states
 from wuskern.common.arguments import flag, number, share, whole
 
 UNSEEN, WRONG, RIGHT = range(3)
@@ -89,6 +89,9 @@ class SievingSampler(Sampler[int]):
         self.learned = torch.zeros(self.size, dtype=torch.bool)  # was right, at least once
         self.last = torch.full((self.size,), UNSEEN)  # what the last presentation gave
         self._seen = torch.zeros(self.size, dtype=torch.bool)  # by this process, in this epoch
+
+    def __repr__(self) -> str:
+        return f"{describe.call(self)}: {len(self.training)} samples train, {len(self.waiting)} wait, after {self.epoch} epochs"
 
     @property
     def _kept(self) -> int:

@@ -1,6 +1,7 @@
 """The functions ``simplify``, ``simplify_`` and ``norms_of_rows``."""
 
 import copy
+from typing import TypeVar
 
 import torch
 import torch.nn as nn
@@ -16,8 +17,10 @@ from wuskern.simplify.plan import Plan, norms, plan
 from wuskern.simplify.report import Report
 from wuskern.simplify.surgery import Surgery, check_optimizer
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def simplify(model: nn.Module, example: Example) -> tuple[nn.Module, Report]:
+
+def simplify(model: Model, example: Example) -> tuple[Model, Report]:
     """A smaller copy of ordinary layers, without the dead rows: rows of a Linear's weight, or output channels of a Conv2d's,
     that are all zero, with a zero bias.
 

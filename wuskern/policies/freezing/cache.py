@@ -87,6 +87,10 @@ class ActivationCache:
         self._changes = 0
         self._restart()
 
+    def __repr__(self) -> str:
+        kept = f"nothing is kept: {reason}" if (reason := self.reason) else f"{self.nbytes / 1e6:.3g} MB are kept"
+        return f"ActivationCache({self.freezing.call}): {kept}"
+
     def __call__(self, index: Tensor) -> Any:
         """The model's output for the samples ``index``, ``[batch]``, int64."""
         args, kwargs = arguments(self._batches.batch(index))

@@ -44,7 +44,7 @@ class SparseTraining(Policy):
             "2:4" ("2of4", where a colon means something else), or other numbers: of each 4 consecutive inputs of that matrix
             2 stay.
         block: weights on a side, with ``pattern="block"``.
-        dense: names of converted layers without a mask. None: the last one in the order of ``named_modules``.
+        dense: names of converted layers, or of modules, without a mask. None: the last one in the order of ``named_modules``.
         seed: of a generator of its own.
 
     Attributes:

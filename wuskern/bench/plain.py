@@ -1,4 +1,4 @@
-"""Unified top-k (meProp, ssProp) written plainly in PyTorch, as the methods' public code has it: the peer of ``layer.rows``.
+"""The unified top-k of meProp and ssProp in plain PyTorch, as the methods' public code has it: the peer of ``layer.rows``.
 
 Sum, topk, index_select, the library on the compact part, zeros, index_copy; the whole bias gradient. It adds what the public
 code lacks and a fair peer needs: dtypes other than float32, ``groups``, and a dense gradient in the strides of the weight,
@@ -6,6 +6,7 @@ without which autograd would copy it once more.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -23,13 +24,13 @@ def top_rows(dy: Tensor, dim: int, k: int, groups: int = 1) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, k):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, weight)
         ctx.k = k
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         rows = top_rows(dy, 1, ctx.k)
         chosen = dy.index_select(1, rows)
@@ -40,13 +41,15 @@ class _Linear(torch.autograd.Function):
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, k, stride, padding, dilation, groups):
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, k: int, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.k, ctx.groups, ctx.geometry = k, groups, (stride, padding, dilation, False, (0, 0), groups)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         rows = top_rows(dy, 1, ctx.k, ctx.groups)
         chosen = dy.index_select(1, rows), x, weight.index_select(0, rows)
@@ -59,7 +62,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> Tensor:
     return _Linear.apply(x, weight, bias, k)
 
 
-def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, k: int, *geometry) -> Tensor:
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor, k: int, *geometry: Any) -> Tensor:
     return _Conv2d.apply(x, weight, bias, k, *geometry)
 
 
@@ -71,6 +74,7 @@ class PlainTopK(nn.Module):
 
     def __init__(self, stock: nn.Linear | nn.Conv2d, k: int, compiled: bool = False) -> None:
         super().__init__()
+        assert stock.bias is not None
         self.weight, self.bias, self.k = nn.Parameter(stock.weight.detach()), nn.Parameter(stock.bias.detach()), k
         conv = isinstance(stock, nn.Conv2d)
         self.geometry = (stock.stride, stock.padding, stock.dilation, stock.groups) if conv else ()
