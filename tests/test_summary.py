@@ -96,6 +96,19 @@ def test_a_frozen_prefix_counts_as_the_policys():
     assert wk.summary(model).frozen_by_policy == 0
 
 
+def test_what_several_decide_about_counts_once():
+    model = wk.convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4, bias=False)))
+    model[3].weight = model[2].weight
+    model[2].skip = True
+    assert wk.summary(model).skipped == 0  # the other one trains it
+    model[3].skip = True
+    assert (wk.summary(model).skipped, wk.summary(model).total) == (16, 20 + 20)
+    policy = wk.policies.ProgressiveFreezing(model, torch.randn(3, 4), start=0, end=1)
+    policy.after_epoch()
+    model[0].skip = True
+    assert (wk.summary(model).skipped, wk.summary(model).frozen_by_policy) == (16, 20)
+
+
 def test_embeddings_and_their_tokens_and_compiled_models():
     model = wk.convert(nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3)), embeddings=True)
     model[0].rows = wk.Rows([1, 2])
