@@ -39,10 +39,12 @@ def test_a_file_is_executed_once_for_all_of_its_functions(write):
 def test_a_neighbour_is_found_when_the_file_is_executed_and_when_the_function_runs(write):
     write("own_neighbour.py", "width = 3\nimport own_main\nassert own_main.begun")
     write("own_late.py", "width = 4\n")
-    text = "begun = True\nimport own_neighbour\ndef make():\n    import own_late\n    return own_neighbour.width + own_late.width\n"
-    path = write("own_main.py", text)
+    late = "def make():\n    import own_late\n    return own_neighbour.width + own_late.width\n"
+    path = write("own_main.py", f"begun = True\nimport own_neighbour\n{late}")
     assert function_from(f"{path}:make", "--model")() == 7
-    assert sys.path[0] != str(path.rpartition("/")[0]) and sys.path.count(path.rpartition("/")[0]) == 1
+    folder = path.rpartition("/")[0]
+    assert sys.path[0] != folder
+    assert sys.path.count(folder) == 1
 
 
 def test_what_a_neighbour_imported_is_not_executed_again(write):

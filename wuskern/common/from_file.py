@@ -16,8 +16,8 @@ _loaded: dict[Path, ModuleType] = {}  # by the file, each executed once
 def function_from(text: str, argument: str) -> Callable[..., Any]:
     """The function that ``text`` names. Its file is executed once, however many of its functions are asked for.
 
-    While the file is executed its folder comes first where imports look, as in ``python FILE.py``, and last from then on, so that
-    functions which import a neighbour find it. A file that fails is forgotten.
+    While the file is executed its folder comes first where imports look, as in ``python FILE.py``, and last from then on, so
+    that functions which import a neighbour find it. A file that fails is forgotten.
 
     Args:
         text: ``FILE.py:function``. argument: what the user calls it, such as ``--model``; errors begin with it.
@@ -43,7 +43,7 @@ def function_from(text: str, argument: str) -> Callable[..., Any]:
 
 @contextmanager
 def said_in_one_line(argument: str, path: str | Path) -> Iterator[None]:
-    """A block of the user's own code: what it raises becomes a ``ValueError`` of one line that says where in the file ``path``."""
+    """A block of the user's own code: what it raises becomes a ``ValueError`` of one line that says where in the file."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -58,7 +58,8 @@ def _module(path: Path, argument: str) -> ModuleType:
         return imported
     name = _free_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # the name ends in .py
+    assert spec is not None
+    assert spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     folder = str(path.parent)
     sys.modules[name] = module  # ahead of its execution, as pickle, dataclasses and a neighbour that imports it want it
