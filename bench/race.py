@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.ceilings import Ceilings
 from bench.clocks import Clock, clock_of, copies_for, on_host, repeat_for
-from wuskern.train.memory import peak_bytes
+from wuskern.common.memory import peak_bytes
 
 ROUNDS = 21
 WARM_UP = 3

@@ -1,4 +1,4 @@
-"""The command line, ``wuskern train | recipes | doctor`` or ``python -m wuskern``. Wrong arguments end with exit code 2."""
+"""The command line, ``wuskern train | profile | recipes | doctor``, or ``python -m wuskern``. Wrong input end with exit code 2."""
 
 import argparse
 import contextlib
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from wuskern.doctor import explain
+from wuskern.profile import command as profile_command
 from wuskern.train.command import Parser, add_arguments, command_line, methods_help, output_of, plain, prepare
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
     add_arguments(train)
 
+    profile = commands.add_parser("profile", help="measure what a model of your own would save, before training it")
+    profile.set_defaults(command=_profile)
+    profile_command.add_arguments(profile)
+
     recipes = commands.add_parser("recipes", help="list the experiments that come with wuskern, one per paper")
     recipes.set_defaults(command=_recipes)
     return parser
@@ -146,6 +151,15 @@ def _train_on(device: str, arguments: argparse.Namespace) -> int:
         with _input("--checkpoint: "):
             prepared.save_checkpoint()
         return 0 if prepared.run() else INTERRUPTED
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    with _input():
+        report = profile_command.of_arguments(arguments)
+    print(report)
+    if arguments.json is not None:
+        arguments.json.write_text(report.to_json())
+    return 0
 
 
 def _recipes(_: argparse.Namespace) -> int:

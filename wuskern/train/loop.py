@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern.choices import CHOICES
+from wuskern.common.memory import peak_bytes
 from wuskern.convert import convert
 from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
@@ -21,7 +22,6 @@ from wuskern.train import methods, order, processes
 from wuskern.train.data import Data
 from wuskern.train.evaluation import evaluate
 from wuskern.train.loader import Batches
-from wuskern.train.memory import peak_bytes
 from wuskern.train.methods import Method
 from wuskern.train.models import build
 from wuskern.train.phases import Phases
