@@ -1,4 +1,4 @@
-"""The command line, ``wuskern train | profile | recipes | doctor``, or ``python -m wuskern``. Wrong input end with exit code 2."""
+"""The command line, ``wuskern train | profile | recipes | doctor`` or ``python -m wuskern``. Wrong input ends with code 2."""
 
 import argparse
 import contextlib

@@ -45,19 +45,19 @@ class Checker:
             with way.on(layers):
                 frozen = set(way.prefix.parameters)
             return self._frozen(frozen, found)
-        plans = _plans_of_weights(way, model, layers)
+        plans, others = _plans_of_weights(way, model, layers)
         for parameter, grad in found.items():
             expected, name = self.stock[parameter], self.names[parameter]
             plan, layer = plans.get(parameter, (None, None))
+            if parameter in others:
+                continue
             if plan is not None and plan.skip:
                 if grad is not None:
                     return f"{name}: expected no gradient, got one"
                 continue
+            if (expected is None) != (grad is None):
+                return f"{name}: expected {'no' if expected is None else 'a'} gradient, got {_described(grad)}"
             if expected is None or grad is None:
-                if grad is not None:
-                    return f"{name}: expected no gradient, got one"
-                if expected is not None and plan is not None:
-                    return f"{name}: expected a gradient, got none"
                 continue
             whole, part = _dense(expected), _dense(grad)
             if plan is not None and layer is not None:
@@ -71,6 +71,8 @@ class Checker:
         return None
 
     def _frozen(self, frozen: set[nn.Parameter], found: Gradients) -> str | None:
+        if not frozen:
+            return "expected some frozen parameters, got none"
         for parameter, grad in found.items():
             wanted = self.stock[parameter] is not None and parameter not in frozen
             if wanted != (grad is not None):
@@ -89,14 +91,18 @@ class Checker:
 
 def _plans_of_weights(
     way: Way, model: nn.Module, layers: Mapping[str, SkippableLayer]
-) -> dict[nn.Parameter, tuple[Plan, SkippableLayer]]:
-    """The plan of each weight that belongs to layers of one plan alone; others, such as tied ones, have all of the gradient."""
+) -> tuple[dict[nn.Parameter, tuple[Plan, SkippableLayer]], set[nn.Parameter]]:
+    """The plan of each weight that one layer alone has, or several that skip; and the weights with a plan of which less can be
+    said: what something else adds to the gradient of a tied one, or the gradient of what a weight is computed from."""
     by_layer = {layers[name]: plan for name, plan in way.plans.items()}
-    plans = {}
+    plans: dict[nn.Parameter, tuple[Plan, SkippableLayer]] = {}
     for parameter, owners in weight_owners(model, layers):
-        if len(owners) == 1 and owners[0] in by_layer and owners[0]._parameters.get("weight") is parameter:
-            plans[parameter] = by_layer[owners[0]], owners[0]
-    return plans
+        planned = [by_layer[owner] for owner in owners if owner in by_layer]
+        alone = len(owners) == 1 and owners[0]._parameters.get("weight") is parameter
+        if owners and len(planned) == len(owners) and (alone or all(plan.skip for plan in planned)):
+            plans[parameter] = planned[0], owners[0]
+    of_layers = {p for layer in by_layer for name, p in layer.named_parameters() if name != "bias"}
+    return plans, of_layers - set(plans)
 
 
 def _share(plan: Plan, layer: SkippableLayer) -> float:

@@ -20,8 +20,8 @@ def layer_times(layers: Mapping[str, SkippableLayer], race: Race) -> tuple[tuple
         forward_skipped, dgrad = (statistics.median(one[name][i] for one in skipped) for i in range(2))
         saved = forward + backward - forward_skipped - dgrad
         times.append(LayerTimes(name, shape(layer), layer.weight.numel(), forward, dgrad, backward - dgrad, saved))
-    outside = [step - sum(map(sum, one.values())) for step, one in zip(race.probed, dense, strict=True)]
-    return tuple(times), statistics.median(outside)
+    inside = [sum(map(sum, one.values())) for one in dense]
+    return tuple(times), statistics.median(race.seconds[DENSE_NAME]) - statistics.median(inside)
 
 
 def shape(layer: SkippableLayer) -> str:

@@ -67,8 +67,11 @@ def profile(
         if not model.training:
             model.train()
         race = Race(Step(model, batch, autocast, loss), began + seconds)
+        was_converted = _make_dense(model)
         race.stock()
-        layers = _converted(model, filter_fn, findings)
+        if not was_converted and any(finding.obstacle is None for finding in findings):
+            convert(model, filter_fn)
+        layers = _layers(model)
         obstacle = _reasons(findings) if not layers else None
         race.run(layers)
         measured = race.measured()
@@ -116,14 +119,17 @@ def _check(model: Any, batch: Any, seconds: Any, autocast: Any, filter_fn: Any) 
         raise ValueError("model: expected a parameter that trains, got none")
 
 
-def _converted(model: nn.Module, filter_fn: FilterFn | None, findings: Findings) -> dict[str, SkippableLayer]:
-    """The converted layers with a product by name, all dense; of a model without any, those that ``convert`` makes."""
-    had_some = any(isinstance(module, Skippable) for module in model.modules())
-    if not had_some and any(finding.obstacle is None for finding in findings):
-        convert(model, filter_fn)
-    found = {plain_name(model, path): m for path, m in model.named_modules() if isinstance(m, Skippable)}
-    for layer in found.values():
+def _make_dense(model: nn.Module) -> bool:
+    """Whether the model has converted layers; all are dense from then on."""
+    found = [module for module in model.modules() if isinstance(module, Skippable)]
+    for layer in found:
         layer.plan = DENSE
+    return bool(found)
+
+
+def _layers(model: nn.Module) -> dict[str, SkippableLayer]:
+    """The converted layers with a product, by name; none where there are none."""
+    found = {plain_name(model, path): m for path, m in model.named_modules() if isinstance(m, Skippable)}
     return {name: layer for name, layer in found.items() if layer.units.layer != "Embedding"}  # type: ignore[misc]
 
 

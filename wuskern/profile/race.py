@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 from wuskern.common.memory import peak_bytes
 from wuskern.modules import SkippableLayer
@@ -11,8 +10,8 @@ from wuskern.profile.check import Checker
 from wuskern.profile.layer_clock import LayerClock
 from wuskern.profile.recorded import Recorded, recorded
 from wuskern.profile.result import Measured
-from wuskern.profile.step import Step
-from wuskern.profile.variants import DENSE_NAME, SKIP_NAME, Way, Zeros, ways
+from wuskern.profile.step import Step, fresh
+from wuskern.profile.variants import DENSE_NAME, SKIP_NAME, Way, Zeros, frozen_ways, partial_ways
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 LAYERS = "seconds of each layer"
@@ -35,7 +34,6 @@ class Race:
         self.notes: list[str] = []
         self.seconds: dict[str, list[float]] = {}
         self.of_layers: dict[str, list[dict[str, tuple[float, float]]]] = {DENSE_NAME: [], SKIP_NAME: []}
-        self.probed: list[float] = []  # seconds of the dense steps in which layers were timed
         self._timed: list[Way] = []
         self._recorded: dict[str, Recorded] = {}
         self._zeros = Zeros()
@@ -81,17 +79,33 @@ class Race:
     # ---- before timing ----------------------------------------------------------------------------------------------
 
     def _admit_all(self, once: float, record: float) -> None:
-        if self.left() < 6 * once + record + LEAST_ROUNDS * 4 * once:  # to look at the model; a skip; rounds of it and dense
-            self.did_not_fit.append("all but dense")
-            return
-        found, said = ways(self.step.model, self.layers, self.step.batch)
-        self.notes += said
-        for way in found:
-            probes = 2 if self._is_timed(SKIP_NAME) else 0
-            if self.left() < once + record + LEAST_ROUNDS * once * (len(self._timed) + 1 + probes):
+        partial = partial_ways(self.layers)
+        self._admit_some(partial[:2], once, record)
+        frozen = self._frozen(once, record)
+        self._admit_some(frozen[:1], once, record)
+        self._admit_some(partial[2:], once, record)
+        self._admit_some(frozen[1:], once, record)
+
+    def _admit_some(self, some: list[Way], once: float, record: float) -> None:
+        for way in some:
+            if self.left() < once + record + self._rounds_with_one_more(once):
                 self.did_not_fit.append(way.name)
             else:
                 self._admit(way)
+
+    def _rounds_with_one_more(self, once: float) -> float:
+        """The seconds of the fewest rounds, those in which layers are timed included."""
+        return LEAST_ROUNDS * once * (len(self._timed) + 3)
+
+    def _frozen(self, once: float, record: float) -> list[Way]:
+        if self.left() < 5 * once + record + self._rounds_with_one_more(once):
+            self.did_not_fit.append("frozen prefix")
+            return []
+        try:
+            return frozen_ways(self.step.model, fresh(self.step.batch))
+        except Exception as error:  # what Prefix refuses, or the model itself when it evaluates
+            self.notes.append(f"frozen prefix: {(str(error).splitlines() or [type(error).__name__])[0]}.")
+            return []
 
     def _admit(self, way: Way) -> None:
         """Has a way timed if its gradients are what it says; its first step is also what warms it up."""
@@ -139,12 +153,9 @@ class Race:
                 self._probe(way)
 
     def _probe(self, way: Way) -> None:
-        watching: AbstractContextManager[None] = self.clock.on() if self.layers else nullcontext()
-        with watching:
-            seconds = self.step.run()
+        with self.clock.on():
+            self.step.run()
         self.of_layers[way.name].append(self.clock.seconds())
-        if way is DENSE_WAY:
-            self.probed.append(seconds)
 
     # ---- what was found ---------------------------------------------------------------------------------------------
 

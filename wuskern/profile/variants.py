@@ -70,8 +70,8 @@ class Zeros:
             home.recycled = self._of.setdefault(layer, home.recycled)
 
 
-def ways(model: nn.Module, layers: Mapping[str, SkippableLayer], example: Example) -> tuple[list[Way], list[str]]:
-    """All ways but dense, the most telling ones first, and what there is to say of those that the model does not allow."""
+def partial_ways(layers: Mapping[str, SkippableLayer]) -> list[Way]:
+    """The ways that leave out weight gradients, the most telling ones first; not those that no layer can have."""
     draw = torch.Generator().manual_seed(0)
     found = [
         Way(SKIP_NAME, "wus, blocks", dict.fromkeys(layers, Plan(skip=True))),
@@ -79,17 +79,21 @@ def ways(model: nn.Module, layers: Mapping[str, SkippableLayer], example: Exampl
         _partly(f"rows {FEW:.0%}", "meprop", layers, lambda _: Plan(rows=TopK(ratio=FEW))),
         _partly(f"rows {MORE:.0%}", "meprop, ssprop", layers, lambda _: Plan(rows=TopK(ratio=MORE))),
     ]
-    said = [f"{way.name}: no layer can have it" for way in found if not way.plans]
-    found = [way for way in found if way.plans]
-    try:
-        frozen = _frozen(model, layers, example)
-    except Exception as error:  # what Prefix refuses, or the model itself when it evaluates
-        said.append(f"frozen prefix: {(str(error).splitlines() or [type(error).__name__])[0]}")
-        return found, said
-    if not frozen:
-        said.append("frozen prefix: no depth at which something trains and all before it can be frozen")
-    found[2:2] = frozen[:1]
-    return [*found, *frozen[1:]], said
+    return [way for way in found if way.plans]
+
+
+def frozen_ways(model: nn.Module, example: Example) -> list[Way]:
+    """The frozen prefixes, half of the layers first. The model runs four times. Raises ``ValueError`` where it has none, and
+    whatever the model raises when it evaluates."""
+    prefix, depths = Prefix(model, example), list[int]()
+    for share in SHARES:
+        depth = prefix.reachable(math.ceil(share * len(prefix.order)))
+        if depth and depth not in depths:
+            depths.append(depth)
+    if not depths:
+        raise ValueError("there is no depth at which something trains and all before it can be frozen")
+    of = len(prefix.order)
+    return [Way(f"{depth} of {of} layers frozen", "freeze, autofreeze", {}, prefix, depth) for depth in depths]
 
 
 def _partly(name: str, methods: str, layers: Mapping[str, SkippableLayer], plan_of: Callable[[SkippableLayer], Plan]) -> Way:
@@ -111,13 +115,3 @@ def _columns(layer: SkippableLayer, draw: torch.Generator) -> Columns:
     scores = torch.rand(units.inputs, generator=draw)
     index = ops.select_rows(scores, amount.count(units.inputs, units.groups), 1, units.groups)
     return Columns(index.to(layer.weight.device))
-
-
-def _frozen(model: nn.Module, layers: Mapping[str, SkippableLayer], example: Example) -> list[Way]:
-    prefix, depths = Prefix(model, example), list[int]()
-    for share in SHARES:
-        depth = prefix.reachable(math.ceil(share * len(prefix.order)))
-        if depth and depth not in depths:
-            depths.append(depth)
-    of = len(prefix.order)
-    return [Way(f"{depth} of {of} layers frozen", "freeze, autofreeze", {}, prefix, depth) for depth in depths]

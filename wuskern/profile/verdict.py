@@ -44,6 +44,8 @@ def _with_time(dense: Measured, others: Sequence[Measured]) -> str:
     head = skip or part or others[0]
     if part is not None and _saved(part) >= max(WORTH, NEARLY * _saved(head)):
         head = part
+    if _saved(head) < WORTH:  # then what is frozen saves more
+        head = min((way for way in others if _saved(way) >= WORTH), key=_saved)
     while_it_lasts = " of each step that skips" if head is skip else " of each step"
     kept = _kept(head, dense)
     memory = f" and {kept:.0%} of what forward keeps" if kept >= 0.01 else ""
