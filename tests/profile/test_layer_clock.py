@@ -11,10 +11,13 @@ from wuskern.modules import skippable_layers
 from wuskern.profile.layer_clock import LayerClock
 
 
-def ticks(model: nn.Module, x: torch.Tensor) -> dict[str, tuple[float, float]]:
-    """Ticks of the forward and of the backward of each layer: one of each call, and of each node."""
+def ticks(model: nn.Module, x: torch.Tensor, slow: nn.Parameter | None = None) -> dict[str, tuple[float, float]]:
+    """Ticks of the forward and of the backward of each layer: one of each call, and of each node. Parts of the gradient of
+    ``slow`` take ten to add up."""
     count = itertools.count()
-    clock = LayerClock(skippable_layers(model), "cpu", lambda: float(next(count)))
+    if slow is not None:
+        slow.register_hook(lambda grad: [next(count) for _ in range(10)] and None)
+    clock = LayerClock(model, skippable_layers(model), "cpu", lambda: float(next(count)))
     with clock.on():
         model(x).square().mean().backward()
     found = clock.seconds()
@@ -55,3 +58,29 @@ def test_a_tied_weight_arrives_once(grad):
     first.weight.requires_grad_(grad)
     found = ticks(wk.convert(nn.Sequential(first, second, nn.Linear(3, 3))), torch.randn(5, 3))
     assert (found["0"][1], found["1"][1]) == ((3, 2) if grad else (0, 0))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(ids))
+
+
+def test_what_is_added_to_the_gradient_of_a_tied_weight_is_the_layers():
+    model = wk.convert(Tied())
+    ids = torch.arange(4)
+    assert ticks(model, ids, slow=model.head.weight) == {"head": (1, 3 + 10)}
+    model.head.skip = True
+    assert ticks(model, ids) == {"head": (1, 1)}
+
+
+def test_two_gradients_of_one_node_do_not_count_twice():
+    """A convolution gives those of weight and bias together."""
+    model = wk.convert(nn.Sequential(nn.Conv2d(2, 3, 1)))
+    assert ticks(model, torch.randn(2, 2, 4, 4)) == {"0": (1, 3)}
+    model[0].rows = wk.TopK(k=1)
+    assert ticks(model, torch.randn(2, 2, 4, 4)) == {"0": (1, 3)}

@@ -1,7 +1,9 @@
 """The seconds that each converted layer takes of a step: its forward, and the nodes of autograd that its forward made.
 
 Measured within whole steps, so that caches and memory are as they are there. Each layer's backward is one piece of work: what
-the weight's gradient adds to it is the difference to a step in which the weight is skipped.
+the weight's gradient adds to it is the difference to a step in which the weight is skipped. Where something else has a gradient
+for the weight, too, such as an embedding that it is tied to, autograd adds the two between its nodes: that time is the layer's,
+since a skip does without.
 """
 
 import time
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from wuskern.modules import SkippableLayer
@@ -20,16 +23,29 @@ class LayerClock:
     """A stopwatch for each layer, within :meth:`on`.
 
     Args:
-        layers: by name. device: "cpu", or "cuda", where events are recorded between kernels. clock: seconds, on a CPU.
+        model: of the layers. layers: by name. device: "cpu", or "cuda", where events are recorded between kernels.
+        clock: seconds, on a CPU.
     """
 
     def __init__(
-        self, layers: Mapping[str, SkippableLayer], device: str, clock: Callable[[], float] = time.perf_counter
+        self,
+        model: nn.Module,
+        layers: Mapping[str, SkippableLayer],
+        device: str,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.layers, self.device, self.clock = layers, device, clock
+        own, shared = set(layers.values()), {id(p) for layer in layers.values() for p in layer.parameters()}
+        self._others = [
+            module
+            for module in model.modules()
+            if module not in own and any(id(p) in shared for p in module._parameters.values() if p is not None)
+        ]
         self._spans: dict[tuple[str, str], list[tuple[Any, Any]]] = {}
         self._began: dict[Any, Any] = {}
         self._claimed: set[Any] = set()  # nodes that a layer has
+        self._arrived: set[Any] = set()  # nodes that take a parameter's gradient, once a part of it is ready
+        self._latest: Any = None  # when a node that is watched ended last
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -38,12 +54,14 @@ class LayerClock:
         for name, layer in self.layers.items():  # innermost: around the layer's forward alone
             self._handles.append(layer.register_forward_pre_hook(self._begin))
             self._handles.append(layer.register_forward_hook(self._end_of(name), with_kwargs=True, prepend=True))
+        self._handles += [module.register_forward_hook(self._other, with_kwargs=True) for module in self._others]
         try:
             yield
         finally:
             for handle in self._handles:
                 handle.remove()
             self._claimed.clear()
+            self._arrived.clear()
 
     def seconds(self) -> dict[str, tuple[float, float]]:
         """The seconds of each layer's forward and backward since the last call of this."""
@@ -67,29 +85,37 @@ class LayerClock:
 
     def _watch(self, name: str, last: Any, layer: SkippableLayer, inputs: list[Tensor]) -> None:
         """Times the nodes from the layer's output back to its inputs, and where its parameters' gradients arrive."""
-        outside, to_visit = {x.grad_fn for x in inputs}, [last]
-        own = {id(parameter) for parameter in layer.parameters()}
-        while to_visit:
-            node = to_visit.pop()
-            if node is None or node in outside or node in self._claimed:
-                continue
-            if hasattr(node, "variable") and id(node.variable) not in own:
-                continue
-            self._claimed.add(node)
-            self._handles.append(node.register_prehook(self._start_of(node)))
-            self._handles.append(node.register_hook(self._stop_of(name, node)))
-            to_visit += [before for before, _ in node.next_functions]
+        for node in _nodes(layer, last, inputs):
+            if node not in self._claimed:
+                self._claimed.add(node)
+                self._handles.append(node.register_prehook(self._start_of(node)))
+                self._handles.append(node.register_hook(self._stop_of(name, node)))
+
+    def _other(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Takes note of when another module's part of a gradient is ready."""
+        if not isinstance(output, Tensor) or output.grad_fn is None:
+            return
+        for node in _nodes(module, output.grad_fn, [x for x in tensors((args, kwargs)) if x.requires_grad]):
+            if not hasattr(node, "variable") and node not in self._claimed:
+                self._handles.append(node.register_hook(lambda *_, node=node: self._hand_on(node, self._now())))
+
+    def _hand_on(self, node: Any, now: Any) -> None:
+        self._latest = now
+        self._arrived.update(before for before, _ in node.next_functions if hasattr(before, "variable"))
 
     def _start_of(self, node: Any) -> Any:
         def start(_: Any) -> None:
-            self._began[node] = self._now()
+            self._began[node] = self._latest if node in self._arrived else self._now()
+            self._arrived.discard(node)
 
         return start
 
     def _stop_of(self, name: str, node: Any) -> Any:
         def stop(*_: Any) -> None:
             if (began := self._began.pop(node, None)) is not None:
-                self._spans.setdefault((name, "backward"), []).append((began, self._now()))
+                now = self._now()
+                self._spans.setdefault((name, "backward"), []).append((began, now))
+                self._hand_on(node, now)
 
         return stop
 
@@ -102,3 +128,16 @@ class LayerClock:
 
     def _between(self, begin: Any, end: Any) -> float:
         return begin.elapsed_time(end) / 1e3 if self.device == "cuda" else end - begin
+
+
+def _nodes(module: nn.Module, last: Any, inputs: list[Tensor]) -> list[Any]:
+    """The nodes from a module's output, which is of ``last``, back to its inputs, and what takes its parameters' gradients."""
+    seen, found, to_visit = {None, *(x.grad_fn for x in inputs)}, [], [last]
+    own = {id(parameter) for parameter in module.parameters()}
+    while to_visit:
+        node = to_visit.pop()
+        if node not in seen and (not hasattr(node, "variable") or id(node.variable) in own):
+            found.append(node)
+            to_visit += [before for before, _ in node.next_functions]
+        seen.add(node)
+    return found

@@ -57,7 +57,7 @@ class Race:
     def run(self, layers: Mapping[str, SkippableLayer]) -> None:
         """Measures dense training and, as far as there is time, all else."""
         self.layers = layers
-        self.clock = LayerClock(layers, self.step.device, self.step.clock)
+        self.clock = LayerClock(self.step.model, layers, self.step.device, self.step.clock)
         began = time.perf_counter()
         self.step.seeded().run()
         if self.checker.same_as_stock(self.step.gradients()):
