@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench import clocks, conftest, race, results
 from bench.ceilings import Ceilings
 from tests.conftest import ROOT
-from wuskern.train import memory
+from wuskern.common import memory
 
 # ---- the race -------------------------------------------------------------------------------------------------------
 

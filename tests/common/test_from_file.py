@@ -54,10 +54,11 @@ def test_what_a_neighbour_imported_is_not_executed_again(write):
 
 
 def test_a_file_may_have_the_name_of_a_module(write):
-    path = write("json.py", "def make():\n    return 5\n")
+    path = write("json.py", "runs = []\nruns.append(1)\ndef make():\n    return runs\n")
     import json
 
-    assert function_from(f"{path}:make", "--model")() == 5
+    assert function_from(f"{path}:make", "--model")() is function_from(f"{path}:make", "--data")()
+    assert function_from(f"{path}:make", "--model")() == [1]
     assert sys.modules["json"] is json
 
 

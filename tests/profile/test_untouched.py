@@ -70,7 +70,10 @@ def state(model: Restless) -> dict:
         "gradients": {name: (g, None if g is None else g.clone()) for name, g in gradients.items()},
         "modules": [(type(m), m.training, list(m.__dict__), m.__dict__.get("_plan")) for m in model.modules()],
         "hooks": [list(m._forward_hooks) + list(m._forward_pre_hooks) for m in model.modules()],
-        "parameter hooks": [(p._backward_hooks, p._post_accumulate_grad_hooks) for p in model.parameters()],
+        "parameter hooks": [
+            [None if table is None else dict(table) for table in (p._backward_hooks, p._post_accumulate_grad_hooks)]
+            for p in model.parameters()
+        ],
         "own": (model.calls, list(model.history), list(model.seen), model.draw.get_state().tolist()),
         "random": (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())),  # noqa: NPY002
     }
@@ -151,6 +154,29 @@ def test_the_model_is_as_before_where_it_is_interrupted(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         wk.profile(model, X, seconds=20)
     assert_same(before, state(model))
+
+
+def test_an_optimizer_that_steps_in_backward_does_not():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
+    stepped = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(stepped.append)
+        parameter.register_hook(stepped.append)
+    wk.profile(model, X)
+    assert stepped == []
+    model(X).sum().backward()
+    assert len(stepped) == 8
+
+
+def test_a_way_puts_modes_back_for_the_next_one():
+    """A norm in evaluation mode in front of what trains, of a model in training mode."""
+    model = wk.convert(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+    model[1].eval()
+    (way,) = variants.frozen_ways(model, X)
+    with way.on(dict(model.named_modules())):
+        model(X).sum().backward()
+        assert model[0].weight.grad is None
+    assert [module.training for module in model] == [True, False, True]
 
 
 def test_a_policy_goes_on_as_if_nothing_had_been():

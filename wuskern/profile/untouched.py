@@ -71,24 +71,22 @@ def _copied(container: Any) -> Any:
 
 
 def _keep_gradient(parameter: nn.Parameter, undo: list[Callable[[], None]]) -> None:
-    """Puts the gradient and the hooks of the parameter aside."""
+    """Puts the gradient and the hooks of the parameter aside; of the tables of hooks, which autograd has, what is in them."""
     grad, flag = parameter.grad, parameter.requires_grad
-    hooks, after = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
+    tables = [parameter._backward_hooks, parameter._post_accumulate_grad_hooks]
+    hooks = [(table, dict(table)) for table in tables if table]
 
     def restore() -> None:
         parameter.requires_grad_(flag)
         parameter.grad = grad
-        if hooks is not None:
-            parameter._backward_hooks = hooks
-        if after is not None:
-            parameter._post_accumulate_grad_hooks = after
+        for table, content in hooks:
+            table.clear()
+            table.update(content)
 
     undo.append(restore)
     parameter.grad = None
-    if hooks is not None:
-        parameter._backward_hooks = None
-    if after is not None:
-        parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+    for table, _ in hooks:
+        table.clear()
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -40,7 +40,6 @@ class Way:
     @contextmanager
     def on(self, layers: Mapping[str, SkippableLayer], zeros: "Zeros | None" = None) -> Iterator[None]:
         """A block in which the layers train so; then they are dense, and modules in the modes that they had."""
-        modes = [] if self.prefix is None else [(module, module.training) for module in self.prefix.model.modules()]
         try:
             for name, plan in self.plans.items():
                 layers[name].plan = plan
@@ -54,8 +53,6 @@ class Way:
                 layers[name].plan = DENSE
             if self.prefix is not None:
                 self.prefix.set(0)
-            for module, training in modes:
-                module.training = training
 
 
 class Zeros:
