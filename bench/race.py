@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wuskern.bench.ceilings import Ceilings
 from wuskern.bench.clocks import clock_of, copies_for, on_host, repeat_for
 from wuskern.bench.turns import WARM_UP, Derived, HandClock, Seconds, Variants, medians, times, turns
-from wuskern.train.memory import peak_bytes
+from wuskern.common.memory import peak_bytes
 
 ROUNDS = 21
 OURS = "ours"

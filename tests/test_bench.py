@@ -18,7 +18,7 @@ from tests.cases import NETWORK_CONVS
 from tests.conftest import ROOT
 from wuskern.bench import clocks, turns
 from wuskern.bench.ceilings import Ceilings
-from wuskern.train import memory
+from wuskern.common import memory
 
 # ---- the race -------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,10 @@ import torch
 from bench import finetune_step
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: it is in .ci/requirements.txt")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # of peft, by transformers
+]
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ PACKAGE = Path(wuskern.__file__).parent
 MOST_AT_THE_ROOT = 15
 # A room knows those behind it alone.
 ROOMS = [
-    "__init__", "__main__", "cli", "integrations", "bench", "train", "doctor", "summary", "policies", "simplify",
+    "__init__", "__main__", "cli", "integrations", "bench", "train", "profile", "doctor", "summary", "policies", "simplify",
     "distributed", "optim", "cuda_graphs", "plans", "convert", "layers", "modules", "functional", "embedding", "autograd",
     "gradients", "columns", "tokens", "kinds", "choices", "delivery", "sparse_grad", "ops", "kernels", "common",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from wuskern.layers.embedding import SkippableEmbedding
 from wuskern.modules import SkippableConv2d, SkippableLinear
 from wuskern.optim import load_part_, part_state_dict, unscale_
 from wuskern.plans import set_columns, set_plan, set_rows, set_skip, set_tokens, skipping
+from wuskern.profile import profile
 from wuskern.simplify import fit_, simplify, simplify_
 from wuskern.sparse_grad import RowGrad
 from wuskern.summary import summary
@@ -53,6 +54,7 @@ __all__ = [
     "optim",
     "part_state_dict",
     "policies",
+    "profile",
     "revert",
     "set_columns",
     "set_plan",

@@ -1,4 +1,7 @@
-"""The command line: ``wuskern train | bench | report | recipes | doctor`` or ``python -m wuskern``. Wrong input: code 2."""
+"""The command line: ``wuskern train | profile | bench | report | recipes | doctor``, or ``python -m wuskern``.
+
+Wrong input ends with exit code 2.
+"""
 
 import argparse
 import contextlib
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from wuskern.bench import command as bench_command
 from wuskern.doctor import explain
+from wuskern.profile import command as profile_command
 from wuskern.train import report
 from wuskern.train.command import Parser, add_arguments, command_line, methods_help, output_of, plain, prepare
 
@@ -95,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time one layer of any shape, dense and in part, against PyTorch and its floor")
     bench.set_defaults(command=_bench)
     bench_command.add_arguments(bench)
+    profile = commands.add_parser("profile", help="measure what a model of your own would save, before training it")
+    profile.set_defaults(command=_profile)
+    profile_command.add_arguments(profile)
 
     recipes = commands.add_parser("recipes", help="list the experiments that come with wuskern, one per paper")
     recipes.set_defaults(command=_recipes)
@@ -171,6 +178,15 @@ def _bench(arguments: argparse.Namespace) -> int:
         bench_command.check_installed()
         asked = bench_command.asked(arguments)
     return bench_command.run(arguments, asked)
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    with _input():
+        report = profile_command.of_arguments(arguments)
+    print(report)
+    if arguments.json is not None:
+        arguments.json.write_text(report.to_json())
+    return 0
 
 
 def _recipes(_: argparse.Namespace) -> int:

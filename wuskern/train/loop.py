@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from wuskern.choices import CHOICES
+from wuskern.common.memory import peak_bytes
 from wuskern.convert import convert
 from wuskern.distributed import Prepared, prepare
 from wuskern.optim import unscale_
@@ -22,7 +23,6 @@ from wuskern.train import inputs, methods, order, processes
 from wuskern.train.data import Data
 from wuskern.train.evaluation import evaluate
 from wuskern.train.loader import Batches, Fetched
-from wuskern.train.memory import peak_bytes
 from wuskern.train.methods import Method
 from wuskern.train.models import model_for
 from wuskern.train.phases import Phases

@@ -57,7 +57,7 @@ class Prefix:
     """
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        _check(model)
+        check_unfrozen(model)
         self.model = model
         self.costs = costs(model, example)
         self.order = tuple(self.costs)
@@ -129,7 +129,7 @@ class Prefix:
 
     def check(self) -> None:
         """Raises ``ValueError`` where another prefix of the model, or of a part of it, is frozen by now."""
-        _check(self.model, self._forwards)
+        check_unfrozen(self.model, self._forwards)
 
     def _names(self, chosen: Callable[[Use], bool]) -> dict[nn.Module, list[str]]:
         """The names of the parameters whose use is ``chosen``, by the modules that hold them."""
@@ -172,7 +172,8 @@ def _forward(module: nn.Module, in_prefix: bool, **arguments: Any) -> Forward:
     return PrefixForward(module, always=True, **arguments)
 
 
-def _check(model: nn.Module, expected: Collection[Forward] = ()) -> None:
+def check_unfrozen(model: nn.Module, expected: Collection[Forward] = ()) -> None:
+    """Raises ``ValueError`` for what DDP or ``torch.compile`` made of a model, and where others than ``expected`` freeze it."""
     if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
         raise ValueError(f"model: expected the one inside, got {type(model).__name__} around it")
     forwards = [module.__dict__.get("forward") for module in model.modules()]

@@ -3,9 +3,11 @@
 On a CPU that is read from a profile of one untimed call; scratch memory that oneDNN takes for itself is not in it.
 """
 
+import contextlib
 import json
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
 
 
 def _on_cpu(function: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with _without_words(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         function()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
@@ -29,6 +31,19 @@ def _on_cpu(function: Callable[[], object]) -> int:
         live += event["args"]["Bytes"]
         peak = max(peak, live)
     return peak
+
+
+@contextlib.contextmanager
+def _without_words() -> Iterator[None]:
+    """A block in which the profiler's library, which reads this once, does not print that it begins and ends."""
+    name = "KINETO_LOG_LEVEL"
+    had = os.environ.get(name)
+    os.environ[name] = had or "6"
+    try:
+        yield
+    finally:
+        if had is None:
+            del os.environ[name]
 
 
 def _on_gpu(function: Callable[[], object]) -> int:
