@@ -43,8 +43,8 @@ def profile(
     The model is left as it was, bit for bit: converted or not, its plans, parameters, gradients, buffers, hooks, modes, and the
     random states; also where this raises. It is measured in training mode; a model that is in it already may have parts that
     are not. Hooks of parameters do not run, those of modules do. A model with converted layers is measured with these alone,
-    dense but for what is compared, whatever plans a policy gave them. It takes the memory of a copy of the model beside that of
-    training it.
+    dense but for what is compared, whatever plans a policy gave them. It takes the memory that training with AdamW does: a copy
+    of the weights and one of the gradients beside both.
 
     Args:
         model: on a CPU, or on a GPU. Neither compiled nor wrapped by DDP; nothing of it frozen by a policy.

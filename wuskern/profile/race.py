@@ -47,8 +47,13 @@ class Race:
         return self.end - time.perf_counter()
 
     def stock(self) -> None:
-        """Runs a step of the model as it came: its gradients are what all others are compared with."""
+        """Runs a step of the model as it came: its gradients are what all others are compared with. They stay until the end, as an
+        optimizer's state would: with a hole in the heap in their place, the gradients of dense steps would cost fewer page
+        faults than in a training, and a skip would save less.
+        """
+        began = time.perf_counter()
         self.step.seeded().run()
+        self.once = time.perf_counter() - began
         names = {parameter: name for name, parameter in self.step.model.named_parameters()}
         self.checker = Checker(self.step.gradients(), names, self.step.rounds)
         if not any(grad is not None for grad in self.checker.stock.values()):
@@ -65,7 +70,7 @@ class Race:
             self.notes.append(
                 "Two steps from the same random numbers gave different gradients, so that only their presence was verified."
             )
-        once = time.perf_counter() - began
+        once = min(self.once, time.perf_counter() - began)
         peak_bytes(lambda: None, self.step.device)  # torch's profiler takes seconds to begin, once in a process
         began = time.perf_counter()
         self._recorded[DENSE_NAME] = recorded(self.step)
@@ -73,7 +78,6 @@ class Race:
         record = time.perf_counter() - began
         if layers:
             self._admit_all(once, record)
-        self.checker.stock = {}
         self._time_all(once)
 
     # ---- before timing ----------------------------------------------------------------------------------------------
