@@ -47,9 +47,9 @@ class Race:
         return self.end - time.perf_counter()
 
     def stock(self) -> None:
-        """Runs a step of the model as it came: its gradients are what all others are compared with. They stay until the end, as an
-        optimizer's state would: with a hole in the heap in their place, the gradients of dense steps would cost fewer page
-        faults than in a training, and a skip would save less.
+        """Runs a step of the model as it came: its gradients are what all others are compared with. They stay until the end,
+        as an optimizer's state would: with a hole in the heap in their place, the gradients of dense steps would cost fewer
+        page faults than in a training, and a skip would save less.
         """
         began = time.perf_counter()
         self.step.seeded().run()
