@@ -175,7 +175,7 @@ def test_arguments_that_two_processes_refuse(ranks, monkeypatch, capsys, tmp_pat
         assert found[1] == "--batch: expected at least 4, got 3"
     assert cli.main(["train", "--dist-timeout", "0"]) == 2
     assert "--dist-timeout: expected a positive number, got 0.0" in capsys.readouterr().err
-    content = {"experiment": "0", "arguments": {"processes": 2}, "data": 0, "finished": [], "runs": []}
+    content = {"experiment": "0", "arguments": {"processes": 2}, "files": {}, "data": 0, "finished": [], "runs": []}
     checkpoint.save(tmp_path / "a.pt", **content)
     assert cli.main(["train", "--resume", str(tmp_path / "a.pt")]) == 2
     assert "--resume: expected 2 processes as in" in capsys.readouterr().err

@@ -17,6 +17,7 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
     "constant": lambda optimizer, _: ConstantLR(optimizer, factor=1.0),
     "cosine": lambda optimizer, epochs: CosineAnnealingLR(optimizer, T_max=epochs),
 }
+LOWERED = ("base_lrs", "initial_lr", "eta_min")  # what a schedule computes rates from, in its state and in the groups
 AMP: dict[str, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -57,17 +58,26 @@ class Settings:
 
 def check_states(optimizer: torch.optim.Optimizer, schedule: LRScheduler, state: dict[str, Any], epochs: int) -> None:
     """Raises ``ValueError`` for states of an optimizer or a schedule with other arguments, or after another number of epochs.
-    The learning rate may differ: training changes it."""
+    The learning rate may differ, since training changes it; what a schedule computes it from, only downwards: WUS+LR does that.
+    """
     wanted = {name: value for name, value in schedule.state_dict().items() if not name.startswith("_")} | {"last_epoch": epochs}
     for name, value in wanted.items():
-        if state["schedule"].get(name, value) != value:
+        loaded = state["schedule"].get(name, value)
+        if loaded != value and not (name in LOWERED and _is_lowered(loaded, value)):
             raise ValueError(f"state: expected a schedule with {name} {value}, got {state['schedule'][name]}")
-    groups, loaded = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
-    if len(groups) != len(loaded):
-        raise ValueError(f"state: expected an optimizer of {len(groups)} groups, got {len(loaded)}")
-    for ours, theirs in zip(groups, loaded, strict=True):
+    groups, others = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+    if len(groups) != len(others):
+        raise ValueError(f"state: expected an optimizer of {len(groups)} groups, got {len(others)}")
+    for ours, theirs in zip(groups, others, strict=True):
         for name in (ours.keys() & theirs.keys()) - {"lr"}:
-            if ours[name] != theirs[name]:
+            if ours[name] != theirs[name] and not (name in LOWERED and _is_lowered(theirs[name], ours[name])):
                 raise ValueError(f"state: expected an optimizer with {name} {ours[name]}, got {theirs[name]}")
         if not (isinstance(theirs["lr"], float) and 0 <= theirs["lr"] < math.inf):
             raise ValueError(f"state: expected a learning rate, got {theirs['lr']}")
+
+
+def _is_lowered(rates: Any, before: Any) -> bool:
+    """Whether these are rates, a number or a list of them, that are at most those of ``before``."""
+    if isinstance(before, list):
+        return isinstance(rates, list) and len(rates) == len(before) and all(map(_is_lowered, rates, before))
+    return isinstance(rates, float) and 0 <= rates <= before
