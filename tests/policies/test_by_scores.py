@@ -194,7 +194,7 @@ def test_a_saved_policy_goes_on_as_it_would_have(make, cut, tmp_path):
     ("make", "error", "message"),
     [
         (lambda net: ScoreMemory(net), ValueError, "ratio, k: expected one of the two"),
-        (lambda net: ScoreMemory(net, k=20), ValueError, "0: k: expected a multiple"),
+        (lambda net: ScoreMemory(net, k=20), ValueError, "0: k: expected at most 10, got 20"),
         (lambda net: ScoreMemory(net, k=2, eta=1.5), ValueError, "eta: expected a number from 0 to 1, got 1.5"),
         (lambda net: ScoreMemory(net, k=2, reuse=0), ValueError, "reuse: expected at least 1, got 0"),
         (lambda net: ScoreMemory(net, k=2, score="random"), ValueError, "score: expected one of l1, l2, got 'random'"),

@@ -291,5 +291,5 @@ def test_a_state_of_other_layers_is_refused():
     state = make("mest", network(), dense=["0"]).state_dict()
     with pytest.raises(ValueError, match="state: expected masks of"):
         make("mest", network()).load_state_dict(state)
-    with pytest.raises(ValueError, match="state: expected the keys"):
+    with pytest.raises(ValueError, match="state: expected that of RigL, got that of 'MEST'"):
         make("rigl", network()).load_state_dict(state)

@@ -227,7 +227,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     policy, _ = made("factor")
     before = str(policy.state_dict())
     plain = WUS(model()).state_dict() | {"left": 3}
-    with pytest.raises(ValueError, match=r"state: expected the keys .*'rates'"):
+    with pytest.raises(ValueError, match="state: expected that of WUSLR, got that of 'WUS'"):
         policy.load_state_dict(plain)
     with pytest.raises(ValueError, match="state: expected rates, a list of 2, got"):
         policy.load_state_dict(policy.state_dict() | {"left": 1, "rates": [0.1]})

@@ -126,7 +126,8 @@ def _alone(threads: int | None) -> Iterator[None]:
     """A block with so many threads, in which pytest loads no plugin that is merely installed, and takes no options from the
     environment."""
     before, environment = torch.get_num_threads(), dict(os.environ)
-    os.environ.pop("PYTEST_ADDOPTS", None)
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"):  # with the latter pytest-benchmark takes no times
+        os.environ.pop(name, None)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     torch.set_num_threads(threads or before)
     try:
