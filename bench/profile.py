@@ -7,6 +7,9 @@ EfficientNet-B0, ViT-S of timm, which may lie in a folder ``torchvision`` beside
 each have a model of their own: one profiles it, the other times dense steps and steps that skip, in turn, by a loop that has
 nothing of the profile, having verified the gradients first. Of both the share of a dense step that a skip saves: the one put
 together from seconds of layers, the other a median of ratios of whole steps.
+
+glibc gives memory back where it lies at the end of the heap, and large blocks always: in one process the gradients of a dense
+step cost tens of thousands of page faults, in another none, by where other blocks happen to lie. Here it gives nothing back.
 """
 
 import argparse
@@ -30,7 +33,6 @@ from torch import Tensor
 
 import wuskern as wk
 from bench.results import FOLDER, provenance
-from wuskern.bench.clocks import settle_allocator
 from wuskern.bench.turns import iqr
 from wuskern.modules import skippable_layers
 from wuskern.profile import step
@@ -39,6 +41,7 @@ from wuskern.train.results import replace
 FORMAT = 1
 SECONDS = 150.0  # of each profile, and of each loop of whole steps
 WITHIN = 0.1  # of the saving of whole steps
+KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36)}  # of glibc
 CLASSES, WARM_UP, LEAST = 10, 2, 3
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}  # the latter for one thread, on a machine that is not idle
 Case = tuple[nn.Module, Any, Callable[[Any], Tensor] | None]  # a model, its batch, and its loss; None: the model's own
@@ -191,8 +194,9 @@ def _in_a_process(name: str, part: str, a: argparse.Namespace) -> dict[str, Any]
 
 
 def _environment(name: str) -> dict[str, str]:
-    """The variables for a process: timm's folder is on the path for its models alone, as transformers does not bear it."""
-    found = dict(os.environ)
+    """The variables for a process: what keeps memory; timm's folder is on the path for its models alone, as transformers does
+    not bear it."""
+    found = os.environ | KEEPS_MEMORY
     folder = Path(sys.prefix) / "torchvision"
     if name not in OF_TRANSFORMERS and importlib.util.find_spec("timm") is None and folder.is_dir():
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [found.get("PYTHONPATH"), str(folder)]))
@@ -236,7 +240,6 @@ def main() -> int:
     a = parser.parse_args()
     step.CLOCK = CLOCKS[a.clock]
     if a.part is not None:
-        settle_allocator()
         a.out.write_text(json.dumps(PARTS[a.part](a.model, a.seconds, a.small)))
         return 0
     rows = measure(a.models.split(","), a)
