@@ -151,6 +151,13 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_by_no_other_file():
+    """torch.compile compiles one piece of code only so often in a process, such as the forward of nn.Sequential."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 @pytest.fixture
 def exact_libraries():
     """A GPU's libraries sum in float32, and in the same order each time."""
