@@ -18,6 +18,7 @@ pytestmark = [
 ]
 # torchvision, which timm imports, lies apart; its library does not load beside a torch without CUDA.
 TORCHVISION = Path(sys.prefix) / "torchvision"
+unpinned = pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")  # there is no GPU to pin for
 DECLARED = """
 import runpy, sys, torch
 for name in ("nms", "qnms"):
@@ -27,9 +28,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def needs(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
+def needs(*packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
 
 
 @pytest.fixture
@@ -64,8 +66,7 @@ def test_a_frozen_front_and_its_cache(run):
     "ignore:.*(does not have many workers|LeafSpec|exists and is not empty|number of training batches):"
 )
 def test_lightning(run):
-    needs("lightning")
-    needs("sklearn")
+    needs("lightning", "sklearn")
     assert "epoch 1: " in run("lightning_loop.py", "--epochs=1")
     assert "epoch 3: " in run("lightning_loop.py", "--epochs=3")  # it goes on
 
@@ -92,8 +93,34 @@ def test_timm(tmp_path):
 
 
 @pytest.mark.more
-@pytest.mark.filterwarnings("ignore:.pin_memory. argument is set as true:UserWarning")
+@unpinned
+def test_trainer(run):
+    needs("transformers", "accelerate")
+    assert "epoch 1: " in run("trainer.py", "--epochs=1")
+    assert "epoch 3: " in run("trainer.py", "--epochs=3")  # it goes on
+
+
+@pytest.mark.more
+@unpinned
+def test_accelerate(run):
+    needs("accelerate", "sklearn")
+    assert "epoch 1: " in run("accelerate_loop.py", "--epochs=2")
+    again = run("accelerate_loop.py", "--epochs=3")
+    assert "epoch 2: " in again
+    assert "epoch 1: " not in again
+
+
+@pytest.mark.more
+@unpinned
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft, by transformers
+def test_lora(run):
+    needs("peft", "sklearn")
+    found = [run("peft_lora.py", "--epochs=1", *more) for more in ((), ("--stock",))]
+    assert all("8410 of" in text and "epoch 0: " in text for text in found)
+
+
+@pytest.mark.more
+@unpinned
 def test_a_bert_whose_front_is_frozen(run):
-    needs("transformers")
-    needs("accelerate")
+    needs("transformers", "accelerate")
     assert "12 layers did not run: kept\n9666 of 43618 numbers saved" in run("finetune_text.py")

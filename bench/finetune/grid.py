@@ -5,17 +5,17 @@ budget and method, by seeds that the test does not use, with the same number of 
 """
 
 import json
-import math
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.finetune.methods import METHODS
 from bench.finetune.training import Run
+from wuskern.train.summary import interval
 
 PROBE = 6.0  # seconds by which precisions are compared
 RATES = {"text": (1e-4, 3e-4, 1e-3), "cells": (3e-4, 1e-3, 3e-3), "tiny": (3e-3,)}
@@ -77,16 +77,12 @@ def measure(plan: Plan, runs: Runs) -> list[dict[str, Any]]:
             for budget in plan.budgets:
                 chosen[task, method, budget] = tuned(task, method, budget * plan.scale, dtype, plan.tuning_seeds, runs)
     return [
-        runs(Run(task, method, budget * plan.scale, *_rate_seed_dtype(chosen[task, method, budget], seed)))
+        runs(replace(chosen[task, method, budget], seed=seed))
         for task in plan.tasks
         for budget in plan.budgets
         for seed in range(plan.seeds)
         for method in plan.methods
     ]
-
-
-def _rate_seed_dtype(tuned: Run, seed: int) -> tuple[float, int, str]:
-    return tuned.lr, seed, tuned.dtype
 
 
 def faster(task: str, method: str, runs: Runs) -> str:
@@ -108,9 +104,5 @@ def tuned(task: str, method: str, budget: float, dtype: str, seeds: int, runs: R
 
 def difference(a: Iterable[float], b: Iterable[float]) -> tuple[float, float, float]:
     """The mean of paired differences ``a - b`` and its 95 % interval, by Student's t; an interval of one pair is infinite."""
-    from scipy.stats import t
-
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    mean, n = statistics.fmean(differences), len(differences)
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.inf
+    mean, half = interval([x - y for x, y in zip(a, b, strict=True)], step=0)
     return mean, mean - half, mean + half

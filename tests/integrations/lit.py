@@ -101,14 +101,3 @@ def fit(module: Any, *callbacks: Any, data: Any = None, validation: bool = True,
         trainer = L.Trainer(callbacks=list(callbacks), **chosen, **quiet)
         trainer.fit(module, data or loader(), loader() if validation else None, ckpt_path=resume)
     return trainer
-
-
-def same(a: Any, b: Any) -> bool:
-    """All bits of all tensors, all numbers, and nothing besides."""
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    return repr(a) == repr(b)

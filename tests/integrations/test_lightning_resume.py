@@ -8,6 +8,7 @@ import torch
 import wuskern as wk
 from tests.integrations import lit
 from tests.policies import resumable
+from tests.policies.test_resume import same
 from wuskern.integrations.lightning import WuskernCallback
 
 pytestmark = [pytest.mark.more, pytest.mark.usefixtures("one_thread")]
@@ -49,7 +50,7 @@ def test_resumed_it_ends_as_it_would_have(name: str, tmp_path: Any) -> None:
     expected = ends(name, tmp_path)
     for epoch in RESUMED:
         found = ends(name, tmp_path, tmp_path / f"epoch={epoch}.ckpt")
-        assert [key for key in expected if not lit.same(expected[key], found[key])] == [], f"from epoch {epoch}"
+        assert [key for key in expected if not same(expected[key], found[key])] == [], f"from epoch {epoch}"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_resumed_it_ends_as_it_would_have(name: str, tmp_path: Any) -> None:
 def test_each_epoch_ends_once_wherever_the_checkpoint_was_written(name: str, when: Any, tmp_path: Any) -> None:
     expected = ends(name, tmp_path, **when)
     found = ends(name, tmp_path, tmp_path / "epoch=3.ckpt", **when)
-    assert [key for key in expected if not lit.same(expected[key], found[key])] == []
+    assert [key for key in expected if not same(expected[key], found[key])] == []
 
 
 def test_what_makes_the_module_smaller_is_made_of_the_whole_one(tmp_path: Any) -> None:

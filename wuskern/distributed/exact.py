@@ -1,6 +1,7 @@
 """Choices by the scores of the step itself: inside of forward or backward all processes add up what each has of them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -56,35 +57,26 @@ class Exact:
         return {"column_observer": AgreedColumns(plan.column_observer, agree)}
 
 
-class Agreed(Observer):
-    """A policy's observer, if there is one, in a forward of which all processes agree on the scores of rows."""
+class _Agreeing:
+    """A policy's observer, if there is one, in a forward of which all processes agree on the scores."""
 
     only_eager = True
 
-    def __init__(self, policy: Observer | None, agree: Agree) -> None:
+    def __init__(self, policy: Observer | ColumnObserver | None, agree: Agree) -> None:
         super().__init__()
         self.policy, self.agree = policy, agree
 
     def ranked(self, scores: Tensor) -> Tensor:
         return self.agree(scores if self.policy is None else self.policy.ranked(scores))
 
-    def tell(self, scores: Tensor | None, chosen: Tensor | None, home: Tensor | None) -> None:
+    def tell(self, *heard: Any, **named: Any) -> None:
         if self.policy is not None:
-            self.policy.tell(scores, chosen, home)
+            self.policy.tell(*heard, **named)
 
 
-class AgreedColumns(ColumnObserver):
-    """A policy's observer of columns, if there is one, in a forward of which all processes agree on their scores."""
+class Agreed(_Agreeing, Observer):
+    """An observer of rows on whose scores all processes agree."""
 
-    only_eager = True
 
-    def __init__(self, policy: ColumnObserver | None, agree: Agree) -> None:
-        super().__init__()
-        self.policy, self.agree = policy, agree
-
-    def ranked(self, scores: Tensor) -> Tensor:
-        return self.agree(scores if self.policy is None else self.policy.ranked(scores))
-
-    def tell(self, sums: Tensor, dy: Tensor, home: Tensor | None) -> None:
-        if self.policy is not None:
-            self.policy.tell(sums, dy, home)
+class AgreedColumns(_Agreeing, ColumnObserver):
+    """An observer of columns on whose scores all processes agree."""

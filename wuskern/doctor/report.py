@@ -3,6 +3,7 @@
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -79,6 +80,18 @@ def _code(capability: tuple[int, int]) -> str:
     if capability < backends.TRITON_CAPABILITY or backends.triton_obstacle("cuda"):
         return "no code of ours, PyTorch's own"
     return "Triton's code alone, compiled here"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a reader needs to know to judge seconds on a device; nothing that names a machine."""
+    return {
+        "wuskern": package_version("wuskern"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+    }
 
 
 def processor() -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from wuskern.doctor import package_version, processor
+from wuskern.doctor import environment as of_machine
 
 BUSY = 0.25  # of the cores at work before a profile begins: its seconds are then another program's, too
 
@@ -18,15 +17,8 @@ BUSY = 0.25  # of the cores at work before a profile begins: its seconds are the
 def environment(model: nn.Module, device: str, autocast: torch.dtype | None) -> dict[str, Any]:
     """Versions, processor, threads, and in which numbers the model computes; nothing that names a machine."""
     dtypes = sorted({str(p.dtype)[6:] for p in model.parameters() if p.is_floating_point()})
-    return {
-        "wuskern": package_version("wuskern"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "dtype": ", ".join(dtypes) + (f" with {str(autocast)[6:]} autocast" if autocast is not None else ""),
-    }
+    numbers = ", ".join(dtypes) + (f" with {str(autocast)[6:]} autocast" if autocast is not None else "")
+    return of_machine(device) | {"dtype": numbers}
 
 
 def said_of_load() -> list[str]:

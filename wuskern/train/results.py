@@ -1,7 +1,6 @@
 """The file with all results of an experiment."""
 
 import json
-import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from wuskern import ops
-from wuskern.doctor import package_version, processor
+from wuskern.doctor import environment as of_machine
 from wuskern.kernels.backends import choose
 from wuskern.train.files import opened, replacing
 from wuskern.train.methods import DENSE
@@ -19,15 +18,8 @@ from wuskern.train.summary import control, policy_records, summarise, verdict
 
 def environment(device: str = "cpu") -> dict[str, Any]:
     """What a reader needs to know to judge the seconds; nothing that names a machine."""
-    return {
-        "wuskern": package_version("wuskern"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "backends": {op: choose(op, torch.device(device).type).backend for op in ops.NAMES},
-    }
+    backends = {op: choose(op, torch.device(device).type).backend for op in ops.NAMES}
+    return of_machine(device) | {"backends": backends}
 
 
 def save(

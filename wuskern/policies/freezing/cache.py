@@ -141,10 +141,7 @@ class ActivationCache:
     @property
     def layers(self) -> int:
         """How many converted layers do not run because outputs are kept."""
-        if self._kept is None:
-            return 0
-        inside = {module for top, _ in self._kept.kinds for module in top.modules()}
-        return sum(layer in inside for layer in self.freezing.layers.values())
+        return 0 if self._kept is None else self._layers
 
     @property
     def nbytes(self) -> int:
@@ -231,7 +228,8 @@ class ActivationCache:
             self._restart(str(error))
             return
         kept.allocate()
-        self._kept = kept
+        inside = {module for top, _ in kinds for module in top.modules()}
+        self._kept, self._layers = kept, sum(layer in inside for layer in self.freezing.layers.values())
         self._unchanged = Unchanged([module for module, _ in kinds], prefix.parents, prefix.parameters)
         if before is None or self.dtype is not None or any(often[module] != 1 for module, _ in before.kinds):
             return

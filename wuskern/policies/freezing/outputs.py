@@ -5,6 +5,7 @@ of it in the forward.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ Site = tuple[nn.Module, int]
 PLAIN = (type(None), bool, int, float, str)  # parts of an output that can be compared, beside tensors
 
 
-class Outputs:
+class Outputs(ABC):
     """The frozen modules in the forwards of one thread; a subclass says what becomes of each site."""
 
     def __init__(self) -> None:
@@ -40,8 +41,9 @@ class Outputs:
         self.counts[module] += 1
         return self.at(site, compute)
 
+    @abstractmethod
     def at(self, site: Site, compute: Callable[[], Any]) -> Any:
-        return self.whole(compute)
+        """The output of a site."""
 
     def whole(self, compute: Callable[[], Any]) -> Any:
         """What ``compute`` gives; modules in it are no sites of their own."""

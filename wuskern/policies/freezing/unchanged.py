@@ -38,7 +38,7 @@ class Unchanged:
         self._settings, self._values = _look(*self._looked_at)
         self._kept = [value.detach().clone() for value in self._values]
         self._writes = _writes(self._values)
-        self._objects = _objects(*self._looked_at)
+        self._remember(_objects(*self._looked_at))
         self._call = 0
 
     def __call__(self) -> bool:
@@ -46,11 +46,12 @@ class Unchanged:
         account, a slice is read, another one in each of ``SLICES`` calls; of the others, all values. A GPU is waited for
         once."""
         objects = _objects(*self._looked_at)
-        if list(map(id, objects)) != list(map(id, self._objects)):  # another object may still be equal
+        if list(map(id, objects)) != self._ids:  # another object may still be equal
             settings, values = _look(*self._looked_at)
             if settings != self._settings:
                 return False
-            self._objects, self._values = objects, values
+            self._remember(objects)
+            self._values = values
         writes = _writes(self._values)
         whole = writes != self._writes
         pairs = [_slices(a, b, self._call, whole) for a, b in zip(self._values, self._kept, strict=True)]
@@ -59,6 +60,10 @@ class Unchanged:
             return False
         self._writes = writes
         return True
+
+    def _remember(self, objects: list[Any]) -> None:
+        self._objects = objects  # kept alive, so that nothing else gets their numbers
+        self._ids = list(map(id, objects))
 
 
 def _objects(modules: Sequence[nn.Module], parents: Sequence[nn.Module], parameters: Sequence[Tensor]) -> list[Any]:
