@@ -1,5 +1,6 @@
 """The activation cache on models of any form: what it gives is what the model computes, and so are the gradients."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -265,6 +266,34 @@ def test_the_index_comes_with_the_batch():
     assert torch.equal(model(**batch), model(**plain))
     with pytest.raises(ValueError, match="key: expected to be told once"):
         cache.listen()
+
+
+def test_calls_of_two_threads_end_in_their_own():
+    """One call begins and ends while the other one runs; neither leaves anything behind in its thread."""
+    model, policy, samples = frozen("masked")
+    cache = ActivationCache(policy, samples)
+    cache.listen()
+    batch = {name: values[INDEX] for name, values in samples.items()}
+    expected = model(**batch)
+    model(**batch, sample_index=INDEX)  # so that the values are there
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> None:
+        if threading.current_thread() is first:
+            inside.set()
+            done.wait(60)
+
+    model.head.register_forward_pre_hook(wait)
+    found: list[Any] = []
+    first = threading.Thread(target=lambda: found.append((model(**batch, sample_index=INDEX), policy.prefix.calls.outputs)))
+    first.start()
+    inside.wait(60)
+    model(**batch, sample_index=INDEX)
+    assert policy.prefix.calls.outputs is None
+    done.set()
+    first.join()
+    torch.testing.assert_close(found[0][0], expected, rtol=1e-4, atol=1e-5)
+    assert found[0][1] is None
 
 
 def test_a_tuple_gets_its_index_last():

@@ -1,5 +1,6 @@
 """A cache of the outputs of a frozen prefix, one for each sample, in whatever model."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,19 +115,19 @@ class ActivationCache:
         if self._batches.left_out is not None:
             raise ValueError(f"key: expected to be told once, got {key!r} after {self._batches.left_out!r}")
         self._batches.left_out = key
-        open_blocks: list[Any] = []
+        here = threading.local()  # each thread has blocks of its own, as it has calls of its own
 
         def begin(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             kwargs = dict(kwargs)
             index = kwargs.pop(key, None)
             block = self.at(index) if index is not None else self._runs.running(self.freezing.prefix.calls.outputs)
             block.__enter__()
-            open_blocks.append(block)
+            vars(here).setdefault("blocks", []).append(block)
             return args, kwargs
 
         def end(*_: Any) -> None:
-            if open_blocks:  # none where the inputs were refused
-                open_blocks.pop().__exit__(None, None, None)
+            if blocks := vars(here).get("blocks"):  # none where the inputs were refused
+                blocks.pop().__exit__(None, None, None)
 
         self.model.register_forward_pre_hook(begin, with_kwargs=True, prepend=True)
         self.model.register_forward_hook(end, always_call=True)
