@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import wuskern as wk
 from tests.integrations import lit
+from tests.policies.test_resume import same
 from wuskern.integrations.lightning import WuskernCallback
 from wuskern.policies import Compose
 
@@ -90,7 +91,7 @@ def by_hand(make: Make, optimizer_of: Any, micro: int = 1, clip: float | None = 
 def assert_same(module: Any, callback: WuskernCallback, net: nn.Module, policy: Any) -> None:
     expected, found = net.state_dict(), module.net.state_dict()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    assert lit.same(callback.policy.state_dict(), policy.state_dict())
+    assert same(callback.policy.state_dict(), policy.state_dict())
 
 
 @pytest.mark.parametrize("sanity", [0, 2])
