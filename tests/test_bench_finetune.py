@@ -1,14 +1,21 @@
 """Fine-tuning on a budget: on a tiny random model, what each method trains, and that ours equals its control."""
 
+import copy
 import json
+import sys
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from bench import render_finetune
+from bench.finetune import __main__ as command
+from bench.finetune import demo, grid, training
+from bench.finetune.clock import ReplayedClock, WallClock, pooled
 from bench.finetune.efficientnet_lite import EfficientNetLite0, SameConv, load
-from bench.finetune.grid import Plan, Runs, difference, measure
-from bench.finetune.methods import METHODS, OURS
+from bench.finetune.grid import Clocks, Lines, Plan, Runs, difference, measure
+from bench.finetune.methods import METHODS
 from bench.finetune.tasks import TASKS
 from bench.finetune.training import Run, run
 
@@ -79,33 +86,135 @@ def test_lora_trains_its_adapters_and_the_head(task):
     assert sum("lora_A" in name for name in trained) == 3 * 6
 
 
-@pytest.mark.more
-@pytest.mark.parametrize("method", ["dense", *OURS[:1]])
-def test_a_run_keeps_to_its_budget_and_says_what_it_cost(method):
-    record = run(Run("tiny", method, 1.0, 1e-3, 0, "fp32"))
-    assert record["steps"] > 0
-    assert 0 <= record["accuracy"] <= 1
-    assert record["saved_numbers"] <= record["parameters"]
-    json.dumps(record)
+@pytest.mark.parametrize("method", ["dense", "prefix+cache, thawed"])
+def test_a_run_by_the_clock_of_another_one_is_that_run(method, monkeypatch):
+    """The same steps, and the same accuracy to the last bit, however long they take this time."""
+    monkeypatch.setattr(training, "WallClock", lambda: Slow(0.05))
+    first = training.timed(Run("tiny", method, 1.0, 1e-3, 0, "fp32"))
+    clock = ReplayedClock(first["first"], first["phases"])
+    again = [training.run(Run("tiny", method, 1.0, 1e-3, 0, "fp32"), clock=copy.deepcopy(clock)) for _ in range(2)]
+    assert again[0] == again[1]
+    assert (again[0]["steps"], again[0]["seconds"]) == (first["steps"], pytest.approx(first["seconds"]))
+    assert first["saved_numbers"] <= first["parameters"]
+    assert len(first["phases"]) == 1 + ("thawed" in method)
+    json.dumps(first)
+
+
+class Slow(WallClock):
+    """A clock on which the time between two looks is always the same."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.now = step, 0.0
+
+    def elapsed(self):
+        self.now += self.step
+        return self.now
+
+
+def test_a_replayed_clock_goes_on_as_it_did_before():
+    """By hand: first step after 2 s; steps of 1 s, 2 s, 4 s, and then 3 s each; the next phase 5 s each."""
+    clock = ReplayedClock(2.0, [[1.0, 2.0, 4.0], [5.0]])
+    assert [clock() for _ in range(6)] == [2, 3, 5, 9, 12, 15]
+    clock.next_phase()
+    assert [clock() for _ in range(2)] == [20, 25]
+
+
+def test_clocks_of_several_rounds_are_averaged_as_far_as_all_of_them_went():
+    clock = pooled([(1.0, [[1.0, 1.0, 9.0]]), (3.0, [[3.0, 5.0]])])
+    assert [clock() for _ in range(3)] == [2, 4, 7]
+
+
+def test_a_clock_without_steps_is_refused():
+    with pytest.raises(ValueError, match=r"phases: expected steps in each, got \[1, 0\]"):
+        ReplayedClock(0.0, [[1.0], []])
+
+
+def timed(what):
+    return vars(what) | {"steps": 3, "seconds": 1.0, "first": 0.1, "phases": [[0.4 if what.dtype == "bf16" else 0.5] * 3]}
 
 
 def test_a_grid_goes_on_where_it_stopped(tmp_path):
-    calls = []
+    made = []
 
-    def execute(what):
-        calls.append(what)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return vars(what) | {"accuracy": 0.5 + what.seed / 1e5, "steps": 3 + (what.dtype == "bf16")}
+    def execute(runs):
+        for what in runs:
+            if len(made) == 5:
+                made.append(None)
+                raise KeyboardInterrupt
+            made.append(what)
+            yield vars(what) | {"accuracy": 0.5 + what.seed / 1e5, "steps": 3}
+
+    def measured():
+        clocks = Clocks(Lines(tmp_path / "clocks.jsonl"), None, timed)
+        clocks.time(plan.tasks, plan.methods)
+        return measure(plan, Runs(Lines(tmp_path / "runs.jsonl"), clocks, execute=execute))
 
     plan = Plan(("tiny",), (1.0,), ("dense", "LISA"), seeds=3)
     with pytest.raises(KeyboardInterrupt):
-        measure(plan, Runs(tmp_path / "runs.jsonl", None, execute))
-    records = measure(plan, Runs(tmp_path / "runs.jsonl", None, execute))
-    assert [(r["method"], r["seed"], r["dtype"]) for r in records] == [
-        (method, seed, "bf16") for seed in range(3) for method in ("dense", "LISA")
+        measured()
+    records = measured()
+    assert [(r["method"], r["seed"], r["dtype"], r["split"]) for r in records] == [
+        (method, seed, "bf16", "test") for seed in range(3) for method in ("dense", "LISA")
     ]
-    assert len(calls) == 1 + len(set(calls)) == 1 + 2 * (2 + 1 + 3)  # the interrupted one twice
+    assert len(made) == 1 + len({*made} - {None}) == 1 + 2 * (1 + 3)
+    assert len(Lines(tmp_path / "clocks.jsonl").records) == 2 * 2 * 2
+
+
+def test_rates_are_chosen_by_the_tuning_seeds_on_other_samples(tmp_path, monkeypatch):
+    monkeypatch.setitem(grid.RATES, "tiny", (1e-3, 1e-2, 1e-1))
+
+    def execute(runs):
+        return [vars(w) | {"accuracy": 0.9 if w.lr == 1e-2 and w.split == "validation" else 0.1, "steps": 3} for w in runs]
+
+    clocks = Clocks(Lines(tmp_path / "clocks.jsonl"), None, timed)
+    clocks.time(("tiny",), ("dense",), rounds=1)
+    runs = Runs(Lines(tmp_path / "runs.jsonl"), clocks, execute=execute)
+    records = measure(Plan(("tiny",), (1.0,), ("dense",), seeds=2, tuning_seeds=2), runs)
+    assert {(r["lr"], r["seed"], r["split"]) for r in records} == {(1e-2, 0, "test"), (1e-2, 1, "test")}
+    assert {r["seed"] for r in runs.lines.records if r["split"] == "validation"} == {1000, 1001}
+
+
+def test_bf16_is_tried_for_no_method_where_it_is_far_slower(tmp_path):
+    clocks = Clocks(
+        Lines(tmp_path / "clocks.jsonl"), None, lambda w: timed(w) | {"phases": [[9.0 if w.dtype == "bf16" else 1]]}
+    )
+    clocks.time(("tiny",), ("dense", "LISA"), rounds=1)
+    assert [(r["method"], r["dtype"]) for r in clocks.lines.records] == [("dense", "fp32"), ("dense", "bf16"), ("LISA", "fp32")]
+    assert clocks.faster("tiny", "LISA") == "fp32"
+
+
+def test_the_whole_of_it_on_a_tiny_model(tmp_path, monkeypatch):
+    """The command, two methods, in a process as it is: results from which a page is made."""
+    given = ["--tasks=tiny", "--methods", "dense", "prefix+cache", "--budgets=0.5", "--seeds=2", "--timed=1", "--rounds=1"]
+    monkeypatch.setattr(sys, "argv", ["finetune", *given, f"--folder={tmp_path}", f"--out={tmp_path / 'out.json'}"])
+    monkeypatch.setattr(Runs, "_in_workers", lambda self, runs: (run(w, None, self.clocks.clock(w)) for w in runs))
+    monkeypatch.setattr(Clocks, "_in_a_process", lambda self, what: training.timed(what))
+    command.main()
+    text = render_finetune.render(json.loads((tmp_path / "out.json").read_text()))
+    assert "**a tiny BERT on digits, 0.5 s.** Chosen by the tuning seeds: `prefix+cache`, " in text
+    assert text.count("\n| ") == 1 + 2
+
+
+def test_the_demo_says_what_came_of_it():
+    curves = {"dense": [(1.0, 0.2), (2.0, 0.5)], "prefix+cache": [(1.0, 0.5), (2.0, 0.7)]}
+    said = demo.verdict(curves, 2)
+    assert said.startswith("After 2 s on the same data: dense 50.0 %, prefix+cache 70.0 %. The frozen front reached what ")
+    assert "ended with after 1 s (one seed" in said
+    curves["dense"] = [(2.0, 0.9)]
+    assert "never reached what the best of the others did: it ended 20.0 points below" in demo.verdict(curves, 2)
+
+
+def test_looking_takes_none_of_the_time(monkeypatch, tmp_path):
+    clock = demo.LookingClock([1.5], lambda: time.sleep(0.2) or 0.5)
+    monkeypatch.setattr(demo.LookingClock, "elapsed", lambda self: time.perf_counter() - self.begin + 1)
+    assert clock() < 1.1
+    clock.begin -= 1
+    assert 2 <= clock() < 2.1
+    assert clock() < 2.1
+    assert [round(at, 1) for at, _ in clock.seen] == [2.0]
+    demo.draw({"dense": clock.seen}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_a_difference_has_students_interval():

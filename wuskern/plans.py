@@ -5,6 +5,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch.nn as nn
@@ -26,7 +27,8 @@ def set_plan(
     Args:
         filter_fn: ``filter_fn(module, name) -> bool``. Where embeddings are converted, too, it leaves them out of
             a part that they cannot have.
-        names: of layers, or of modules, which stand for all layers in them: ``["encoder.0", "head"]``.
+        names: of layers, or of modules, which stand for all layers in them: ``["encoder.0", "head"]``. A "*" stands for any
+            text: ``["*.proj"]``.
 
     Raises:
         ValueError, TypeError: the model has no converted layer, ``filter_fn`` takes none, a name is of none, or a part does not
@@ -65,7 +67,8 @@ def _taken(model: nn.Module, filter_fn: FilterFn | None, names: Collection[str] 
 
 
 def layers_of(argument: str, names: Collection[str], layers: Mapping[str, SkippableLayer]) -> tuple[str, ...]:
-    """The names of the layers that are named, or that lie in a module that is, in the order of ``layers``.
+    """The names of the layers that are named, or that lie in a module that is, in the order of ``layers``. A name with a "*",
+    such as "*.proj", stands for all that it fits.
 
     Args:
         argument: what errors call it.
@@ -77,12 +80,18 @@ def layers_of(argument: str, names: Collection[str], layers: Mapping[str, Skippa
         raise TypeError(f"{argument}: expected a list of names of layers, got {names!r}")
     taken: set[str] = set()
     for name in names:
-        found = {layer for layer in layers if layer == name or layer.startswith(f"{name}.")}
+        found = {layer for layer in layers if _fits(layer, name)}
         if not found:
             some = ", ".join([*layers][:FEW]) + ", ..." * (len(layers) > FEW)
             raise ValueError(f"{argument}: expected names of converted layers ({some}) or of modules with some, got {name!r}")
         taken |= found
     return tuple(name for name in layers if name in taken)
+
+
+def _fits(layer: str, name: str) -> bool:
+    if "*" in name:
+        return fnmatchcase(layer, name) or fnmatchcase(layer, f"{name}.*")
+    return layer == name or layer.startswith(f"{name}.")
 
 
 def warn_of_nothing_left(model: nn.Module) -> None:

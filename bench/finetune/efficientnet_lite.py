@@ -23,11 +23,11 @@ class SameConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
+        self.kernel, self.stride = kernel, stride  # not the convolution's: an adapter that wraps it has neither
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        pads = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (x.shape[3], x.shape[2])]
+        pads = [max((-(-size // self.stride) - 1) * self.stride + self.kernel - size, 0) for size in (x.shape[3], x.shape[2])]
         return self.conv(F.pad(x, [half for pad in pads for half in (pad // 2, pad - pad // 2)]) if any(pads) else x)
 
 

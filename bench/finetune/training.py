@@ -3,14 +3,13 @@
     python -m bench.finetune.training '{"task": "tiny", "method": "dense", "budget": 2, "lr": 0.001, "seed": 0, "dtype":
     "fp32"}'
 
-prints one line of JSON. A process of its own, so that the peak of its memory is the run's.
+takes the time by the wall's clock and prints one line of JSON. It is a process of its own, so that the peak of its memory is
+the run's.
 """
 
 import contextlib
 import json
-import resource
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,65 +19,86 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from bench.finetune.clock import Clock, WallClock
 from bench.finetune.methods import METHODS, Prepared
-from bench.finetune.tasks import TASKS, Samples, logits
+from bench.finetune.tasks import Samples, Task, get, logits
 
 BATCH, WARM_UP, CLIP, DECAY = 16, 0.1, 1.0, 0.01
 
 
 @dataclass(frozen=True)
 class Run:
-    """What decides a run. ``budget``: seconds of wall time, from the loaded model on."""
+    """What decides a run.
+
+    Attributes:
+        budget: seconds, from the loaded model on. dtype: "fp32", or "bf16" for autocast. split: what it is tested on.
+    """
 
     task: str
     method: str
     budget: float
     lr: float
     seed: int
-    dtype: str  # fp32, or bf16: autocast
+    dtype: str
+    split: str = "test"
 
     def autocast(self) -> Any:
         return torch.autocast("cpu", torch.bfloat16) if self.dtype == "bf16" else contextlib.nullcontext()
 
 
-def run(what: Run, folder: Path | None = None) -> dict[str, Any]:
-    """What the run gave: accuracy, seconds, steps, seconds before the first step, peak bytes, trained and saved numbers."""
-    task = TASKS[what.task](folder)
+def run(what: Run, folder: Path | None = None, clock: Clock | None = None) -> dict[str, Any]:
+    """What the run gave: accuracy and loss, seconds and steps by ``clock`` (None: the wall's)."""
+    task = get(what.task, folder)
     model = task.make(what.seed)
-    before = _peak_bytes()
-    torch.manual_seed(what.seed)
-    begin = time.perf_counter()
-    prepared = METHODS[what.method](model.train(), task, what.seed)
-    steps, first = _train(prepared, task.train, what, begin)
-    seconds, peak = time.perf_counter() - begin, _peak_bytes()
-    saved = prepared.saved()
-    correct, loss = _test(prepared.model, task.test, what)
-    return {
-        **asdict(what), "accuracy": correct, "loss": loss, "seconds": seconds, "steps": steps, "before_first_step": first,
-        "peak_bytes": peak - before, "parameters": sum(p.numel() for p in prepared.trained),
+    return _train_and_test(what, task, model, clock or WallClock())[0]
+
+
+def timed(what: Run, folder: Path | None = None) -> dict[str, Any]:
+    """What :func:`run` gives, the times of all steps, and what the run took: peak bytes, trained and saved numbers."""
+    task = get(what.task, folder)
+    model = task.make(what.seed)
+    before, clock = _resident_bytes("VmRSS"), WallClock()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    record, prepared = _train_and_test(what, task, model, clock, tested=False)
+    peak, saved = _resident_bytes("VmHWM"), prepared.saved()
+    return record | {
+        "threads": torch.get_num_threads(), "first": clock.first, "phases": clock.phases, "peak_bytes": peak - before,
+        "parameters": sum(p.numel() for p in prepared.trained),
         "saved_bytes": sum(value.numel() * value.element_size() for value in saved.values()),
         "saved_numbers": sum(value.numel() for value in saved.values() if value.is_floating_point()),
     }  # fmt: skip
 
 
-def _train(prepared: Prepared, samples: Samples, what: Run, begin: float) -> tuple[int, float]:
-    """Trains until the budget is used up; returns the steps, and the seconds ahead of the first one."""
+def _train_and_test(
+    what: Run, task: Task, model: nn.Module, clock: Clock, tested: bool = True
+) -> tuple[dict[str, Any], Prepared]:
+    torch.manual_seed(what.seed)
+    prepared = METHODS[what.method](model.train(), task, what.seed)
+    steps, seconds = train(prepared, task.train, what, clock)
+    record = asdict(what) | {"steps": steps, "seconds": seconds}
+    if tested:
+        record["accuracy"], record["loss"] = test(prepared.model, task.part(what.split), what)
+    return record, prepared
+
+
+def train(prepared: Prepared, samples: Samples, what: Run, clock: Clock) -> tuple[int, float]:
+    """Trains until the budget is used up, to the nearest step; returns the steps and the seconds."""
     optimizer = prepared.optimizer(prepared.trained, lr=what.lr, weight_decay=DECAY, fused=True)
     policy, later = prepared.policy, dict(prepared.at)
     if policy is not None:
         policy.attach(optimizer)
-    first, steps, longest = time.perf_counter() - begin, 0, 0.0
-    for index in _order(len(samples), what.seed):
-        now = time.perf_counter() - begin
-        share = now / what.budget
-        if now + longest / 2 > what.budget:
-            return steps, first
+    before = None
+    for steps, index in enumerate(_order(len(samples), what.seed)):
+        now = clock()
+        if now + (0 if before is None else now - before) / 2 > what.budget:
+            return steps, now
+        before, share = now, now / what.budget
         for at in [at for at in later if at <= share]:
             later.pop(at)()
+            clock.next_phase()
         for group in optimizer.param_groups:
             group["lr"] = what.lr * min(share / WARM_UP + 0.01, (1 - share) / (1 - WARM_UP), 1.0)
         _step(prepared, optimizer, index, samples.labels[index], what)
-        steps, longest = steps + 1, max(longest * 0.9, time.perf_counter() - begin - now)
     raise AssertionError("the order of samples never ends")
 
 
@@ -104,7 +124,8 @@ def _order(samples: int, seed: int) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def _test(model: nn.Module, samples: Samples, what: Run) -> tuple[float, float]:
+def test(model: nn.Module, samples: Samples, what: Run) -> tuple[float, float]:
+    """The accuracy and the mean loss; leaves the model in evaluation mode."""
     model.eval()
     right, loss = 0, 0.0
     for index in torch.arange(len(samples)).split(64):
@@ -115,11 +136,12 @@ def _test(model: nn.Module, samples: Samples, what: Run) -> tuple[float, float]:
     return right / len(samples), loss / len(samples)
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _resident_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     where = given.pop("folder", None)
-    print(json.dumps(run(Run(**given), None if where is None else Path(where))))
+    print(json.dumps(timed(Run(**given), None if where is None else Path(where))))

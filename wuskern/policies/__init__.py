@@ -6,6 +6,7 @@ A new policy: its file, its name here, its test in tests/policies, and a row of 
 """
 
 from wuskern.policies.base import Policy
+from wuskern.policies.bitfit import BitFit
 from wuskern.policies.blocks import Blocks
 from wuskern.policies.column_row import ColumnRowSampling
 from wuskern.policies.compose import Compose
@@ -56,6 +57,7 @@ METHODS: dict[str, type[Policy] | type[SievingSampler]] = {
         MEST,
         RigL,
         SpFDE,
+        BitFit,
         Blocks,
         PaCA,
     )
@@ -68,6 +70,7 @@ __all__ = [
     "WUSLR",
     "ActivationCache",
     "AutoFreeze",
+    "BitFit",
     "Blocks",
     "ColumnRowSampling",
     "Compose",
