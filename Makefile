@@ -1,4 +1,4 @@
-# make demo | test        set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
+# make demo | finetune-demo | test    set up .venv, build, run; need Python >= 3.10, a C++ compiler and make
 # make test-more | check-fast    what takes long and finds little | the core alone, in less than two minutes
 # make bench | bench-again | accuracy | results    measure kernels on this CPU | again | ten seeds | all, for the README
 # make test-gpu | sanitize | bench-gpu    on a machine with an NVIDIA GPU; use the active Python, offline; sanitize-memcheck, ...
@@ -128,9 +128,12 @@ accuracy: build
 
 # Fine-tuning of real pretrained weights on a budget, which goes on where it stopped: hours. It installs weights and data, each with
 # a licence of its own (bench/finetune/sources.py), into build/evidence.
-.PHONY: evidence
+.PHONY: evidence finetune-demo
 evidence: build $(READY_TRAINERS)
 	$(PY) -m bench.finetune --folder build/evidence --out $(OUT)/finetune.json
+
+finetune-demo: build $(READY_TRAINERS)
+	$(PY) -W ignore -m bench.finetune.demo
 
 # Measures everything that the README states, on an otherwise idle machine, and writes it there.
 results: bench bench-again accuracy demo

@@ -193,7 +193,7 @@ def test_the_whole_of_it_on_a_tiny_model(tmp_path, monkeypatch):
     command.main()
     text = render_finetune.render(json.loads((tmp_path / "out.json").read_text()))
     assert "**a tiny BERT on digits, 0.5 s.** Chosen by the tuning seeds: `prefix+cache`, " in text
-    assert text.count("\n| ") == 1 + 2
+    assert text.count("\n| ") == 2 + 2  # the header's two lines, and the methods
 
 
 def test_the_demo_says_what_came_of_it():

@@ -36,6 +36,9 @@ def nested():
     ("names", "taken"),
     [
         (["encoder.0"], ["encoder.0.0", "encoder.0.2"]),
+        (["*.2"], ["encoder.0.2", "encoder.1.2"]),
+        (["*r.1"], ["encoder.1.0", "encoder.1.2"]),
+        (["*2"], ["encoder.0.2", "encoder.1.2", "encoder2"]),
         (("encoder2", "encoder.1.2"), ["encoder.1.2", "encoder2"]),
         ({"encoder"}, ["encoder.0.0", "encoder.0.2", "encoder.1.0", "encoder.1.2"]),
     ],

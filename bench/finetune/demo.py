@@ -1,4 +1,4 @@
-"""``python -m bench.finetune.demo``: two minutes of fine-tuning real weights, dense, with LoRA, and with a frozen front that runs once.
+"""``python -m bench.finetune.demo``: two minutes of fine-tuning real weights: dense, LoRA, and a frozen front that runs once.
 
     python -m bench.finetune.demo [--task text] [--seconds 25] [--folder build/evidence] [--out runs/finetune-demo]
 

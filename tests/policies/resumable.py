@@ -102,6 +102,7 @@ METHODS = {
     "ScoreMemory, reused": Method(cnn, compact, of("ScoreMemory", ratio=0.3, reuse=3)),
     "TinyProp": Method(cnn, sgd, of("TinyProp")),
     "ColumnRowSampling": Method(mlp, adamw, of("ColumnRowSampling", ratio=0.5)),
+    "BitFit": Method(cnn, adamw, of("BitFit")),
     "PaCA": Method(cnn, sgd, of("PaCA", ratio=0.5, steps=3)),
     "PaCA, by the input": Method(mlp, adamw, of("PaCA", ratio=0.25, score="input", steps=3)),
     "MeSimp": Method(mlp, adamw, of("MeSimp", k=5, prune=0.2, cycle=2, interval=1)),

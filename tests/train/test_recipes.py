@@ -1,9 +1,12 @@
 """Recipes: every one of the package can be read as a command line, and one that is wrong says what is."""
 
 import pytest
+import torch
 
+import wuskern as wk
 from wuskern import cli
 from wuskern.train import methods, recipes
+from wuskern.train.models.gpt import gpt
 
 
 @pytest.mark.parametrize("recipe", recipes.shipped(), ids=lambda recipe: recipe.name)
@@ -14,6 +17,24 @@ def test_a_shipped_recipe_is_a_command_line(recipe, on_cifar):
     assert parsed[0].label == "dense"
     assert len(parsed) > 1
     assert given.data.startswith("cifar") == (on_cifar and bool(recipe.cifar))
+
+
+FINE_TUNING = {"bitfit": (16, 0, 0), "paca": (0, 16, 0), "s2ft": (8, 16, 0), "lisa": (8, 0, 0), "badam": (12, 0, 0)}
+
+
+@pytest.mark.parametrize("name", [*FINE_TUNING, "prefix-cache", "head-first"])
+def test_the_recipes_of_fine_tuning_leave_out_what_they_say(name):
+    """Of the 17 layers of the GPT, by hand: four blocks of four, and the head. Skips, columns and frozen layers of step one."""
+    recipe = recipes.load(name)
+    model = wk.convert(gpt(16, (), 20, 0.25))
+    optimizer = torch.optim.AdamW(model.parameters())
+    given = methods.Given(model, optimizer, torch.zeros(2, 16, dtype=torch.int64), 64, 0)
+    method = methods.parse(",".join(recipe.train["policy"]))[1]
+    policy = methods.build(method, given, 4).policy
+    wants = [policy.wants(layer) for layer in policy.layers]
+    found = [sum(bool(w.get(part)) for w in wants) for part in ("skip", "columns", "frozen")]
+    assert len(wants) == 17
+    assert tuple(found) == FINE_TUNING.get(name, (0, 0, {"prefix-cache": 10, "head-first": 16}.get(name)))
 
 
 def test_values_become_arguments():

@@ -1,5 +1,5 @@
-"""Biases alone: BitFit (Ben Zaken, Ravfogel, Goldberg; ACL 2022, arXiv 2106.10199), and for convolutions TinyTL's bias-only part
-(Cai, Gan, Zhu, Han; NeurIPS 2020, arXiv 2007.11622).
+"""Biases alone: BitFit (Ben Zaken, Ravfogel, Goldberg; ACL 2022, arXiv 2106.10199), and for convolutions the bias-only part of
+TinyTL (Cai, Gan, Zhu, Han; NeurIPS 2020, arXiv 2007.11622).
 
 The papers: in fine-tuning, the weights of the body keep their pretrained values; biases and a new head train. Ours: what has no
 converted weight, such as the scale of a norm, trains as well, and the layers that stay dense can be named.
@@ -16,8 +16,8 @@ from wuskern.policies.constant import Constant
 class BitFit(Constant):
     """Skips every converted layer but the output layer, for good: biases train, and the head.
 
-    It decides nothing over time, and acts on no event; ``wuskern.set_skip(model, False)`` ends it. ``attach`` keeps weight decay
-    and momentum from moving the weights.
+    It decides nothing over time, and acts on no event; ``wuskern.set_skip(model, False)`` ends it. ``attach`` keeps weight
+    decay and momentum from moving the weights.
 
     Args:
         model: a model with converted layers.
@@ -36,8 +36,8 @@ class BitFit(Constant):
         "Ben Zaken, Ravfogel, Goldberg: BitFit. arXiv 2106.10199; ACL 2022; Cai et al.: TinyTL. arXiv 2007.11622; NeurIPS 2020"
     )
     reported = (
-        "BitFit: with small to medium data as good as fine-tuning all of BERT. Here from scratch, where weights then keep their "
-        "random values."
+        "BitFit: with small to medium data as good as fine-tuning all of BERT. Here from scratch, where weights then keep "
+        "their random values."
     )
     needs = ("attach",)
 
