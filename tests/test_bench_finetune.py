@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from bench import render_finetune
 from bench.finetune import __main__ as command
-from bench.finetune import demo, grid, training
+from bench.finetune import curve, demo, grid, training
 from bench.finetune.clock import ReplayedClock, WallClock, pooled
 from bench.finetune.efficientnet_lite import EfficientNetLite0, SameConv, load
 from bench.finetune.grid import Clocks, Lines, Plan, Runs, difference, measure
@@ -202,19 +202,30 @@ def test_the_demo_says_what_came_of_it():
     assert said.startswith("After 2 s on the same data: dense 50.0 %, prefix+cache 70.0 %. The frozen front reached what ")
     assert "ended with after 1 s (one seed" in said
     curves["dense"] = [(2.0, 0.9)]
-    assert "never reached what the best of the others did: it ended 20.0 points below" in demo.verdict(curves, 2)
+    assert "stayed 20.0 points below the best of the others" in demo.verdict(curves, 2)
 
 
-def test_looking_takes_none_of_the_time(monkeypatch, tmp_path):
-    clock = demo.LookingClock([1.5], lambda: time.sleep(0.2) or 0.5)
-    monkeypatch.setattr(demo.LookingClock, "elapsed", lambda self: time.perf_counter() - self.begin + 1)
-    assert clock() < 1.1
-    clock.begin -= 1
-    assert 2 <= clock() < 2.1
-    assert clock() < 2.1
-    assert [round(at, 1) for at, _ in clock.seen] == [2.0]
-    demo.draw({"dense": clock.seen}, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+def test_looking_takes_none_of_the_time():
+    wall = WallClock()
+    clock = curve.Looking(wall, [1.5], lambda: time.sleep(0.5) or 0.5)
+    assert clock() < 0.4
+    wall.begin -= 2
+    assert 2 <= clock() < 2.4
+    assert clock() < 2.4  # without the half second
+    assert [round(at) for at, _ in clock.seen] == [2]
+
+
+def test_curves_of_a_tiny_model(tmp_path, monkeypatch):
+    """The command: a look by the way and one at the end, a picture; a second call runs nothing again."""
+    given = ["--task=tiny", "--seconds=1", "--rates", "dense=1e-3", "--looks=2", "--samples=50", "--timed=1"]
+    monkeypatch.setattr(sys, "argv", ["curve", *given, f"--folder={tmp_path}", f"--out={tmp_path / 'out.json'}"])
+    monkeypatch.setattr(Clocks, "_in_a_process", lambda self, what: training.timed(what))
+    curve.main()
+    record = json.loads((tmp_path / "out.json").read_text())["curves"][0]
+    assert [round(at, 1) for at, _ in record["curve"]] == [pytest.approx(0.5, abs=0.2), pytest.approx(1.0, abs=0.2)]
+    assert (tmp_path / "out.png").read_bytes()[1:4] == b"PNG"
+    monkeypatch.setattr(curve, "curve", None)
+    curve.main()
 
 
 def test_a_difference_has_students_interval():

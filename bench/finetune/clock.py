@@ -16,6 +16,9 @@ class Clock(Protocol):
     def next_phase(self) -> None:
         """From here on steps take another time."""
 
+    def forget(self) -> None:
+        """What has happened since the last call took no time."""
+
 
 class WallClock:
     """Seconds of wall time.
@@ -45,6 +48,9 @@ class WallClock:
     def next_phase(self) -> None:
         self.phases.append([])
 
+    def forget(self) -> None:
+        self.begin += self.elapsed() - self._last
+
 
 class ReplayedClock:
     """The times of earlier runs: each step takes what it took there, and those behind the last one the mean of a phase's second
@@ -70,6 +76,9 @@ class ReplayedClock:
 
     def next_phase(self) -> None:
         self._phase, self._step = self._phase + 1, 0
+
+    def forget(self) -> None:
+        pass  # what was not timed takes none
 
 
 def pooled(rounds: list[tuple[float, list[list[float]]]]) -> ReplayedClock:

