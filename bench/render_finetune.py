@@ -77,7 +77,11 @@ def render(content: dict[str, Any]) -> str:
 def summary(content: dict[str, Any]) -> list[list[str]]:
     """The rows of the README's table: what, against what, and what came of it."""
     return [
-        [f"fine-tuning {TITLES[case.task]}, {case.budget:g} s", f"the better of {' and '.join(BASELINES)}", _in_points(case)]
+        [
+            f"fine-tuning {TITLES[case.task]}, {case.budget:g} s",
+            f"the better of {' and '.join(BASELINES)}",
+            f"{_in_points(case)} points",
+        ]
         for case in cases(content)
     ]
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench import render_finetune
 from bench.render import ADAMW_ROWS, against_control, machine, mean, number, rows_of, table
 from bench.results import Row, read
 
@@ -22,6 +23,7 @@ def summary(folder: Path) -> str:
         ["backward of 5 % of a Conv2d's rows", "dense", _by_dtype(_of_share(races, "rowsparse conv2d"), "over_dense")],
         ["AdamW's step in 5 % of the rows", "torch's best, dense", _optimizer(races)],
         ["DDP's step that skips, over 1 Gbit/s", "dense", _skipped_over_a_link(folder)],
+        *_fine_tuning(folder / "finetune.json"),
         *(["training from scratch: " + name, "dense in the same time", text] for name, text in _trainings(folder)),
     ]
     return f"{table(['what', 'against', 'times faster'], body)}\n\nCPU: {machine(races)}."
@@ -51,6 +53,11 @@ def _optimizer(races: dict[str, Any]) -> str:
 def _skipped_over_a_link(folder: Path) -> str:
     rows = json.loads((folder / "ddp.json").read_text())["rows"]
     return ", ".join(f"{row['faster']:.2f}x" for row in rows if row["step"] == "skip")
+
+
+def _fine_tuning(path: Path) -> list[list[str]]:
+    """What the best of ours gave in the same seconds; nothing where it was not measured."""
+    return render_finetune.summary(json.loads(path.read_text())) if path.exists() else []
 
 
 def _trainings(folder: Path) -> list[tuple[str, str]]:
