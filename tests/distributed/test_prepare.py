@@ -63,9 +63,9 @@ def test_what_is_sent(ranks):
         "dense": 5 * 20 + 20 * 10 + biases + norm,
         "skip": biases + norm,
         "rows": 2 * 5 + 1 * 20 + biases + norm,
-        "first TopK": 2 * 5 + 2 * 20 + biases + norm + 30,
-        "TopK": 2 * 5 + 2 * 20 + biases + norm + 30,  # with the scores of 30 rows
-        "sparse": 2 * 5 + 2 * 20 + biases + norm + 10,  # the second layer's last scores
+        "first TopK": 2 * 5 + 2 * 20 + biases + norm + 2 * 30,  # the scores of 30 rows by their weights, and by the step
+        "TopK": 2 * 5 + 2 * 20 + biases + norm + 30,
+        "sparse": 2 * 5 + 2 * 20 + biases + norm,
     }
     assert ranks.run(count_sent) == [expected] * 2
 

@@ -1,5 +1,6 @@
 """Checks that all processes have set the same flags: one that skips what another computes would halve a gradient, or hang."""
 
+import hashlib
 import textwrap
 
 import torch
@@ -32,19 +33,24 @@ def check_flags(model: nn.Module, group: "dist.ProcessGroup | None" = None) -> N
 
 
 def compare(layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None", device: torch.device) -> None:
-    """Does what :func:`check_flags` does, for the given layers by name, with the comparison on ``device``."""
-    mine = torch.tensor([layer.plan.digest for layer in layers.values()], device=device)
+    """Does what :func:`check_flags` does, for the given layers by name, with the comparison on ``device``: of one number for
+    all layers, so that a step has one small message however many there are."""
+    digests = {name: layer.plan.digest for name, layer in layers.items()}
+    hashed = hashlib.blake2b(repr(digests).encode(), digest_size=8).digest()
+    mine = torch.tensor([int.from_bytes(hashed, "little", signed=True)], device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group)
-    codes = torch.stack(everyone)
-    differs = (codes != codes[0]).any(0).tolist()
-    if any(differs):
-        _report([name for name, odd in zip(layers, differs, strict=True) if odd], layers, group)
+    if len(set(torch.cat(everyone).tolist())) > 1:
+        _report(digests, layers, group)
 
 
-def _report(names: list[str], layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None") -> None:
-    mine = [textwrap.shorten(str(layers[name].plan), MOST_SAID) for name in names[:NAMED]]
-    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size(group))]
+def _report(digests: dict[str, int], layers: dict[str, SkippableLayer], group: "dist.ProcessGroup | None") -> None:
+    of_all: list[dict[str, int]] = [{} for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(of_all, digests, group)
+    known = dict.fromkeys(name for of_rank in of_all for name in of_rank)
+    names = [name for name in known if len({of_rank.get(name) for of_rank in of_all}) > 1]
+    mine = [_said(layers.get(name)) for name in names[:NAMED]]
+    everyone: list[list[str]] = [[] for _ in of_all]
     dist.all_gather_object(everyone, mine, group)
     differences = [
         f"{name or 'the model itself'}: " + ", ".join(f"rank {rank} has {said[i]}" for rank, said in enumerate(everyone))
@@ -52,3 +58,7 @@ def _report(names: list[str], layers: dict[str, SkippableLayer], group: "dist.Pr
     ]
     more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
     raise RuntimeError(f"layers: expected the same plan in all processes, got {'; '.join(differences)}{more}")
+
+
+def _said(layer: SkippableLayer | None) -> str:
+    return "no such layer" if layer is None else textwrap.shorten(str(layer.plan), MOST_SAID)

@@ -1,7 +1,7 @@
-"""The same rows and columns in all processes, where each would choose others: by the scores of the last step, added up once in
-between."""
+"""The same rows and columns in all processes, where each would choose others: by the scores of the last steps, added up once
+on the way, with the gradients where these have the scores' dtype."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wuskern.choices import Parts, TopColumns, TopK
 from wuskern.common import states
+from wuskern.distributed.hook import Sent
 from wuskern.distributed.sides import SIDES, Fixed
 from wuskern.modules import SkippableLayer
 
@@ -21,25 +22,67 @@ class Lagged:
     """Chooses for the layers that would choose by themselves. All processes call the methods at the same time.
 
     Args:
-        layers: by name. group, device: where to reduce.
+        layers: by name. group, device: where to reduce. every: reductions for which a choice stays.
     """
 
-    def __init__(self, layers: dict[str, SkippableLayer], group: "dist.ProcessGroup", device: torch.device) -> None:
-        self.layers, self.group, self.device = layers, group, device
+    def __init__(
+        self, layers: dict[str, SkippableLayer], group: "dist.ProcessGroup", device: torch.device, every: int = 1
+    ) -> None:
+        self.layers, self.group, self.device, self.every = layers, group, device, every
+        self.reductions = 0  # since the choices were made
         self.known: dict[Key, Tensor] = {}  # scores of all processes, on the CPU
-        self.mine: dict[Key, Tensor] = {}  # what this process observed of the last step, until it is added up
+        self.mine: dict[Key, Tensor] = {}  # what this process observed of the last steps, until it is added up
+        self.arrived: dict[Key, Tensor] = {}  # sums that came with the gradients
         self.choices: dict[Key, Fixed] = {}
         seed = torch.randint(2**62, (1,)).to(device)
         dist.broadcast(seed, dist.get_global_rank(group, 0), group)
         self.generator = torch.Generator().manual_seed(int(seed.item()))
 
+    def reduced(self) -> None:
+        """Takes note that gradients have been reduced; the choices end if it was the last time that they were to stay for."""
+        self.reductions += 1
+        if self.reductions >= self.every:
+            self.close()
+
     def close(self) -> None:
-        """Ends the choices once gradients are reduced: the next are by the scores so far."""
+        """Ends the choices: the next are by the scores so far."""
         for key, choice in self.choices.items():
-            if choice.observer is not None:
+            if choice.observer is not None and key in self.arrived:
+                self._learn(key, self.arrived[key].cpu())
+            elif choice.observer is not None:
                 total = choice.observer.total  # None where this process has no scores: others may have some
                 self.mine[key] = torch.zeros(self._units(key)) if total is None else total
         self.choices.clear()
+        self.arrived.clear()
+        self.reductions = 0
+
+    def riders(self, dtype: torch.dtype, trained: Container[str]) -> list[Sent]:
+        """The scores that travel with the last gradients before a choice, of layers whose backward is over then: ``trained`` by
+        it. None in another ``dtype``, in which they would lose what they say."""
+        observed = {k: c.observer for k, c in self.choices.items() if c.observer is not None and k[0] in trained}
+        if self.reductions + 1 < self.every or not observed or dtype is not self._dtype(observed):
+            return []
+        return [self._rider(key, observer.total, dtype) for key, observer in observed.items()]
+
+    def _rider(self, key: Key, total: Tensor | None, dtype: torch.dtype) -> Sent:
+        of_mine = torch.zeros(self._units(key)) if total is None else total
+        # Without self: what a message holds is let go in a thread of the group, which must not be the last to hold the group.
+        arrived, world = self.arrived, dist.get_world_size(self.group)
+
+        def put(average: Tensor) -> None:
+            arrived[key] = average * world
+
+        return Sent(None, of_mine.to(self.device, dtype), put)
+
+    def _dtype(self, keys: Iterable[Key]) -> torch.dtype:
+        """In which the scores of all these are added up."""
+        dtypes = [torch.promote_types(self.layers[name].weight.dtype, torch.float32) for name, _ in keys]
+        return torch.float64 if torch.float64 in dtypes else torch.float32
+
+    def _learn(self, key: Key, scores: Tensor) -> None:
+        """Replaces the known scores. Zeros alone say nothing."""
+        if key not in self.known or scores.any():
+            self.known[key] = scores
 
     def choose(self, wanted: Mapping[Key, TopK | TopColumns]) -> dict[Key, Parts]:
         """What takes the place of each choice in its plan, the same until :meth:`close` unless another choice is wanted."""
@@ -70,12 +113,11 @@ class Lagged:
 
     def add_up(self, by_weight: list[Key]) -> dict[Key, Tensor]:
         """Adds up over the processes what each has observed of the last step, and returns the sums of the scores by weights,
-        all in one tensor. Zeros alone say nothing, and do not replace known scores."""
+        all in one tensor."""
         of_weight = {(name, part): SIDES[part].of_weight(self.layers[name]) for name, part in by_weight}
         totals = self._totals([*self.mine.items(), *of_weight.items()])
         for key, scores in zip(self.mine, totals, strict=False):
-            if key not in self.known or scores.any():
-                self.known[key] = scores
+            self._learn(key, scores)
         found = dict(zip(of_weight, totals[len(self.mine) :], strict=True))
         self.mine.clear()
         return found
@@ -83,8 +125,7 @@ class Lagged:
     def _totals(self, mine: list[tuple[Key, Tensor]]) -> list[Tensor]:
         if not mine:
             return []
-        dtypes = [torch.promote_types(self.layers[name].weight.dtype, torch.float32) for (name, _), _ in mine]
-        dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        dtype = self._dtype(key for key, _ in mine)
         flat = torch.cat([scores.to(self.device, dtype) for _, scores in mine])
         dist.all_reduce(flat, group=self.group)
         return [part.clone() for part in flat.cpu().split([len(scores) for _, scores in mine])]
@@ -109,5 +150,7 @@ class Lagged:
             (name, part): scores.cpu().clone() for part, what in IN_STATES.items() for name, scores in state[what].items()
         }
         self.mine.clear()
+        self.arrived.clear()
         self.choices.clear()
+        self.reductions = 0
         self.generator.set_state(state["generator"].cpu())

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from wuskern.choices import DENSE, Parts, Plan, TopColumns
+from wuskern.common.arguments import whole
 from wuskern.distributed import flags, hook
 from wuskern.distributed.exact import Exact
 from wuskern.distributed.lagged import Key, Lagged
@@ -24,7 +25,12 @@ CommHook = tuple[Any, Callable[[Any, Any], "Future[Tensor]"]]  # state and hook,
 
 
 def prepare(
-    ddp_model: DistributedDataParallel, *, check_flags: bool = True, exact: bool = False, comm_hook: CommHook | None = None
+    ddp_model: DistributedDataParallel,
+    *,
+    check_flags: bool = True,
+    exact: bool = False,
+    every: int = 1,
+    comm_hook: CommHook | None = None,
 ) -> "Prepared":
     """Makes DDP send only gradients that were computed. Call this once, after wrapping, before the first backward.
 
@@ -34,12 +40,16 @@ def prepare(
     meet; for micro-batches that train different parts, the smallest block that holds all of these. A weight that some other
     module shares, or that a parametrization computes, is sent whole. ``attach`` the policy to the optimizer as well.
 
+    Little goes in few messages: what is to be sent of one of DDP's buckets waits for that of the next ones, until it is as much
+    as a bucket (``bucket_cap_mb``; 1 MiB for the first message).
+
     ``TopK`` and ``TopColumns`` choose the same rows and columns in all processes: by the scores of the step before, or of all
-    its micro-batches, added up over the processes once, before the first forward after a synchronised backward, in one tensor
-    for all layers. The choice then stays until the next synchronised backward. The first step has no scores, and takes the
-    rows whose weights have the largest sums of magnitudes, the columns whose weights have the largest sums of squares.
-    ``score="weight"`` goes by the weights of each step; ``score="random"`` is drawn from one generator that all processes
-    share. A layer's own ``plan`` stays as it is.
+    its micro-batches, added up over the processes once. They travel with the gradients, in the last message of a synchronised
+    backward; with gradients of another dtype, or a ``comm_hook``, in one of their own before the next forward. The choice then
+    stays until the next synchronised backward. The first step has no scores, and takes the rows whose weights have the largest
+    sums of magnitudes, the columns whose weights have the largest sums of squares. ``score="weight"`` goes by the weights of
+    each step, and ``score="random"`` is drawn from one generator that all processes share: the former takes a message before
+    forward. A layer's own ``plan`` stays as it is.
 
     Works with ``find_unused_parameters`` (of a weight that no process used, what is chosen is zeros),
     ``gradient_as_bucket_view``, ``no_sync``, and ``static_graph`` if each weight gets a dense gradient in the first
@@ -53,6 +63,8 @@ def prepare(
             forward on a process group of its own: these then wait for all processes once per layer. Not with
             ``find_unused_parameters``; under ``torch.compile`` such a layer runs in eager mode, and with ``fullgraph=True``
             that is an error.
+        every: synchronised backwards for which such a choice stays; the next one is by the scores of all of them. ``exact``
+            has no part in it.
         comm_hook: ``(state, hook)`` that you would have registered, called with what has to be sent: a bucket with the methods
             of ``GradBucket``, of a size that changes with the flags. None: the average over the processes.
 
@@ -64,24 +76,32 @@ def prepare(
             with, by name. RuntimeError: another process has other layers.
     """
     _refuse(ddp_model, exact, comm_hook)
-    return Prepared(ddp_model, check_flags, exact, comm_hook)
+    whole("every", every)
+    return Prepared(ddp_model, check_flags, exact, comm_hook, every)
 
 
 class Prepared:
     """What :func:`prepare` returns: it sets what forward goes by, is DDP's hook, and holds the choice of rows and columns."""
 
     def __init__(
-        self, ddp_model: DistributedDataParallel, check_flags: bool, exact: bool, comm_hook: CommHook | None = None
+        self,
+        ddp_model: DistributedDataParallel,
+        check_flags: bool,
+        exact: bool,
+        comm_hook: CommHook | None = None,
+        every: int = 1,
     ) -> None:
         self.layers = skippable_layers(ddp_model.module)
         self.group, self.device = ddp_model.process_group, ddp_model.device
         flags.check_names(list(self.layers), self.group)
         self.checks = check_flags
-        self.lagged = Lagged(self.layers, self.group, self.device)
+        self.lagged = Lagged(self.layers, self.group, self.device, every)
         ranks = dist.get_process_group_ranks(self.group)
         self.exact = Exact(dist.new_group(ranks, use_local_synchronization=True)) if exact else None
-        self.reduce = hook.average(self.group) if comm_hook is None else _called(comm_hook)
         self.shares, self.share_of = _shares(ddp_model, self.layers)
+        reduce = hook.average(self.group) if comm_hook is None else _called(comm_hook)
+        self.sender = hook.Sender(self.shares, reduce, ddp_model.bucket_bytes_cap)
+        self.carries = comm_hook is None  # whether scores travel with gradients: a hook of the user's own may round them
         self.following: set[str] = set()  # layers whose forward goes by another plan than their own
         self.without: list[Parameter] = []  # gradients that DDP would make zeros
         self.reduced = False  # whether gradients have been reduced since the last forward
@@ -100,6 +120,7 @@ class Prepared:
             raise RuntimeError("join: expected none around a model of wuskern.distributed.prepare, whose processes go in step")
         if self.checks:
             flags.compare(self.layers, self.group, self.device)
+        self.sender.forget()
         with torch.no_grad():
             self._next_choices()
             for share in self.shares.values():
@@ -108,7 +129,7 @@ class Prepared:
 
     def _next_choices(self) -> None:
         if self.reduced:
-            self.lagged.close()
+            self.lagged.reduced()
             for share in self.shares.values():
                 share.begin()
             self.reduced = False
@@ -169,7 +190,11 @@ class Prepared:
             # DDP queues its own work for the end of backward after this: what has to follow that is queued from in there.
             queue = Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
             queue(lambda: queue(self._after_backward))
-        return hook.send(bucket, self.shares, self.reduce)
+        return self.sender.send(bucket, self._riders(bucket) if self.carries and bucket.is_last() else ())
+
+    def _riders(self, bucket: hook.Bucket) -> list[hook.Sent]:
+        trained = {name for name, share in self.share_of.items() if share.weight.requires_grad}
+        return self.lagged.riders(bucket.buffer().dtype, trained)
 
     def _missing(self, share: Share) -> bool:
         return share.nothing and share.weight.grad is None
@@ -187,8 +212,10 @@ class Prepared:
 
     def state_dict(self) -> dict[str, Any]:
         """The scores by which rows and columns are chosen next, and the generator of random ones: tensors. Call it between
-        steps, in all processes at once: the scores of the last step are added up here."""
+        steps, in all processes at once: scores that have not travelled yet are added up here, and the choices of now end."""
         self._next_choices()
+        if self.lagged.reductions:
+            self.lagged.close()
         return self.lagged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
