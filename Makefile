@@ -162,7 +162,7 @@ docs: $(READY_DOCS)
 # ---- random input, and sanitizers on the CPU ------------------------------------------------------------------------
 
 # Every generator of tests/fuzz for so many seconds, from a seed; those that find a fault are named at the end.
-FUZZERS := layers soak kills distributed hostile convolutions
+FUZZERS := layers soak kills distributed lost hostile convolutions
 SECONDS ?= 900
 SEED ?= 0
 .PHONY: fuzz
