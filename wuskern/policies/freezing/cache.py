@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from wuskern.common.arguments import whole
 from wuskern.common.example import arguments
+from wuskern.common.world import world_size
 from wuskern.policies.freezing.base import Freezing
 from wuskern.policies.freezing.kept import CannotKeep, Kept
 from wuskern.policies.freezing.outputs import Outputs, Serving
@@ -44,7 +46,8 @@ class ActivationCache:
     outermost frozen module run as always; those inside of it do not.
 
     Not for samples that are augmented: each has to be the same in every epoch, and of one length. Each of several processes
-    keeps the samples that it sees.
+    keeps what it computes: the chunks of the samples that it sees. Where each process always has the same samples, give its
+    cache these alone.
 
     Args:
         freezing: the policy that freezes the model.
@@ -93,7 +96,17 @@ class ActivationCache:
         return f"ActivationCache({self.freezing.call}): {kept}"
 
     def __call__(self, index: Tensor) -> Any:
-        """The model's output for the samples ``index``, ``[batch]``, int64."""
+        """The model's output for the samples ``index``, ``[batch]``, int64.
+
+        Raises:
+            RuntimeError: several processes train, and this is outside of their DDP's forward: there it is :meth:`at` around
+                the DDP.
+        """
+        if world_size() > 1 and torch.is_grad_enabled() and DistributedDataParallel._active_ddp_module is None:
+            raise RuntimeError(
+                "cache: expected `with cache.at(index): ddp(batch)` where several processes train, got cache(index), which "
+                "calls the model inside, and leaves each process with its own gradients"
+            )
         args, kwargs = arguments(self._batches.batch(index))
         with self.at(index):
             return self.model(*args, **kwargs)
