@@ -7,6 +7,7 @@ import torch.nn as nn
 
 import wuskern as wk
 from tests.distributed.models import draw, raises, wrapped
+from tests.distributed.ranks import GROUP_TIMEOUT
 
 # What rank 0 has, and what rank 1.
 DIFFERENT = {
@@ -60,6 +61,15 @@ def test_each_field_of_a_plan(ranks, exact):
             assert of_first.startswith("layers: expected the same plan in all processes, got 2: rank 0 has "), name
             assert of_second == str(DIFFERENT[name][1]), name
             assert f"rank 0 has {DIFFERENT[name][0]}, " in of_first, name
+
+
+def timeout_of_exact(rank):
+    _, prepared = wrapped(nn.Linear(3, 4), dict(exact=True))
+    return prepared.exact.group._get_backend(torch.device("cpu")).options._timeout
+
+
+def test_the_group_for_exact_scores_waits_as_long_as_ddps(ranks):
+    assert ranks.run(timeout_of_exact) == [GROUP_TIMEOUT] * 2
 
 
 def diverging_embedding(rank):

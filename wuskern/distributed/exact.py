@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -15,10 +16,18 @@ Agree = Callable[[Tensor], Tensor]  # from the scores of this process to those o
 
 
 class Exact:
-    """Makes observers that agree on the scores. ``group``: of its own, since DDP's own collectives run beside."""
+    """Makes observers that agree on the scores.
 
-    def __init__(self, group: "dist.ProcessGroup") -> None:
-        self.group = group
+    Args:
+        group, device: DDP's. Another one of the same processes, with the same timeout, is made here: DDP's own collectives run
+            beside.
+    """
+
+    def __init__(self, group: "dist.ProcessGroup", device: torch.device) -> None:
+        options = getattr(group._get_backend(device), "options", None)
+        timeout = getattr(options, "_timeout", None)  # None: of half an hour, in which others would wait for one that is lost
+        ranks = dist.get_process_group_ranks(group)
+        self.group = dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
 
     def takes(self, choice: TopK | TopColumns) -> bool:
         """Whether the choice goes by something that comes up within the step, or that each backward draws."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable would import all of the compiler now
 from torch.autograd import Variable
@@ -96,8 +95,7 @@ class Prepared:
         flags.check_names(list(self.layers), self.group)
         self.checks = check_flags
         self.lagged = Lagged(self.layers, self.group, self.device, every)
-        ranks = dist.get_process_group_ranks(self.group)
-        self.exact = Exact(dist.new_group(ranks, use_local_synchronization=True)) if exact else None
+        self.exact = Exact(self.group, self.device) if exact else None
         self.shares, self.share_of = _shares(ddp_model, self.layers)
         reduce = hook.average(self.group) if comm_hook is None else _called(comm_hook)
         self.sender = hook.Sender(self.shares, reduce, ddp_model.bucket_bytes_cap)
