@@ -15,6 +15,7 @@ from wuskern import ops
 from wuskern.autograd import Call, LayerFunction
 from wuskern.choices import DENSE, Parts, Plan
 from wuskern.common.shapes import numeric_padding
+from wuskern.common.world import is_dtensor, is_together
 from wuskern.delivery.grad_home import GradHome
 from wuskern.embedding import Embedding, Lookup, look_up
 from wuskern.gradients import conv2d_backward, linear_backward
@@ -120,7 +121,7 @@ def planned_linear(
 ) -> Tensor:
     """The output of :func:`linear` for a layer, by a plan whose choices leave something out; ``home``: of its gradient.
     ``kind``: a Linear, or one whose weight lies otherwise."""
-    if plan.skip and not _is_together():
+    if plan.skip and not is_together():
         return kind.fprop(x, _stock_weight(x, weight, plan), bias)
     followed = _followed(plan, x, weight, bias, kind)
     if followed is None:
@@ -157,7 +158,7 @@ def planned_conv2d(
 def planned_embedding(tokens: Tensor, weight: Tensor, kind: Embedding, plan: Plan, home: GradHome | None) -> Tensor:
     """The output of :func:`embedding` for a layer, by its plan, which is looked at here: the table may have grown since."""
     followed: Plan | None = None
-    if not (plan.skip and not _is_together()) and not _takes_stock_path(_reason(tokens, weight)):
+    if not (plan.skip and not is_together()) and not _takes_stock_path(_reason(tokens, weight)):
         followed = _first_order(plan.restricting(kind.units(weight), tokens.numel), weight)
     if followed is None:
         return kind.fprop(tokens, _stock_weight(tokens, weight, plan))
@@ -191,8 +192,12 @@ def _first_order(plan: Plan | None, *tensors: Tensor | None) -> Plan | None:
 
 
 def _stock_weight(x: Tensor, weight: Tensor, plan: Plan) -> Tensor:
-    """The weight for a stock call: a constant if the plan skips, but not in DDP, which waits for it, and not in a trace."""
-    return weight.detach() if plan.skip and not (_is_together() or _is_traced(x)) else weight
+    """The weight for a stock call: a constant if the plan skips, but not in DDP, which waits for it, and not in a trace. Raises
+    ``RuntimeError`` for a part of a DTensor, of which all would train."""
+    sharded = type(weight) not in _PLAIN and is_dtensor(weight)
+    if sharded and torch.is_grad_enabled() and not plan.skip:
+        raise RuntimeError("weight: expected a plain tensor for rows, columns or tokens, got a DTensor, which can only skip")
+    return weight.detach() if plan.skip and not (_is_traced(x) or (is_together() and not sharded)) else weight
 
 
 def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Plan, home: GradHome | None) -> Tensor:
@@ -200,7 +205,7 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor | None, kind: Kind, plan: Pla
     processes work together: DDP waits for every parameter, and gets None."""
     if torch.compiler.is_compiling() and any(o is not None and o.only_eager for o in (plan.observer, plan.column_observer)):
         torch._dynamo.graph_break(msg="what all processes agree on in the step (exact=True) is chosen outside of compiled code")
-    in_graph = weight.detach() if plan.skip and not _is_together() else weight
+    in_graph = weight.detach() if plan.skip and not is_together() else weight
     sparse = not plan.skip and plan.is_sparse(kind.transposed) and _may_be_sparse(weight, home)
     y: Tensor = LayerFunction.apply(x, in_graph, bias, Call(kind, plan, weight, sparse, home))
     return y
@@ -212,7 +217,7 @@ def _may_be_sparse(weight: Tensor, home: GradHome | None) -> bool:
     if type(weight) is not Parameter:
         return False
     if torch.compiler.is_compiling():
-        return home is not None and not _is_together() and not home.is_watched()
+        return home is not None and not is_together() and not home.is_watched()
     ddp = _active_ddp()
     if ddp is not None and not hasattr(ddp, "_wuskern_prepared"):
         raise RuntimeError(
@@ -258,10 +263,6 @@ def _takes_stock_path(reason: str | None) -> bool:
             f"under wuskern.distributed.prepare a layer with skip, rows, columns or tokens cannot take PyTorch's path: {reason}"
         )
     return reason is not None
-
-
-def _is_together() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _active_ddp() -> DistributedDataParallel | None:

@@ -68,7 +68,10 @@ class Skippable(Planned, nn.Module):
     _asked: bool = False  # whether an optimizer of wuskern.optim holds the weight
     _planned: bool = False  # whether ``_in_use`` is anything but the dense backward
     qconfig = _QConfig()
-    __jit_unused_properties__ = ("plan", "kind", "units", "weight_by_rows", "is_sparse", "fixed_part", *Parts.__annotations__)
+    __jit_unused_properties__ = (
+        *("plan", "kind", "units", "weight_by_rows", "is_sparse", "trains_part", "fixed_part"),
+        *Parts.__annotations__,
+    )
     __jit_ignored_attributes__ = (*__jit_unused_properties__, *PLAN_ATTRIBUTES, "qconfig")
 
     @property
@@ -115,6 +118,12 @@ class Skippable(Planned, nn.Module):
     def is_sparse(self) -> bool:
         """Whether the gradient of the weight is sparse."""
         return self._in_use.is_sparse(self.units.transposed)
+
+    @property
+    def trains_part(self) -> bool:
+        """Whether only some rows or columns of the weight train."""
+        plan = self._in_use
+        return not plan.skip and (plan.rows is not None or plan.columns is not None)
 
     @property
     def fixed_part(self) -> Part | None:

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from wuskern.common.world import is_dtensor
 from wuskern.delivery import deliver
 from wuskern.delivery.dense_grad import Recycled
 from wuskern.delivery.part import Part
@@ -33,6 +34,10 @@ class Layer(Protocol):
     @property
     def is_sparse(self) -> bool:
         """Whether the gradient of the layer's weight is sparse now."""
+
+    @property
+    def trains_part(self) -> bool:
+        """Whether only some rows or columns of the weight train."""
 
     @property
     def fixed_part(self) -> Part | None:
@@ -144,6 +149,21 @@ def fixed_parts() -> dict[int, FixedPart | None]:
         elif (known := parts[key]) is not None and not known.part.same(part):
             parts[key] = None
     return parts
+
+
+def refuse_sharded(optimizer: Optimizer) -> None:
+    """Raises ``ValueError`` for an optimizer of ``wuskern.optim`` that holds a shard of a weight of which a part is to train:
+    its gradient is dense there, and would move the rest of the weight too."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"] if type(p) is not Parameter and is_dtensor(p)}
+    if not held:
+        return
+    for layer in _layers():
+        weight = layer._parameters.get("weight")
+        if id(weight) in held and layer.trains_part:
+            raise ValueError(
+                f"optimizer: expected torch.optim.{type(optimizer).__name__} for a DTensor of which rows or columns train, got "
+                f"wuskern.optim.{type(optimizer).__name__}, which moves and remembers that part alone, and knows no shards"
+            )
 
 
 def _layers() -> list[Layer]:

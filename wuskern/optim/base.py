@@ -10,7 +10,7 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable would impor
 from torch.optim import Optimizer
 
 from wuskern.common.arguments import one_of
-from wuskern.delivery.grad_home import FixedPart, ask, fixed_parts
+from wuskern.delivery.grad_home import FixedPart, ask, fixed_parts, refuse_sharded
 from wuskern.optim.loading import put_indices, split
 from wuskern.optim.moves import Group, LinesOf, Move, Target, copies, lines_target, moves, put_back, whole_rows
 from wuskern.optim.state import ON_CHANGE, OnChange, State, fit, is_of_part, whole
@@ -63,12 +63,14 @@ class PartwiseOptimizer(Optimizer):
             closure: as for torch's optimizers: computes the gradients anew and returns the loss.
 
         Raises:
-            ValueError: a gradient of a part in a group that is ``capturable`` or ``differentiable`` (from a loaded state_dict).
+            ValueError: a gradient of a part in a group that is ``capturable`` or ``differentiable`` (from a loaded state_dict);
+                rows or columns of a weight that is a DTensor.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        refuse_sharded(self)
         gradients = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         parts = fixed_parts()
         if any(p.grad.is_sparse or id(p) in parts or is_of_part(self.state.get(p, {})) for _, p in gradients):
