@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, "recipe", None) is not None:
             argv = _with_recipe(arguments, argv)
             arguments = _parsed(argv)
+        if getattr(arguments, "go_on", False):
+            _go_on(arguments)
         if getattr(arguments, "resume", None) is not None:
             arguments = _resumed(arguments, argv)
         code = int(arguments.command(arguments))
@@ -212,6 +214,18 @@ def _with_recipe(parsed: argparse.Namespace, argv: Sequence[str] | None) -> list
         return [command, *words, *user_words]
 
 
+def _go_on(arguments: argparse.Namespace) -> None:
+    """Has a training resume from its own checkpoint, if that is there."""
+    with _input():
+        if arguments.checkpoint is None:
+            raise ValueError("--go-on: expected --checkpoint with it, got none")
+        for name in ("resume", "overwrite"):
+            if getattr(arguments, name):
+                raise ValueError(f"--go-on: expected no --{name} beside it, got one")
+    if arguments.checkpoint.exists():
+        arguments.resume = arguments.checkpoint
+
+
 def _resumed(parsed: argparse.Namespace, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the interrupted experiment, with which those on this command line must agree."""
     from wuskern.train import checkpoint, own
@@ -231,6 +245,6 @@ def _resumed(parsed: argparse.Namespace, argv: Sequence[str] | None) -> argparse
                 raise ValueError(f"--{name.replace('_', '-')}: expected {value} as in {parsed.resume}, got {here}")
     with _input():
         own.check_unchanged(state["files"], recorded, parsed.resume)
-    arguments.checkpoint = parsed.checkpoint or parsed.resume
+    arguments.checkpoint, arguments.resume = parsed.checkpoint or parsed.resume, parsed.resume
     arguments.state = state
     return arguments

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from wuskern.train.experiment import Experiment
     from wuskern.train.output import Output
 
-NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "recipe", "state", "dist_timeout"}  # not about the training
+# Not about the training.
+NOT_RECORDED = {"command", "overwrite", "checkpoint", "resume", "go_on", "recipe", "state", "dist_timeout"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,6 +93,9 @@ def add_arguments(train: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--resume", type=path_of, metavar="PATH", help="continue from a checkpoint, with its arguments, and keep it up to date"
+    )
+    output.add_argument(
+        "--go-on", action="store_true", help="continue from --checkpoint if it is there: for torchrun's --max-restarts"
     )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -68,7 +68,7 @@ def group(device: str, timeout: float) -> Iterator[None]:
         return
     try:
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), **_of_this_life())
         try:
             yield
         finally:
@@ -80,6 +80,17 @@ def group(device: str, timeout: float) -> Iterator[None]:
             f"rank {os.environ.get('RANK')}: another process ended, or did not answer within {timeout:g} s "
             f"({str(error).splitlines()[0]})"
         ) from error
+
+
+def _of_this_life() -> dict[str, Any]:
+    """Arguments of ``init_process_group`` for processes that torchrun has started again. Its store may still hold the addresses
+    of those before them, with which a connection is then tried: theirs go under a name of their own."""
+    restarts = _of_environment("TORCHELASTIC_RESTART_COUNT", 0)
+    if restarts == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
+    named = dist.PrefixStore(f"restart {restarts}", store)  # type: ignore[attr-defined]
+    return {"store": named, "rank": int(os.environ["RANK"]), "world_size": planned()}
 
 
 def usable_device(name: str) -> str:

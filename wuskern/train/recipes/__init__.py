@@ -25,7 +25,7 @@ else:
 KEYS = {"title": str, "source": str, "train": dict, "cifar": dict}
 FLAGS = ("channels_last", "host", "memory")
 # Arguments that decide which files are replaced: only the command line gives them.
-NOT_HERE = ("overwrite", "checkpoint", "resume", "recipe")
+NOT_HERE = ("overwrite", "checkpoint", "resume", "go_on", "recipe")
 
 
 @dataclass(frozen=True)
