@@ -121,6 +121,11 @@ bench-again: build
 bench-ddp: build
 	$(PY) -m bench.ddp --out $(OUT)/ddp.json
 
+# Accuracy over time with a slow link, which goes on where it stopped: hours. It installs what evidence does; needs root, ip and tc.
+.PHONY: bench-network
+bench-network: build $(READY_TRAINERS)
+	$(PY) -m bench.network --folder build/evidence --out $(OUT)/network.json
+
 # Time to accuracy of every method, over ten seeds.
 METHODS := vgg11 mlp gpt best sparse-vgg11 sparse-mlp sparse-gpt
 accuracy: build
