@@ -75,7 +75,7 @@ class Lagged:
         return Sent(None, of_mine.to(self.device, dtype), put)
 
     def _dtype(self, keys: Iterable[Key]) -> torch.dtype:
-        """In which the scores of all these are added up."""
+        """The dtype in which the scores of all these are added up."""
         dtypes = [torch.promote_types(self.layers[name].weight.dtype, torch.float32) for name, _ in keys]
         return torch.float64 if torch.float64 in dtypes else torch.float32
 
