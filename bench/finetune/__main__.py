@@ -36,9 +36,7 @@ def main() -> None:
     parser.add_argument("--timed", type=float, default=TIMED, help="seconds of each round in which a method is timed")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="in which each method is timed")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    if given.tasks != ["tiny"]:
-        sources.install(given.folder)
+    sources.install(given.folder, given.tasks)
     clocks = Clocks(Lines(given.folder / "clocks.jsonl"), given.folder, seconds=given.timed)
     clocks.time(given.tasks, given.methods, given.rounds)
     if given.what == "time":
@@ -46,9 +44,9 @@ def main() -> None:
     plan = Plan(tuple(given.tasks), tuple(given.budgets), tuple(given.methods), given.seeds, given.tuning_seeds)
     runs = Runs(Lines(given.folder / "runs.jsonl"), clocks, given.workers)
     records = measure(plan, runs)
-    about = {"sources": sources.record(given.folder)} if given.tasks != ["tiny"] else {}
     content = {
-        "format": FORMAT, "environment": provenance("cpu"), **about, "rates": RATES, "runs": records,
+        "format": FORMAT, "environment": provenance("cpu"), "sources": sources.record(given.folder, given.tasks),
+        "rates": RATES, "runs": records,
         "tuning": [record for record in runs.lines.records if record["split"] == "validation"],
         "clocks": [record | {"phases": [len(steps) for steps in record["phases"]]} for record in clocks.lines.records],
     }  # fmt: skip

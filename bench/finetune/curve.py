@@ -109,9 +109,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/evidence"), help="of the packages, and of what was run")
     parser.add_argument("--out", type=Path, default=FOLDER / "finetune-curve.json", help="and a picture beside it")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    if given.task != "tiny":
-        sources.install(given.folder)
+    sources.install(given.folder, [given.task])
     chosen = rates(given.rates)
     clocks = Clocks(Lines(given.folder / "clocks.jsonl"), given.folder, seconds=given.timed)
     clocks.time([given.task], list(chosen), rounds=1)

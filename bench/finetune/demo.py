@@ -40,9 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/finetune-demo"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    if given.task != "tiny":
-        given.folder.mkdir(parents=True, exist_ok=True)
-        sources.install(given.folder)
+    sources.install(given.folder, [given.task])
     task, curves = get(given.task, given.folder), {}
     for method, rate in SHOWN.items():
         what = Run(task.name, method, given.seconds, rate, 0, "fp32")

@@ -63,11 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
     given.folder.mkdir(parents=True, exist_ok=True)
     of_text = "text" in given.tasks
     if of_text:
-        sources.install(given.folder)
+        sources.install(given.folder, ["text"])
     plan = Plan(tuple(given.tasks), tuple(given.rates), tuple(given.methods), given.seeds, given.budget)
     runs = Runs(given.folder / "network.jsonl", given.folder if of_text else None)
     records = [runs(run) for run in plan.runs()]
-    about = {"sources": sources.record(given.folder)} if of_text else {}
+    about = {"sources": sources.record(given.folder, ["text"])} if of_text else {}
     content = {
         "format": FORMAT, "environment": provenance("cpu"), **about, "plan": vars(given) | {"folder": "", "out": ""},
         "rates": LEARNING, "rows": summary(records), "runs": records,
