@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.finetune.grid import difference
 from bench.finetune.methods import OURS
-from bench.render import MIB, machine, table
+from bench.render import MIB, table
 
 BASELINES = ("dense", "LoRA r8")
 TITLES = {"text": "MiniLM-L6 on 20 Newsgroups", "cells": "EfficientNet-Lite0 on solar cells", "tiny": "a tiny BERT on digits"}
@@ -71,7 +71,12 @@ def render(content: dict[str, Any]) -> str:
     for case in of_all:
         parts += [f"**{TITLES[case.task]}, {case.budget:g} s.** {_compared(case)}", table(HEADER, _body(case))]
     seeds = min(len(runs) for case in of_all for runs in case.runs.values())
-    return "\n\n".join([*parts, f"{seeds} paired test seeds, 95 % intervals; timed on {machine(content)}."])
+    return "\n\n".join([*parts, f"{seeds} paired test seeds, 95 % intervals; timed on {_machine(content)}."])
+
+
+def _machine(content: dict[str, Any]) -> str:
+    e = content["environment"]
+    return f"{e['processor']}, {content['clocks'][0]['threads']} threads, torch {e['torch']}"
 
 
 def summary(content: dict[str, Any]) -> list[list[str]]:
@@ -128,6 +133,6 @@ def _row(case: Case, method: str) -> list[str]:
         method, f"{runs[0]['lr']:g}", f"{case.mean(method):.2f} % +- {deviation:.2f}",
         "-" if method == "dense" or "dense" not in case.runs else _interval(case.against(method, "dense")),
         f"{statistics.fmean(run['steps'] for run in runs):.0f}", f"{statistics.fmean(run['seconds'] for run in runs):.1f}",
-        f"{clock['first']:.1f}", f"{clock['peak_bytes'] / MIB:.0f}", f"{clock['parameters']:,}",
+        f"{clock['first']:.1f}", f"{clock['peak_bytes'] / MIB:.0f}", f"{clock['saved_numbers']:,}",
         f"{clock['saved_bytes'] / MIB:.2f} MiB",
     ]  # fmt: skip
