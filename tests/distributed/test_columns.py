@@ -33,7 +33,6 @@ def count_sent(rank):
     wk.set_plan(model.module, rows=None, columns=wk.TopColumns(ratio=0.5))
     found["first by the input"], found["by the input"] = sent(), sent()
     wk.set_plan(model.module, columns=wk.TopColumns(ratio=0.5, score="random"))
-    sent()  # takes the last scores along
     found["random"] = sum(sent())
     wk.set_plan(model.module, rows=wk.TopK(ratio=0.34), columns=wk.TopColumns(ratio=0.5, score="weight"))
     found["both by scores"] = sent()
@@ -46,10 +45,10 @@ def test_what_is_sent(ranks):
         "dense": 6 * 2 * 9 + 24 * 5 + bias,
         "columns": 6 * 1 * 9 + 5 * 3 + bias,
         "blocks": 2 * 1 * 9 + 1 * 3 + bias,
-        "first by the input": [4 + 24, bias + halves],  # scores first, in one tensor
-        "by the input": [4 + 24, bias + halves],
+        "first by the input": [4 + 24, bias + halves + 4 + 24],  # sums of the weights first; new scores go with the gradients
+        "by the input": [bias + halves + 4 + 24],
         "random": bias + halves,
-        "both by scores": [6 + 4 + 5 + 24, bias + 2 * 9 + 1 * 12],
+        "both by scores": [6 + 4 + 5 + 24, bias + 2 * 9 + 1 * 12 + 6 + 5],  # columns by the weight have no new scores
     }
     assert ranks.run(count_sent) == [expected] * 2
 

@@ -134,7 +134,8 @@ def trained(rank, combination):
         for layer in layers:
             fully_shard(layer)
         fully_shard(model)
-    kind = wk.optim.SGD if combination.gradients == "Rows compact" else torch.optim.SGD
+    compact = combination.gradients == "Rows compact" and combination.processes != "FSDP2"  # which shards dense gradients
+    kind = wk.optim.SGD if compact else torch.optim.SGD
     optimizer = kind(model.parameters(), LR, momentum=0.9)
     call = torch.compile(wrapped, backend="aot_eager") if combination.call == "compile" else wrapped
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=combination.precision == "fp16 + scaler")

@@ -30,6 +30,7 @@ PRUNED_BY_BATCH = "mesimp:ratio=.3:per=batch:prune=.3:cycle=2"  # by the scores 
 METHODS = parse(f"dense,{test_checkpoint.WUSLR},meprop:ratio=.3,{TOGETHER},{MESIMP},{PRUNED_BY_BATCH},{SPFDE}")
 
 
+@pytest.mark.more
 def test_torchrun_trains_as_one_process_does(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"x_train": rng.random((128, 6, 6)), "y_train": rng.integers(0, 4, 128)}

@@ -69,7 +69,7 @@ def test_columns_of_chosen_rows(capsys):
         ("2x32x16x10x1", (), "images"),
         ("2x32x16x10x1", ("--channels-last",), "library"),
         ("2x32x16x10x1", ("--stride", "2"), "library"),
-        ("2x32x16x10x1", ("--dtype", "bfloat16"), "library"),
+        pytest.param("2x32x16x10x1", ("--dtype", "bfloat16"), "library", marks=pytest.mark.more),
         ("2x32x16x10x3", ("--groups", "2"), "library"),
     ],
     ids=str,

@@ -100,6 +100,7 @@ def test_columns_train_as_slices_that_are_parameters_of_their_own():
     torch.testing.assert_close(ours.lm_head.weight, stock.lm_head.weight, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.more
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_it_gives_eagers_gradients():
     torch._dynamo.reset()

@@ -99,7 +99,7 @@ def composed(net: nn.Module) -> Compose:
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")  # nothing is trained here
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(metrics=st.lists(st.sampled_from([0.5, 0.505, 0.6]), min_size=2, max_size=12), data=st.data())
 def test_a_saved_composition_goes_on_as_it_would_have(metrics, data):
     """Cut anywhere, also between the steps of a bar, by a state that went through weights_only loading."""

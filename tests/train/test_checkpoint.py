@@ -84,7 +84,8 @@ def _no_picture(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "optimizer"), [("constant", "sgd"), ("cosine", "adamw"), pytest.param("cosine", "sgd", marks=pytest.mark.more)]
+    ("schedule", "optimizer"),
+    [("cosine", "adamw"), *(pytest.param(schedule, "sgd", marks=pytest.mark.more) for schedule in ("constant", "cosine"))],
 )
 def test_it_continues_bit_for_bit_from_every_round(tmp_path, digits, monkeypatch, schedule, optimizer):
     """Rounds 3 and 4 end inside a window of every method, 6 at a seed's end, 10 in the middle of the next seed."""
@@ -104,7 +105,7 @@ def test_it_continues_bit_for_bit_from_every_round(tmp_path, digits, monkeypatch
             assert all(torch.equal(value, weights[key][name]) for name, value in state.items()), key
 
 
-@pytest.mark.parametrize("model", ["vgg11", "alexnet"])
+@pytest.mark.parametrize("model", [pytest.param("vgg11", marks=pytest.mark.more), "alexnet"])
 def test_batch_norm_and_dropout_continue_too(tmp_path, digits, monkeypatch, model):
     changes = dict(model=model, width=0.03, epochs=3, channels_last=model == "vgg11")
     expected, weights = finished(experiment(tmp_path / "whole.pt", digits, **changes))
