@@ -61,7 +61,10 @@ def _vgg11(name: str, width: float) -> Task:
     def refuse(*_: Any) -> Tensor:
         raise NotImplementedError("a network that learns from scratch has no front to freeze")
 
-    return Task(name, train, test, make, head="", body="", front=(), projections=(), adapted="", begin=refuse, end=refuse)
+    validation = test.part(slice(0))  # nothing is chosen
+    return Task(
+        name, train, validation, test, make, head="", body="", front=(), projections=(), adapted="", begin=refuse, end=refuse
+    )
 
 
 def task_of(name: str, folder: Path | None) -> Task:
