@@ -115,7 +115,7 @@ class Sharing(Net):
 REASONS = {
     Dropped: "the output of second is random",
     Centred: "the output of second depends on which samples are computed together",
-    Turned: "the output of first has no samples in dimension 0: (6, 8) for 8 of them",
+    Turned: "the output of first has no samples in dimension 0: (6, 4) for 4 of them",
     Opaque: "the output of first has a Wrapped in it",
     Returning: "the model gives a Wrapped in its output",
     Sharing: "scale of a Sharing is used behind the frozen part, too, and trains",

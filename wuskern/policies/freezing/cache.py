@@ -21,7 +21,7 @@ from wuskern.policies.freezing.runs import Runs
 from wuskern.policies.freezing.samples import Batches
 from wuskern.policies.freezing.unchanged import Unchanged
 
-CHECKED = 8  # samples by which the kept outputs are compared with the full run, at most
+CHECKED = 4  # samples by which the kept outputs are compared with the full run, at most
 OFTEN = 3  # calls in a row in which the frozen part may change
 
 
@@ -29,9 +29,9 @@ class ActivationCache:
     """A model whose frozen part runs once for each sample in training: ``cache(index)`` is its output for ``samples[index]``.
 
     The model's own code runs. Its outermost frozen modules give what was kept of their outputs in place of computing it; an
-    output that nothing but other frozen modules reads is not kept. It is computed for aligned chunks of samples, whatever the
-    batches are, so that it depends on weights and data alone: a run that resumes without it goes on bit for bit. When more
-    layers freeze, the values are computed from those kept. Before a prefix is kept, the model runs on a few samples with and
+    output on which nothing but other frozen modules depends is not kept. Outputs are computed for aligned chunks of samples,
+    whatever the batches are, so that they depend on weights and data alone: a run that resumes without them goes on bit for
+    bit. When more layers freeze, the values are computed from those kept. Before a prefix is kept, the model runs on a few samples with and
     without what would be kept, and both have to be the same to the bit. Where nothing is kept (``reason``), and in evaluation,
     all of it runs.
 
@@ -257,7 +257,8 @@ class ActivationCache:
         begin = chunk * self.chunk
         index = torch.arange(begin, min(begin + self.chunk, len(self._batches)))
         try:
-            computed = self._runs.computed(self._kept.kinds, index, before=before)
+            sites = {site: kind.read for site, kind in self._kept.kinds.items()}
+            computed = self._runs.computed(sites, index, before=before)
             self._kept.put(begin, computed.found)
         except CannotKeep as error:
             self._restart(str(error))

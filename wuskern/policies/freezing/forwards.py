@@ -227,12 +227,16 @@ class RootForward(Forward):
             return self.run(self.module, *args, **kwargs)
         if torch.compiler.is_compiling():
             return self.compiled(*args, **kwargs)
-        if self.calls.outputs is not None and not self.calls.stack:
-            self.calls.outputs.begin(named(self._own_signature, args, kwargs))
+        outputs = self.calls.outputs if not self.calls.stack else None
+        if outputs is not None:
+            outputs.begin(named(self._own_signature, args, kwargs))
         call = Call(True, torch.is_grad_enabled(), wanted())
         try:
             self.begin(call)
-            return self.run(self.module, *args, **kwargs)
+            output = self.run(self.module, *args, **kwargs)
+            if outputs is not None:
+                outputs.end(output)
+            return output
         finally:
             call.over = True  # first: an interrupt may come in between
             self.end()

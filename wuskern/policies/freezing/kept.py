@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from wuskern.policies.freezing.outputs import PLAIN, Found, Output, Site, Unkept
+from wuskern.policies.freezing.outputs import PLAIN, Found, Output, Site
+from wuskern.policies.freezing.unkept import Unkept
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Kind:
     parts: tuple[Part, ...]
 
     @property
-    def read(self) -> bool:
-        return any(part.read and isinstance(part.value, Tensor) for part in self.parts)
+    def read(self) -> set[int]:
+        """The numbers of the tensors that are read."""
+        return {number for number, part in enumerate(self.parts) if part.read and isinstance(part.value, Tensor)}
 
 
 class CannotKeep(Exception):

@@ -7,15 +7,15 @@ of it in the forward.
 import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+
+from wuskern.policies.freezing.unkept import ReadsUnkept, Unkept
 
 Site = tuple[nn.Module, int]
 PLAIN = (type(None), bool, int, float, str)  # parts of an output that can be compared, beside tensors
@@ -41,6 +41,10 @@ class Outputs(ABC):
         self.counts[module] += 1
         return self.at(site, compute)
 
+    def end(self, output: Any) -> None:
+        """Ends a forward of the model, which gave this output; a subclass may override this."""
+        return
+
     @abstractmethod
     def at(self, site: Site, compute: Callable[[], Any]) -> Any:
         """The output of a site."""
@@ -62,86 +66,16 @@ class Found:
     leaves: tuple[Any, ...]
 
     @classmethod
-    def of(cls, output: Any) -> "Found":
+    def of(cls, output: Any, read: Collection[int] | None = None) -> "Found":
+        """The parts with the numbers ``read`` (None: all); of other tensors one value in their shape."""
         leaves, spec = tree_flatten(output)
-        copied = (isinstance(leaf, Tensor) and not isinstance(leaf, Unkept) for leaf in leaves)
-        return cls(spec, tuple(leaf.detach().clone() if copy else leaf for leaf, copy in zip(leaves, copied, strict=True)))
+        return cls(spec, tuple(_copy(leaf, read is None or number in read) for number, leaf in enumerate(leaves)))
 
 
-class Recording(Outputs):
-    """Takes note of the output of each site, of who reads it outside of the frozen modules, and of which inputs are read before
-    the last site ends.
-
-    Args:
-        keepable: whether the output of a module can be kept. Behind the first one of which it cannot, there are no sites.
-
-    Attributes:
-        found: the output of each site, in the order of the calls. read: the parts that are read, by site and number.
-        runs: how often each frozen module ran, also inside of others.
-    """
-
-    def __init__(self, keepable: Callable[[nn.Module], bool]) -> None:
-        super().__init__()
-        self.keepable, self.closed = keepable, False
-        self.found: dict[Site, Found] = {}
-        self.read: set[tuple[Site, int]] = set()
-        self.runs: Counter[nn.Module] = Counter()
-        self._made: dict[int, tuple[Site, int]] = {}
-        self._inputs: dict[int, list[str]] = {}
-        self._early: dict[str, int] = {}  # how many sites had ended when an input was first read
-        self._alive: list[Tensor] = []  # so that no other tensor takes their memory
-
-    def begin(self, inputs: Mapping[str, Tensor]) -> None:
-        super().begin(inputs)
-        for name, tensor in inputs.items():
-            self._inputs.setdefault(_memory(tensor), []).append(name)
-            self._alive.append(tensor)
-
-    def __call__(self, module: nn.Module, compute: Callable[[], Any]) -> Any:
-        self.runs[module] += 1
-        return super().__call__(module, compute)
-
-    def at(self, site: Site, compute: Callable[[], Any]) -> Any:
-        self.closed = self.closed or not self.keepable(site[0])
-        if self.closed:
-            return compute()
-        output = self.whole(compute)
-        self.found[site] = self.whole(lambda: Found.of(output))
-        for number, leaf in enumerate(tree_leaves(output)):
-            if isinstance(leaf, Tensor):
-                self._made[_memory(leaf)] = site, number
-                self._alive.append(leaf)
-        return output
-
-    def watching(self) -> "Watch":
-        """A block around the forward, in which what is read shows."""
-        return Watch(self)
-
-    def reads(self, tensor: Tensor) -> None:
-        memory = _memory(tensor)
-        if self.inside == 0 and memory in self._made:
-            self.read.add(self._made[memory])
-        for name in self._inputs.get(memory, ()):
-            self._early.setdefault(name, len(self.found))
-
-    @property
-    def needed(self) -> list[str]:
-        """The names of the inputs that were read before the last site ended."""
-        return [name for name, sites in self._early.items() if sites < len(self.found)]
-
-
-class Watch(TorchDispatchMode):
-    """A mode in which a recording hears of every tensor that an operation reads."""
-
-    def __init__(self, recording: Recording) -> None:
-        super().__init__()
-        self.recording = recording
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self.recording.reads(leaf)
-        return func(*args, **(kwargs or {}))
+def _copy(leaf: Any, values: bool) -> Any:
+    if not isinstance(leaf, Tensor) or isinstance(leaf, Unkept):
+        return leaf
+    return leaf.detach().clone() if values else leaf.new_zeros(()).expand(leaf.shape)
 
 
 class Enough(BaseException):
@@ -152,6 +86,7 @@ class Computing(Outputs):
     """Takes note of the outputs of the sites ``wanted``, and ends the forward behind the last one, before anything trains.
 
     Args:
+        wanted: the numbers of the parts that are read, by site.
         kept: outputs of modules that need not run, by module, for the inputs of this forward. look: told of the inputs.
 
     Attributes:
@@ -159,7 +94,7 @@ class Computing(Outputs):
     """
 
     def __init__(
-        self, wanted: Mapping[Site, Any], kept: Mapping[nn.Module, Any], look: Callable[[Mapping[str, Tensor]], Any]
+        self, wanted: Mapping[Site, Collection[int]], kept: Mapping[nn.Module, Any], look: Callable[[Mapping[str, Tensor]], Any]
     ) -> None:
         super().__init__()
         self.wanted, self.kept, self.look = wanted, kept, look
@@ -176,7 +111,7 @@ class Computing(Outputs):
         if site not in self.wanted:
             return compute()
         output = self.whole(compute)
-        self.found[site] = Found.of(output)
+        self.found[site] = Found.of(output, self.wanted[site])
         if len(self.found) == len(self.wanted):
             raise Enough
         return output
@@ -204,34 +139,10 @@ class Serving(Outputs):
         output = self.outputs(site)
         return compute() if output is None else output.value
 
-
-class ReadsUnkept(RuntimeError):
-    """An error: something reads an output that was not kept, because nothing had read it when it was recorded."""
-
-
-class Unkept(Tensor):
-    """What stands for an output that nothing reads: a tensor with a shape, a dtype and a device, and without values."""
-
-    module_name: str
-
-    @staticmethod
-    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, module_name: str) -> "Unkept":
-        made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
-        made.module_name = module_name
-        return made  # type: ignore[no-any-return]
-
-    def __repr__(self) -> str:  # type: ignore[override]
-        return f"Unkept({self.module_name}, {tuple(self.shape)})"
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        name = next(leaf.module_name for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Unkept))
-        raise ReadsUnkept(
-            f"cache: expected nothing behind the frozen part to read the output of {name}, as nothing did in evaluation mode, "
-            f"when it was recorded, got {func}"
-        )
+    def end(self, output: Any) -> None:
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Unkept):
+                raise ReadsUnkept(leaf.module_name, "the model gives it")
 
 
 @dataclass(frozen=True)
@@ -253,11 +164,3 @@ def named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
         for place, leaf in enumerate(tree_leaves(value))
         if isinstance(leaf, Tensor)
     }
-
-
-def _memory(tensor: Tensor) -> int:
-    """A number of the memory that a tensor lies in, which its views share; of one without memory, its own."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from wuskern.common.example import arguments
 from wuskern.policies.freezing.kept import CannotKeep, Kept, Kind, kind_of, output_of, same
-from wuskern.policies.freezing.outputs import Computing, Enough, Output, Outputs, ReadsUnkept, Recording, Serving, Site
+from wuskern.policies.freezing.outputs import Computing, Enough, Output, Outputs, Serving, Site
 from wuskern.policies.freezing.prefix import Prefix
+from wuskern.policies.freezing.recording import Recording
 from wuskern.policies.freezing.samples import Batches, fingerprints
+from wuskern.policies.freezing.unkept import ReadsUnkept
 from wuskern.policies.recorded_run import recorded_run
 
 
@@ -47,9 +49,11 @@ class Runs:
             raise CannotKeep("the samples need a gradient")
         return fingerprints(inputs, self.needed, samples)
 
-    def computed(self, sites: Mapping[Site, Any], index: Tensor, seed: int = 0, before: Kept | None = None) -> Computing:
+    def computed(
+        self, sites: Mapping[Site, Collection[int]], index: Tensor, seed: int = 0, before: Kept | None = None
+    ) -> Computing:
         """The outputs of these sites for the samples ``index``, computed as a training step does, and from what was kept
-        ``before``. Constants leave no graph, and no random state moves.
+        ``before``. Constants leave no graph, and no random state moves. ``sites``: with the numbers of the parts that are read.
 
         Raises:
             CannotKeep: some of the sites do not run.
@@ -91,9 +95,7 @@ class Runs:
         recording = Recording(self._keepable)
         with self.running(recording), recording.watching():
             expected = recorded_run(self.prefix.model, batch, ())
-            for leaf in tree_leaves(expected):
-                if isinstance(leaf, Tensor):
-                    recording.reads(leaf)
+            recording.end(expected)  # again: hooks on the model may have made another output
         if not recording.found:
             raise CannotKeep("no module of the model is frozen altogether")
         kinds = self._kinds(recording, index)
@@ -107,13 +109,14 @@ class Runs:
     def _kinds(self, recording: Recording, index: Tensor) -> dict[Site, Kind]:
         """The kinds of all outputs, by two runs as in training, with other random numbers, and one with a sample less."""
         self.needed = recording.needed
-        first, second = (self.computed(recording.found, index, seed) for seed in (1, 2))
-        shorter = self.computed(recording.found, index[:-1], 3)
+        sites = recording.read()
+        first, second = (self.computed(sites, index, seed) for seed in (1, 2))
+        shorter = self.computed(sites, index[:-1], 3)
         if not torch.equal(first.known, second.known):
             raise CannotKeep("the samples are not the same each time (augmented?)")
         kinds: dict[Site, Kind] = {}
         for site, found in first.found.items():
-            read = {number for where, number in recording.read if where == site}
+            read = sites[site]
             for number in read:
                 if not same(found.leaves[number], second.found[site].leaves[number]):
                     raise CannotKeep(f"the output of {self.names[site[0]]} is random")
