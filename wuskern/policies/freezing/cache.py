@@ -31,9 +31,9 @@ class ActivationCache:
     The model's own code runs. Its outermost frozen modules give what was kept of their outputs in place of computing it; an
     output on which nothing but other frozen modules depends is not kept. Outputs are computed for aligned chunks of samples,
     whatever the batches are, so that they depend on weights and data alone: a run that resumes without them goes on bit for
-    bit. When more layers freeze, the values are computed from those kept. Before a prefix is kept, the model runs on a few samples with and
-    without what would be kept, and both have to be the same to the bit. Where nothing is kept (``reason``), and in evaluation,
-    all of it runs.
+    bit. When more layers freeze, the values are computed from those kept. Before a prefix is kept, the model runs on a few
+    samples with and without what would be kept, and both have to be the same to the bit. Where nothing is kept (``reason``),
+    and in evaluation, all of it runs.
 
     Who calls the model itself says which samples it gets: ``with cache.at(index): model(batch)``, or, after
     ``cache.listen(key)``, in the batch. The inputs that the frozen part depends on are compared with those that the values were
