@@ -18,6 +18,7 @@ TABLES = ("_parameters", "_buffers", "_modules")
 LEFT_OUT = {*HOOKS, *TABLES, *PLAN_ATTRIBUTES, "forward", "training", "reset_running_stats", "_replicate_for_data_parallel"}
 LARGE = 2**12  # elements from which on a tensor is not read as a whole in each call
 SLICES = 32
+CONTAINERS = (dict, list, tuple)
 
 
 class Unchanged:
@@ -69,17 +70,21 @@ class Unchanged:
 def _objects(modules: Sequence[nn.Module], parents: Sequence[nn.Module], parameters: Sequence[Tensor]) -> list[Any]:
     """All objects that are looked at, which is quicker than to look at them: as long as they are the same, only values
     change."""
-    objects: list[Any] = [*parameters]
-    todo: list[Any] = [globally._global_forward_hooks, globally._global_forward_pre_hooks]
-    todo += [vars(inside) for top in modules for inside in top.modules()]
-    todo += [vars(module) for module in parents]
+    inside = [module for top in modules for module in top.modules()]
+    objects: list[Any] = [*parameters, *map(type, inside)]
+    todo: list[Any] = [
+        globally._global_forward_hooks,
+        globally._global_forward_pre_hooks,
+        *map(vars, inside),
+        *map(vars, parents),
+    ]
     while todo:
         parts = todo.pop()
-        for part in (*parts.keys(), *parts.values()) if isinstance(parts, dict) else parts:
-            objects.append(part)
-            if isinstance(part, dict | list | tuple) and part:
-                todo.append(part)
-    objects += [type(module) for top in modules for module in top.modules()]
+        if isinstance(parts, dict):
+            objects += parts
+            parts = parts.values()
+        objects += parts
+        todo += [part for part in parts if isinstance(part, CONTAINERS) and part]
     return objects
 
 
