@@ -170,9 +170,12 @@ def test_rates_are_chosen_by_the_tuning_seeds_on_other_samples(tmp_path, monkeyp
     clocks = Clocks(Lines(tmp_path / "clocks.jsonl"), None, timed)
     clocks.time(("tiny",), ("dense",), rounds=1)
     runs = Runs(Lines(tmp_path / "runs.jsonl"), clocks, execute=execute)
-    records = measure(Plan(("tiny",), (1.0,), ("dense",), seeds=2, tuning_seeds=2), runs)
+    records = measure(Plan(("tiny",), (2.0, 1.0), ("dense",), seeds=2, tuning_seeds=2), runs)
     assert {(r["lr"], r["seed"], r["split"]) for r in records} == {(1e-2, 0, "test"), (1e-2, 1, "test")}
-    assert {r["seed"] for r in runs.lines.records if r["split"] == "validation"} == {1000, 1001}
+    tried = {(r["budget"], r["lr"], r["seed"]) for r in runs.lines.records if r["split"] == "validation"}
+    assert tried == {
+        (b, lr, seed) for b, lr in [(1, 1e-3), (1, 1e-2), (1, 1e-1), (2, 1e-3), (2, 1e-2)] for seed in (1000, 1001)
+    }
 
 
 def test_bf16_is_tried_for_no_method_where_it_is_far_slower(tmp_path):

@@ -82,10 +82,10 @@ class ReplayedClock:
 
 
 def pooled(rounds: list[tuple[float, list[list[float]]]]) -> ReplayedClock:
-    """A clock of the mean times of several runs of the same work, as far as all of them went."""
-    first = statistics.fmean(first for first, _ in rounds)
+    """A clock of the median times of several runs of the same work, as far as all of them went."""
+    first = statistics.median(first for first, _ in rounds)
     phases = [
-        [statistics.fmean(step) for step in zip(*alike, strict=False)]
+        [statistics.median(step) for step in zip(*alike, strict=False)]
         for alike in zip(*(phases for _, phases in rounds), strict=True)
     ]
     return ReplayedClock(first, phases)

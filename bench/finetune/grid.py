@@ -1,7 +1,8 @@
 """All runs: what steps take on an idle machine, which rate is best on tuning seeds, and then the paired test seeds.
 
 First, alone on the machine, each method is timed (:mod:`bench.finetune.clock`). Then rates are chosen per task, budget and
-method, by seeds and samples that the test does not use, with the same number of runs for each method. Then come the test seeds.
+method, by seeds and samples that the test does not use, with the same number of runs for each method: of all rates with the
+shortest budget, and of two with a longer one. Then come the test seeds.
 All but the first only replay the clock, so that they may share the machine. What is done is a line of a file, so that an
 interrupted grid goes on where it stopped.
 """
@@ -12,7 +13,7 @@ import multiprocessing
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -161,18 +162,29 @@ def measure(plan: Plan, runs: Runs) -> list[Record]:
     test = []
     for task in plan.tasks:
         dtypes = {method: runs.clocks.faster(task, method) for method in plan.methods}
-        for budget in plan.budgets:
-            base = [Run(task, method, budget, 0, TUNING_SEED, dtypes[method], "validation") for method in plan.methods]
-            chosen = tuned(base, RATES[task], plan.tuning_seeds, runs)
+        rates = dict.fromkeys(plan.methods, RATES[task])
+        for budget in sorted(plan.budgets):
+            base = {
+                Run(task, method, budget, 0, TUNING_SEED, dtypes[method], "validation"): rates[method]
+                for method in plan.methods
+            }
+            chosen = tuned(base, plan.tuning_seeds, runs)
+            rates = {what.method: around(what.lr, RATES[task]) for what in chosen}
             test += [replace(what, seed=seed, split="test") for seed in range(plan.seeds) for what in chosen]
             runs(test)
     return runs(test)
 
 
-def tuned(base: Sequence[Run], rates: Sequence[float], seeds: int, runs: Runs) -> list[Run]:
-    """Each run with the rate that gave the best mean accuracy over the tuning seeds."""
+def around(rate: float, rates: tuple[float, ...]) -> tuple[float, ...]:
+    """What is tried with a longer budget: the rate that was best with the shorter one, and the one below it."""
+    first = max(rates.index(rate) - 1, 0)
+    return rates[first : first + 2]
+
+
+def tuned(base: Mapping[Run, Sequence[float]], seeds: int, runs: Runs) -> list[Run]:
+    """Each run with that of its rates that gave the best mean accuracy over the tuning seeds."""
     tries = {
-        what: [[replace(what, lr=lr, seed=what.seed + i) for i in range(seeds)] for lr in rates] for what in base
+        what: [[replace(what, lr=lr, seed=what.seed + i) for i in range(seeds)] for lr in rates] for what, rates in base.items()
     }  # fmt: skip
     runs([what for alike in tries.values() for tried in alike for what in tried])
 
