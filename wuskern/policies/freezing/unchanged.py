@@ -29,13 +29,14 @@ class Unchanged:
 
     Args:
         modules: with all that is inside of them. parents: without what is inside of them, and without their parameters.
-        parameters: those of the parents that count.
+        parameters: those of the parents that count; what the modules have of them counts once.
     """
 
     def __init__(
         self, modules: Sequence[nn.Module], parents: Sequence[nn.Module] = (), parameters: Sequence[Tensor] = ()
     ) -> None:
-        self._looked_at = modules, parents, parameters
+        inside = {id(p) for module in modules for p in module.parameters()}
+        self._looked_at = modules, parents, [p for p in parameters if id(p) not in inside]
         self._settings, self._values = _look(*self._looked_at)
         self._kept = [value.detach().clone() for value in self._values]
         self._writes = _writes(self._values)
