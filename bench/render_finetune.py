@@ -10,6 +10,7 @@ from bench.finetune.methods import OURS
 from bench.render import MIB, table
 
 BASELINES = ("dense", "LoRA r8")
+CACHED, CONTROL = "prefix+cache", "prefix, plain PyTorch"
 TITLES = {"text": "MiniLM-L6 on 20 Newsgroups", "cells": "EfficientNet-Lite0 on solar cells", "tiny": "a tiny BERT on digits"}
 HEADER = [
     "method", "rate", "test accuracy", "points against dense", "steps", "s", "s ahead of the first step", "MiB at the peak",
@@ -36,6 +37,10 @@ class Case:
 
     def against(self, method: str, other: str) -> tuple[float, float, float]:
         return difference(self.accuracies(method), self.accuracies(other))
+
+    def timed(self, method: str) -> list[Record]:
+        """The rounds in which the method was timed, in the precision of its runs."""
+        return [clock for clock in self.clocks[method] if clock["dtype"] == self.runs[method][0]["dtype"]]
 
     def best(self, methods: Iterable[str]) -> str:
         """Of those that were run, the method that the tuning seeds favour, each with the rate that it was given."""
@@ -71,7 +76,20 @@ def render(content: dict[str, Any]) -> str:
     for case in of_all:
         parts += [f"**{TITLES[case.task]}, {case.budget:g} s.** {_compared(case)}", table(HEADER, _body(case))]
     seeds = min(len(runs) for case in of_all for runs in case.runs.values())
+    parts += [
+        against_control(case) for case in {case.task: case for case in of_all}.values() if {CACHED, CONTROL} <= {*case.runs}
+    ]
     return "\n\n".join([*parts, f"{seeds} paired test seeds, 95 % intervals; timed on {_machine(content)}."])
+
+
+def against_control(case: Case) -> str:
+    """How many steps the cache makes in the time of the control, by the rounds in which both were timed."""
+    rounds = list(zip(case.timed(CACHED), case.timed(CONTROL), strict=False))
+    ratio = statistics.median(cached["steps"] / control["steps"] for cached, control in rounds)
+    return (
+        f"{TITLES[case.task]}: in {rounds[0][0]['budget']:g} s `{CACHED}` makes {ratio:.2f} of the steps of the same front in "
+        f"plain PyTorch, caching included (median of {len(rounds)} rounds in turn)."
+    )
 
 
 def _machine(content: dict[str, Any]) -> str:
@@ -127,7 +145,7 @@ def _body(case: Case) -> list[list[str]]:
 
 
 def _row(case: Case, method: str) -> list[str]:
-    runs, clock = case.runs[method], case.clocks[method][0]
+    runs, clock = case.runs[method], case.timed(method)[0]
     deviation = statistics.stdev(case.accuracies(method)) if len(runs) > 1 else 0.0
     return [
         method, f"{runs[0]['lr']:g}", f"{case.mean(method):.2f} % +- {deviation:.2f}",

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import render_finetune
+from bench import render_curve, render_finetune
 from bench.finetune import __main__ as command
 from bench.finetune import curve, demo, grid, training
 from bench.finetune.clock import ReplayedClock, WallClock, pooled
@@ -262,3 +262,28 @@ def _published(name):
         return {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}[name]
     conv = {"expand": ("_expand_conv", "_bn0"), "depthwise": ("_depthwise_conv", "_bn1"), "project": ("_project_conv", "_bn2")}
     return tuple(f"_blocks.{parts[1]}.{part}" for part in conv[parts[2]])
+
+
+def test_a_curve_says_when_the_last_accuracy_of_dense_was_reached():
+    curves = {"dense": [(10.0, 0.2), (20.0, 0.5), (30.0, 0.502)], "LISA": [(8.0, 0.4), (16.0, 0.6)], "S2FT": [(9.0, 0.4)]}
+    content = {
+        "environment": {"processor": "P", "torch": "2"},
+        "curves": [{"what": {"method": method}, "curve": curve} for method, curve in curves.items()],
+    }
+    text = render_curve.render(content)
+    assert "(49.7 %) is reached by dense after 20 s, by `LISA` after 16 s: **1.2x** sooner." in text  # 20 / 16 = 1.25
+    assert "`S2FT` does not reach dense's last accuracy less 0.5 points (49.7 %)." in text
+    assert "| 10 | 20.0 % | 40.0 % | 40.0 % |" in text
+
+
+def test_the_cache_is_compared_with_the_control_in_turn():
+    """By hand: 90 / 100, 50 / 100 and 99 / 110 have the median .9."""
+
+    def rounds(*steps):
+        return [{"steps": n, "budget": 30.0, "dtype": "bf16" if n == 1 else "fp32"} for n in steps]
+
+    clocks = {"prefix+cache": rounds(1, 90, 50, 99), "prefix, plain PyTorch": rounds(100, 1, 100, 110)}
+    runs = {method: [{"dtype": "fp32"}] for method in clocks}
+    said = render_finetune.against_control(render_finetune.Case("text", 120.0, runs, {}, clocks))
+    assert "in 30 s `prefix+cache` makes 0.90 of the steps" in said
+    assert "(median of 3 rounds in turn)" in said
