@@ -97,6 +97,7 @@ $(VENV)/ready-trainers: $(READY) .ci/trainers.txt
 # At most twenty-five.
 test-more: build $(READY_TRAINERS)
 	$(TESTS) -m more
+	PYTHONPATH=$(VENV)/torchvision $(PY) -m pytest -q -m more tests/train/test_cached_networks.py
 	$(SMOKE) -m more
 	$(MAKE) fuzz SECONDS=20
 	$(MAKE) sanitize-cpu SANITIZER_SECONDS=30

@@ -56,6 +56,11 @@ def added(_: nn.Module, x: Tensor) -> Tensor:
     return y
 
 
+def attended(_: nn.Module, x: Tensor) -> Tensor:
+    q, k, v = x.view(-1, 2, 1, 4).unbind(1)[0], x.view(-1, 2, 1, 4)[:, 1], x.view(-1, 2, 1, 4)[:, 0]
+    return torch.cat([F.scaled_dot_product_attention(q, k, v).flatten(1), k.flatten(1)], 1)
+
+
 def normed(module: nn.Module, x: Tensor) -> Tensor:
     return F.batch_norm(x, torch.zeros(WIDE), module.seen)
 
@@ -89,7 +94,7 @@ def built(between: Callable[[nn.Module, Tensor], Tensor]) -> tuple[Between, Acti
     return model, ActivationCache(SingleShotFreezing(model, SAMPLES[:2], at=0, share=0.7), SAMPLES)
 
 
-@pytest.mark.parametrize("between", [squashed, in_place, shaped, constant, added])
+@pytest.mark.parametrize("between", [squashed, in_place, shaped, constant, added, attended])
 def test_what_only_a_frozen_module_reads_is_not_kept(between):
     _, cache = built(between)
     cache(INDEX)
@@ -104,7 +109,7 @@ def test_what_needs_the_values_themselves_gets_them(between):
 
 
 @pytest.mark.parametrize(
-    "between", [squashed, in_place, shaped, constant, added, normed, into_new, into_buffer, number, branch, random]
+    "between", [squashed, in_place, shaped, constant, added, attended, normed, into_new, into_buffer, number, branch, random]
 )
 def test_the_model_computes_what_it_does_without_a_cache(between):
     model, cache = built(between)
@@ -172,3 +177,47 @@ def test_a_loss_of_what_the_model_keeps_to_itself_raises():
     output = cache(INDEX)
     with pytest.raises(RuntimeError, match=r"to read the output of wide.*got: aten.add"):
         output.sum() + model.hidden.sum()
+
+
+class Halves(nn.Module):
+    """A layer of which frozen modules get two halves as they are, and give them as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.left, self.right = nn.Linear(WIDE, WIDE), nn.Identity(), nn.Identity()
+        self.head = nn.Linear(WIDE // 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.wide(x).chunk(2, 1)
+        return self.head(self.left(left) * self.right(right))
+
+
+class Folded(nn.Module):
+    """The rows that a frozen module gives are read in another form; what it was computed from is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.same, self.head = nn.Linear(WIDE, WIDE), nn.Identity(), nn.Linear(NARROW, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.same(self.wide(x).sin()).view(-1, 2, NARROW).transpose(0, 1)).sum(0)
+
+
+class Windows(nn.Module):
+    """A frozen module whose output has two rows for each sample, and one that puts them together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow, self.head = nn.Linear(WIDE // 2, WIDE // 2), nn.Linear(WIDE, NARROW), nn.Linear(NARROW, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.narrow(self.wide(x.view(-1, WIDE // 2)).relu().view(-1, WIDE)))
+
+
+@pytest.mark.parametrize(("made", "share", "kept"), [(Halves, 0.5, WIDE), (Folded, 0.5, WIDE), (Windows, 0.7, NARROW)])
+def test_outputs_that_are_parts_of_others(made, share, kept):
+    torch.manual_seed(0)
+    model = wk.convert(made()).train()
+    cache = ActivationCache(SingleShotFreezing(model, SAMPLES[:2], at=0, share=share), SAMPLES)
+    torch.testing.assert_close(cache(INDEX), model(SAMPLES[INDEX]), rtol=1e-6, atol=1e-6)
+    assert (cache.reason, cache.nbytes) == (None, BYTES * kept)

@@ -19,12 +19,12 @@ class Part:
     """A part of an output, a tensor or a plain value.
 
     Attributes:
-        value: that of some samples. batched: whether it has one value for each of them, in dimension 0; otherwise it is the
-            same for all samples. read: whether somebody reads it; a plain value counts as read.
+        value: that of some samples. rows: how many of them, in dimension 0, are one sample's; 0: it is the same for all
+            samples. read: whether somebody reads it; a plain value counts as read.
     """
 
     value: Any
-    batched: bool
+    rows: int
     read: bool
 
 
@@ -59,15 +59,21 @@ def kind_of(where: str, found: Found, shorter: Found, samples: int, read: Collec
         if not isinstance(value, Tensor):
             if not same(value, less):
                 raise CannotKeep(f"the output of {where} has a {type(value).__name__} in it")
-            parts.append(Part(value, batched=False, read=True))
+            parts.append(Part(value, rows=0, read=True))
             continue
-        batched = value.shape != less.shape
-        if batched and (value.shape[0] != samples or less.shape != (samples - 1, *value.shape[1:])):
+        rows = 0 if value.shape == less.shape else _rows(value.shape, less.shape, samples)
+        if rows is None or (number in read and rows > 1):
             raise CannotKeep(f"the output of {where} has no samples in dimension 0: {tuple(value.shape)} for {samples} of them")
-        if batched and number in read and not _near(value[:-1], less):
+        if rows and number in read and not _near(value[:-1], less):
             raise CannotKeep(f"the output of {where} depends on which samples are computed together")
-        parts.append(Part(value, batched, number in read))
+        parts.append(Part(value, rows, number in read))
     return Kind(found.spec, tuple(parts))
+
+
+def _rows(shape: torch.Size, less: torch.Size, samples: int) -> int | None:
+    """How many rows each sample has, by the shapes with all samples and with one less; None: these do not tell."""
+    rows = shape[0] // samples if shape else 0
+    return rows if rows and (*shape,) == (rows * samples, *shape[1:]) and less == (rows * (samples - 1), *shape[1:]) else None
 
 
 def _check_structure(where: str, spec: TreeSpec, other: TreeSpec) -> None:
@@ -106,7 +112,7 @@ class Kept:
             where = self.names[site[0]]
             _check_structure(where, kind.spec, found[site].spec)
             for number, (part, value) in enumerate(zip(kind.parts, found[site].leaves, strict=True)):
-                if part.batched:
+                if part.rows:
                     if _one(value) != _one(part.value):
                         raise CannotKeep(
                             f"the output of {where} is {_one(value)} for some samples and {_one(part.value)} for others: give "
@@ -134,7 +140,7 @@ class Kept:
             ((site, number), part.value)
             for site, kind in self.kinds.items()
             for number, part in enumerate(kind.parts)
-            if part.batched and part.read
+            if part.rows and part.read
         ]
 
     def _dtype(self, like: Tensor) -> torch.dtype:
@@ -163,10 +169,10 @@ def output_of(kind: Kind, where: str, samples: int, values: Callable[[int, Tenso
         if not isinstance(value, Tensor):
             leaves.append(value)
         elif not part.read:
-            shape = (samples, *value.shape[1:]) if part.batched else tuple(value.shape)
+            shape = (part.rows * samples, *value.shape[1:]) if part.rows else tuple(value.shape)
             leaves.append(Unkept(shape, value.dtype, value.device, where))
         else:
-            leaves.append(values(number, value) if part.batched else value.clone())
+            leaves.append(values(number, value) if part.rows else value.clone())
     return Output(tree_unflatten(leaves, kind.spec))
 
 

@@ -1,7 +1,7 @@
 """A forward in which the outputs of the frozen modules are taken note of, and what depends on them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch.nn as nn
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wuskern.policies.freezing.outputs import Found, Outputs, Site
-from wuskern.policies.freezing.unkept import needs_values, target_of
+from wuskern.policies.freezing.unkept import outcome, target_of
 
 Value = int | tuple[Site, int]  # what is in a piece of memory: a part of a site's output, or anything else
 
@@ -32,7 +32,7 @@ class Recording(Outputs):
         self.keepable, self.closed = keepable, False
         self.found: dict[Site, Found] = {}
         self.runs: Counter[nn.Module] = Counter()
-        self._made: dict[int, tuple[Site, int]] = {}
+        self._made: dict[int, dict[Any, tuple[Site, int]]] = defaultdict(dict)  # by memory, and by the place in it
         self._sources: dict[Value, set[Value]] = defaultdict(set)  # what a value was computed from, between the sites
         self._used: set[Value] = set()  # where they are needed, whatever becomes of them
         self._dependent: set[Value] = set()  # on outputs of sites
@@ -47,7 +47,7 @@ class Recording(Outputs):
             self._alive.append(tensor)
 
     def end(self, output: Any) -> None:
-        self._used |= {self._value(tensor) for tensor in _tensors(output)}
+        self._used |= self._values(_tensors(output))
 
     def __call__(self, module: nn.Module, compute: Callable[[], Any]) -> Any:
         self.runs[module] += 1
@@ -61,7 +61,7 @@ class Recording(Outputs):
         self.found[site] = self.whole(lambda: Found.of(output))
         for number, leaf in enumerate(tree_leaves(output)):
             if isinstance(leaf, Tensor):
-                self._made[_memory(leaf)] = site, number
+                self._made[_memory(leaf)][_place(leaf)] = site, number
                 self._dependent.add((site, number))
                 self._alive.append(leaf)
         return output
@@ -78,14 +78,15 @@ class Recording(Outputs):
                 self._early.setdefault(name, len(self.found))
         if self.inside:
             return
-        values, target = {self._value(tensor) for tensor in inputs}, target_of(func, args)
-        writes = target is not None and self._value(target) not in self._dependent
-        if writes or not outputs or needs_values(func, inputs):
-            self._used |= values
-        computed = {self._value(tensor) for tensor in outputs}
+        self._follow_views(inputs, outputs)
+        values, computed = self._values(inputs), self._values(outputs)
         for value in computed:
             self._sources[value] |= values
         if not values.isdisjoint(self._dependent):
+            target = target_of(func, args)
+            writes = target is not None and self._dependent.isdisjoint(self._values([target]))
+            if writes or not outputs or outcome(func, args, kwargs) is None:
+                self._used |= values
             self._dependent |= computed
         self._alive += outputs
 
@@ -106,9 +107,26 @@ class Recording(Outputs):
         """The names of the inputs that were read before the last site ended."""
         return [name for name, sites in self._early.items() if sites < len(self.found)]
 
-    def _value(self, tensor: Tensor) -> Value:
-        memory = _memory(tensor)
-        return self._made.get(memory, memory)
+    def _follow_views(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        """A view of a part of a site's output is that part."""
+        parts = {
+            memory: part
+            for memory, part in ((_memory(x), self._made.get(_memory(x), {}).get(_place(x))) for x in inputs)
+            if part
+        }
+        for tensor in outputs:
+            if part := parts.get(_memory(tensor)):
+                self._made[_memory(tensor)][_place(tensor)] = part
+
+    def _values(self, tensors: Iterable[Tensor]) -> set[Value]:
+        """What the tensors hold: parts of outputs that lie in just their place, or else all that is in their memory."""
+        values: set[Value] = set()
+        for tensor in tensors:
+            memory = _memory(tensor)
+            made = self._made.get(memory, {})
+            place = _place(tensor)
+            values |= {made[place]} if place in made else {memory, *made.values()}
+        return values
 
 
 class Watch(TorchDispatchMode):
@@ -120,7 +138,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        self.recording.operation(func, args, kwargs, output)
+        self.recording.operation(func, args, kwargs or {}, output)
         return output
 
 
@@ -134,3 +152,8 @@ def _memory(tensor: Tensor) -> int:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):
         return id(tensor)
+
+
+def _place(tensor: Tensor) -> Any:
+    """Where in its memory a tensor lies."""
+    return tensor.storage_offset(), tensor.shape, tensor.stride()

@@ -1,12 +1,11 @@
 """What stands for an output that was not kept, because no value that trains or leaves the model depends on it."""
 
 import functools
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 
 class ReadsUnkept(RuntimeError):
@@ -26,8 +25,7 @@ class ReadsUnkept(RuntimeError):
 class Unkept(Tensor):
     """A tensor with a shape, a dtype and a device, and without values; what is computed from it has none either.
 
-    An operation that needs the values raises :class:`ReadsUnkept`: one that writes to a tensor that has values, gives a number,
-    or does more than to compute (:func:`needs_values`).
+    An operation that needs the values (:func:`outcome`), or writes to a tensor that has some, raises :class:`ReadsUnkept`.
     """
 
     module_name: str
@@ -45,21 +43,19 @@ class Unkept(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        leaves, spec = tree_flatten((args, kwargs or {}))
-        first = next(leaf for leaf in leaves if isinstance(leaf, Unkept))
-        target = target_of(func, args)
-        if needs_values(func, leaves) or not (target is None or isinstance(target, Unkept)):
+        kwargs = kwargs or {}
+        first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Unkept))
+        known, target = outcome(func, args, kwargs), target_of(func, args)
+        if known is None or not (target is None or isinstance(target, Unkept)):
             raise ReadsUnkept(first.module_name, str(func))
-        try:
-            shapes, made = _computed(func, spec, tuple(map(_described, leaves)))
-        except (NotImplementedError, RuntimeError) as error:  # it needs values
-            raise ReadsUnkept(first.module_name, str(func)) from error
         if target is not None:
-            if shapes[0].shape != target.shape:
-                raise ReadsUnkept(first.module_name, str(func))
             return target
-        device = torch.device((kwargs or {}).get("device") or first.device)
-        return tree_unflatten([cls(like.shape, like.dtype, device, first.module_name) for like in shapes], made)
+        device = torch.device(kwargs.get("device") or first.device)
+        leaves, spec = known
+        return tree_unflatten(
+            [cls(leaf.shape, leaf.dtype, device, first.module_name) if isinstance(leaf, Like) else leaf for leaf in leaves],
+            spec,
+        )
 
 
 class Like(NamedTuple):
@@ -69,19 +65,45 @@ class Like(NamedTuple):
     dtype: torch.dtype
 
 
+def outcome(func: Any, args: Any, kwargs: Any) -> tuple[list[Any], TreeSpec] | None:
+    """What an operation gives, as far as that is known without values, and its structure. None: it needs values, because it
+    takes part in training, draws random numbers, may update statistics, writes elsewhere than to its first argument or makes
+    that another shape, or gives something that depends on them and is no tensor."""
+    leaves, spec = tree_flatten((args, kwargs))
+    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments]
+    trains = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+    if trains or any(written[1:]) or "batch_norm" in func.name() or _is_random(func, args, kwargs):
+        return None
+    try:
+        known = _computed(func, spec, tuple(map(_described, leaves)))
+    except (NotImplementedError, RuntimeError):
+        return None
+    target = target_of(func, args)
+    return None if target is not None and known[0][0].shape != target.shape else known
+
+
+def target_of(func: Any, args: Any) -> Tensor | None:
+    """The tensor to which an operation in place writes; None for other operations."""
+    return args[0] if func._schema.is_mutable and args and isinstance(args[0], Tensor) else None
+
+
+def _is_random(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operation draws random numbers; attention without dropout does not."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return torch.Tag.nondeterministic_seeded in func.tags and not ("dropout_p" in names and given.get("dropout_p", 0) == 0)
+
+
 def _described(leaf: Any) -> Like | tuple[type, Any]:
     return Like(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), leaf)
 
 
 @functools.lru_cache(maxsize=2**10)
-def _computed(func: Any, spec: TreeSpec, described: tuple[Any, ...]) -> tuple[list[Like], TreeSpec]:
-    """The tensors that an operation gives, by its run on the meta device, which takes long, and their structure."""
-    leaves = [_on_meta(one) for one in described]
-    args, kwargs = tree_unflatten(leaves, spec)
-    found, made = tree_flatten(func(*args, **kwargs))
-    if not all(isinstance(leaf, Tensor) for leaf in found):
-        raise NotImplementedError(f"{func} gives no tensors alone")
-    return [Like(tuple(leaf.shape), leaf.dtype) for leaf in found], made
+def _computed(func: Any, spec: TreeSpec, described: tuple[Any, ...]) -> tuple[list[Any], TreeSpec]:
+    """What an operation gives, by its run on the meta device, which takes long; a number comes from shapes there."""
+    args, kwargs = tree_unflatten([_on_meta(one) for one in described], spec)
+    leaves, made = tree_flatten(func(*args, **kwargs))
+    return [Like(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves], made
 
 
 def _on_meta(described: Any) -> Any:
@@ -89,17 +111,3 @@ def _on_meta(described: Any) -> Any:
         return torch.empty(described.shape, dtype=described.dtype, device="meta")
     value = described[1]
     return torch.device("meta") if isinstance(value, torch.device) else value
-
-
-def needs_values(func: Any, inputs: Iterable[Any]) -> bool:
-    """Whether an operation does more than to compute tensors from ``inputs``: it takes part in training, draws random numbers,
-    may update statistics, or writes elsewhere than to its first argument."""
-    random = torch.Tag.nondeterministic_seeded in func.tags
-    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments]
-    trains = any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-    return random or trains or any(written[1:]) or "batch_norm" in func.name()
-
-
-def target_of(func: Any, args: Any) -> Tensor | None:
-    """The tensor to which an operation in place writes; None for other operations."""
-    return args[0] if func._schema.is_mutable and args and isinstance(args[0], Tensor) else None
