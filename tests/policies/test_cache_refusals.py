@@ -133,7 +133,7 @@ def first(output: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("make", REASONS)
-def test_the_whole_model_runs_and_the_reason_is_said(make):
+def test_the_whole_model_runs_and_the_reason_is_said(make, caplog):
     model, cache = cached(make)
     torch.manual_seed(1)
     expected = first(model(SAMPLES[INDEX]))
@@ -141,6 +141,7 @@ def test_the_whole_model_runs_and_the_reason_is_said(make):
         torch.manual_seed(1)
         assert torch.equal(first(cache(INDEX)), expected)
         assert (cache.reason, cache.nbytes, cache.layers) == (REASONS[make], 0, 0)
+    assert caplog.messages == [f"cache: the whole model runs, nothing is kept: {REASONS[make]}"]
 
 
 def test_a_state_that_changes_in_each_step_is_given_up():

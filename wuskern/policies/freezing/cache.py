@@ -1,5 +1,6 @@
 """A cache of the outputs of a frozen prefix, one for each sample, in whatever model."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from wuskern.policies.freezing.outputs import Outputs, Serving
 from wuskern.policies.freezing.runs import Runs
 from wuskern.policies.freezing.samples import Batches
 from wuskern.policies.freezing.unchanged import Unchanged
+
+_log = logging.getLogger("wuskern")
 
 CHECKED = 4  # samples by which the kept outputs are compared with the full run, at most
 OFTEN = 3  # calls in a row in which the frozen part may change
@@ -167,6 +170,8 @@ class ActivationCache:
     def _restart(self, refused: str | None = None) -> None:
         self._state = self._now()
         self._refused = refused
+        if refused is not None:
+            _log.warning("cache: the whole model runs, nothing is kept: %s", refused)
         self._kept: Kept | None = None
         self._unchanged: Unchanged | None = None
         self._filled = [False] * -(-len(self._batches) // self.chunk)
