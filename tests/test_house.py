@@ -13,8 +13,8 @@ MOST_AT_THE_ROOT = 15
 # A room knows those behind it alone.
 ROOMS = [
     "__init__", "__main__", "cli", "integrations", "bench", "train", "profile", "doctor", "summary", "policies", "simplify",
-    "distributed", "optim", "cuda_graphs", "plans", "convert", "layers", "modules", "functional", "embedding", "autograd",
-    "gradients", "columns", "tokens", "kinds", "choices", "delivery", "sparse_grad", "ops", "kernels", "common",
+    "distributed", "optim", "cuda_graphs", "plans", "convert", "memory", "layers", "modules", "functional", "embedding",
+    "autograd", "gradients", "columns", "tokens", "kinds", "choices", "delivery", "sparse_grad", "ops", "kernels", "common",
 ]  # fmt: skip
 
 

@@ -1,7 +1,9 @@
-"""Turns the nn.Linear and nn.Conv2d layers of a model, transformers' Conv1D, and embeddings on request, into skippable ones."""
+"""Turns the nn.Linear and nn.Conv2d layers of a model, transformers' Conv1D, and embeddings on request, into skippable ones; on
+request also layers beside them into such as keep less for backward."""
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch.nn as nn
@@ -11,9 +13,12 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from wuskern import ops
 from wuskern.choices import Parts
+from wuskern.common.example import Example
 from wuskern.layers import conv1d
 from wuskern.layers.adapters import adapters_of
 from wuskern.layers.embedding import SkippableEmbedding
+from wuskern.memory import candidates, kept
+from wuskern.memory.layers import Lean
 from wuskern.modules import FilterFn, Skippable, SkippableConv2d, SkippableLinear, plain_name
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,15 +44,23 @@ _NO_PRODUCT = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One layer with a weight matrix, and why it is left alone, if it is."""
+    """One layer with a weight matrix, or one that may keep less, and why it is left alone, if it is."""
 
     name: str
     module: nn.Module
     obstacle: str | None  # None: it is, or will be, converted
+    saves: int | None = None  # bytes, of a layer that keeps less, on an example; negative where its bits come on top
 
 
 class Findings(list[Finding]):
-    """What :func:`survey` has found, a list."""
+    """What :func:`survey` has found, a list.
+
+    Attributes:
+        functional: with an example, how often functions such as ``F.dropout`` were called outside of layers, by name: what they
+            keep stays.
+    """
+
+    functional: dict[str, int] | None = None
 
     @property
     def share(self) -> float:
@@ -68,14 +81,34 @@ def _skippable() -> dict[type[nn.Module], type[nn.Module]]:
     return _OF_TORCH if of_transformers is None else _OF_TORCH | {of_transformers: conv1d.skippable(of_transformers)}
 
 
-def survey(model: nn.Module, filter_fn: FilterFn | None = None, *, embeddings: bool = False) -> Findings:
+def survey(
+    model: nn.Module,
+    filter_fn: FilterFn | None = None,
+    *,
+    embeddings: bool = False,
+    memory: bool = False,
+    example: Example | None = None,
+) -> Findings:
     """Every layer with a weight matrix, in the order of ``named_modules``, and why ``convert``, with the same arguments, leaves
-    it alone, if it does; the list has a ``share``, of all their weights, that is converted."""
+    it alone, if it does; the list has a ``share``, of all their weights, that is converted.
+
+    With ``memory=True`` also every layer that may keep less, and why it does not. With an ``example``, an input of the model,
+    each of those ``saves`` bytes: how much less autograd keeps of a forward in the mode that the model is in, with the plans
+    that its layers have now. An activation whose output the next layer keeps as well saves nothing before that layer skips. The
+    list then has ``functional``. The model stays as it was.
+
+    Raises:
+        TypeError: ``example`` is none, or comes without ``memory=True``.
+    """
+    if example is not None and not memory:
+        raise TypeError("example: expected it with memory=True alone, got one without")
     findings = Findings()
     stock, adapters = tuple(_skippable()), adapters_of(model)
     for path, module in model.named_modules():
         name = plain_name(model, path)
-        if module in adapters and not isinstance(module, Skippable):
+        if memory and candidates.is_candidate(module):
+            findings.append(Finding(name, module, candidates.obstacle(module) or _choice(module, name, filter_fn)))
+        elif module in adapters and not isinstance(module, Skippable):
             if isinstance(module, stock):
                 findings.append(Finding(name, module, ADAPTER))
         elif isinstance(module, stock):
@@ -84,7 +117,16 @@ def survey(model: nn.Module, filter_fn: FilterFn | None = None, *, embeddings: b
             findings.append(Finding(name, module, obstacle))
         elif reason := _no_skip(module):
             findings.append(Finding(name, module, reason))
-    return findings
+    return findings if example is None else _measured(model, findings, example)
+
+
+def _measured(model: nn.Module, findings: Findings, example: Example) -> Findings:
+    """The findings with what each layer that keeps less saves on an example."""
+    layers = [f.module for f in findings if f.obstacle is None and candidates.is_candidate(f.module)]
+    saved, calls = kept.savings(model, example, layers)
+    measured = Findings(replace(f, saves=saved.get(f.module)) for f in findings)
+    measured.functional = calls
+    return measured
 
 
 def _obstacle(module: nn.Module) -> str | None:
@@ -118,7 +160,7 @@ def _obstacle(module: nn.Module) -> str | None:
 
 
 def _choice(module: nn.Module, name: str, filter_fn: FilterFn | None) -> str | None:
-    taken = isinstance(module, Skippable) or filter_fn is None or filter_fn(module, name)
+    taken = isinstance(module, Skippable | Lean) or filter_fn is None or filter_fn(module, name)
     return None if taken else LEFT_OUT
 
 
@@ -138,9 +180,13 @@ def _is_quantised(module: nn.Module) -> bool:
     return any(cls.__module__.startswith("torch.ao.nn.") for cls in type(module).__mro__)
 
 
-def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool = False) -> Model:
+def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool = False, memory: bool = False) -> Model:
     """Makes every ``nn.Linear``, ``nn.Conv2d`` and, of transformers, ``Conv1D`` of a model skippable, in place, and returns the
-    model; with ``embeddings=True`` every ``nn.Embedding``, too.
+    model; with ``embeddings=True`` every ``nn.Embedding``, too. With ``memory=True`` the layers in between keep less for
+    backward, with equal results: ``nn.ReLU``, ``nn.ReLU6``, ``nn.LeakyReLU`` and ``nn.Dropout`` a bit for each element,
+    ``nn.BatchNorm`` in evaluation mode nothing for a weight that does not train. What a skipped layer does not keep is free
+    then, where PyTorch's activation in front would have kept it. Functions, such as ``F.relu`` and ``F.dropout``, stay as they
+    are.
 
     Only the class of a layer changes: the module objects, their Parameters, names, hooks, ties and state_dict stay, the
     root itself included. Results do not change until a flag is set. Exact types only: subclasses, whose owner may read
@@ -158,6 +204,7 @@ def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool
         filter_fn: ``filter_fn(module, name) -> bool``, asked once about each layer that could be converted, by its first
             name, without what ``torch.compile`` and DDP put before it; False leaves it alone. It only narrows the choice.
         embeddings: whether embeddings are converted, too. They have ``skip`` and ``rows``, and policies pass them over.
+        memory: whether layers without a product keep less. Nothing else of them changes.
 
     Raises:
         TypeError: ``model`` is no module, or ``filter_fn`` cannot be called.
@@ -167,7 +214,7 @@ def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn: expected a function of (module, name), got {filter_fn!r}")
-    findings = survey(model, filter_fn, embeddings=embeddings)
+    findings = survey(model, filter_fn, embeddings=embeddings, memory=memory)
     left_alone = [f"{f.name or 'the model itself'}: {f.obstacle}" for f in findings if f.obstacle]
     if len(left_alone) == len(findings):
         reasons = "; ".join(left_alone) or "it has no layer with a weight matrix"
@@ -176,14 +223,31 @@ def convert(model: Model, filter_fn: FilterFn | None = None, *, embeddings: bool
         )
     skippable = _skippable()
     for finding in findings:
-        if finding.obstacle is None and type(finding.module) in skippable:
-            finding.module.__class__ = skippable[type(finding.module)]
+        if finding.obstacle is None:
+            _convert(finding.module, skippable)
+    _report(findings, left_alone, memory)
+    return model
+
+
+def _convert(module: nn.Module, skippable: dict[type[nn.Module], type[nn.Module]]) -> None:
+    if type(module) in skippable:
+        module.__class__ = skippable[type(module)]
+    elif not isinstance(module, Skippable):
+        candidates.make_lean(module)
+
+
+def _report(findings: Findings, left_alone: list[str], memory: bool) -> None:
+    """Says in the log what was converted, and what was left alone and why."""
     for line in left_alone:
         _log.info("left alone: %s", line)
-    converted, asked = len(findings) - len(left_alone), len(findings.asked)
-    _log.info("converted: %d of %d layers, with %.0f %% of the weights", converted, asked, 100 * findings.share)
-    _warn_of_most_left_alone(findings)
-    return model
+    products = [f for f in findings.asked if not (memory and candidates.is_candidate(f.module))]
+    converted = sum(f.obstacle is None for f in products)
+    _log.info("converted: %d of %d layers, with %.0f %% of the weights", converted, len(products), 100 * findings.share)
+    if memory:
+        lean = Counter(f.module.stock.__name__ for f in findings if isinstance(f.module, Lean))
+        _log.info("keep less: %s", ", ".join(f"{n} {kind}" for kind, n in lean.items()) or "no layer")
+        _log.info("calls of functions (F.relu, F.dropout, F.batch_norm) are not touched: survey(..., example=...) counts them")
+    _warn_of_most_left_alone(products)
 
 
 def _warn_of_most_left_alone(findings: list[Finding]) -> None:
@@ -203,13 +267,15 @@ def _weights(findings: list[Finding]) -> int:
 
 
 def revert(model: Model) -> Model:
-    """Undoes :func:`convert`: every skippable layer is a stock layer again, the same object. Returns the model.
+    """Undoes :func:`convert`: every skippable layer, and every one that keeps less, is a stock layer again, the same object.
+    Returns the model.
 
     Tools that go by exact type, such as quantisation, know its layers then.
 
     Layers parametrized since keep their parametrization. Subclasses of the skippable layers are left alone.
     """
     for module in model.modules():
+        candidates.make_stock(module)
         stock = _stock_class(type(module))
         if stock is not None and isinstance(module, Skippable):
             module.forget_plan()

@@ -181,7 +181,7 @@ def _first_order(plan: Plan | None, *tensors: Tensor | None) -> Plan | None:
     asked for."""
     if plan is None or plan is DENSE:
         return None
-    if _is_transformed(*tensors):
+    if is_transformed(*tensors):
         if plan.skip:
             return None  # stock's own derivatives, with a constant weight
         raise RuntimeError(
@@ -227,7 +227,7 @@ def _may_be_sparse(weight: Tensor, home: GradHome | None) -> bool:
     return ddp is None
 
 
-def stock_reason(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def stock_reason(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> str | None:
     """Why a call with these tensors takes PyTorch's own path although it has a plan, or None."""
     if reason := _reason(x, weight, bias):
         return reason
@@ -270,7 +270,7 @@ def _active_ddp() -> DistributedDataParallel | None:
     return None if torch.compiler.is_compiling() else DistributedDataParallel._active_ddp_module
 
 
-def _is_transformed(*tensors: Tensor | None) -> bool:
+def is_transformed(*tensors: Tensor | None) -> bool:
     """Whether forward-mode derivatives are taken, or a transform of torch.func is at work. That is asked here because a
     Function with a ``jvp`` could not be compiled."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace wuskern {
@@ -70,6 +71,22 @@ inline std::optional<Layout> fold_in_order(const int64_t* sizes, const int64_t* 
     size *= sizes[d];
   }
   return layout;
+}
+
+// Whether the elements are one run of memory, in whatever order of the dimensions; strides of single elements do not
+// count. No dimension may be empty.
+inline bool fills_memory(const int64_t* sizes, const int64_t* strides, int64_t rank) {
+  std::vector<std::pair<int64_t, int64_t>> axes;  // stride, size
+  for (int64_t d = 0; d < rank; ++d) {
+    if (sizes[d] != 1) axes.push_back({strides[d], sizes[d]});
+  }
+  std::sort(axes.begin(), axes.end());
+  int64_t dense = 1;
+  for (const auto& [stride, size] : axes) {
+    if (stride != dense) return false;
+    dense *= size;
+  }
+  return true;
 }
 
 // Whether a tensor of four dimensions fills [B, H, W, C] without gaps; strides of single elements do not count.

@@ -1,5 +1,6 @@
 """Right arguments of every op, small ones, and what plain PyTorch says of them in float64."""
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -133,6 +134,22 @@ def _adam(r: random.Random) -> list[Any]:
     return [param, first, second, r.choice([most, None]), step, rows, values, *numbers]
 
 
+def _pack(r: random.Random) -> list[Any]:
+    x, _ = _grad(r, _dtype(r))
+    return [r.choice([x, x > 0]), r.choice([0.0, -1.5, math.inf]), r.choice([None, 1.0, 6.0]), r.random() < 0.5]
+
+
+def _scale_by_bits(r: random.Random) -> list[Any]:
+    dy, _ = _grad(r, _dtype(r))
+    bits = torch.randint(0, 256, (-(-dy.numel() // 8),), dtype=torch.uint8)
+    return [dy, bits, r.choice([1.0, 1.25]), r.choice([None, 0.0, -0.5])]
+
+
+def _scale_channels(r: random.Random) -> list[Any]:
+    dy, dim = _grad(r, _dtype(r))
+    return [dy, torch.randn(dy.shape[dim], dtype=torch.promote_types(dy.dtype, torch.float32)), dim]
+
+
 def _choice(r: random.Random, n: int) -> Any:
     return r.choice([wk.TopK(k=r.randint(1, n)), wk.Rows([0, n - 1]), None])
 
@@ -177,6 +194,9 @@ OF: dict[str, Callable[[random.Random], list[Any]]] = {
     "rowsparse_dgrad_conv2d": _dgrad_conv2d,
     "rowsparse_sgd_": _sgd,
     "rowsparse_adam_": _adam,
+    "pack_bits": _pack,
+    "scale_by_bits": _scale_by_bits,
+    "scale_channels": _scale_channels,
     "unfold_gradient": _unfold,
     "direct_wgrad": _direct_wgrad,
     "direct_dgrad": _direct_dgrad,

@@ -29,6 +29,27 @@ def is_channels_last(t: Tensor) -> bool:
     return t.stride() == (c * h * w, 1, w * c, c)
 
 
+def fills_memory(t: Tensor) -> bool:
+    """Whether the elements of ``t`` are one run of memory, in whatever order of its dimensions, and there are some."""
+    if t.is_contiguous():
+        return t.numel() > 0
+    steps = sorted((step, size) for size, step in zip(t.shape, t.stride(), strict=True) if size != 1)
+    dense = 1
+    for step, size in steps:
+        if step != dense:
+            return False
+        dense = dense * size
+    return True
+
+
+def new_filled(like: Tensor) -> Tensor:
+    """A tensor without values, in the strides of ``like`` where these fill memory, else contiguous; those of single elements do
+    not count."""
+    if like.is_contiguous() or not fills_memory(like):
+        return like.new_empty(like.shape)
+    return like.new_empty_strided(like.shape, like.stride())
+
+
 def is_batched(t: Tensor) -> bool:
     """Whether ``t`` stands for a batch of tensors: under ``vmap``, or in a backward with ``is_grads_batched``."""
     functorch = torch._C._functorch  # type: ignore[attr-defined]

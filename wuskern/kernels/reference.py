@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern.common.shapes import as_matrix, memory_format
+from wuskern.common.shapes import as_matrix, fills_memory, memory_format, new_filled
 from wuskern.kernels.cpu.paths import onednn_wgrad_fails
 
 
@@ -202,6 +203,49 @@ def _put(t: Tensor, rows: Tensor, values: Tensor) -> None:
     t.index_copy_(0, rows, values.to(t.dtype))
 
 
+def pack_bits(x: Tensor, low: float, high: float | None, nan: bool) -> Tensor:
+    line = in_memory(x)
+    wide = line.to(torch.promote_types(line.dtype, torch.float32))
+    set_ = wide > low if high is None else (wide > low) & (wide < high)
+    if nan:
+        set_ |= wide.isnan()
+    bytes_ = F.pad(set_.to(torch.uint8), (0, -line.shape[0] % 8)).view(-1, 8)
+    return (bytes_ << torch.arange(8, dtype=torch.uint8, device=x.device)).sum(1, dtype=torch.uint8)
+
+
+def scale_by_bits(dy: Tensor, bits: Tensor, on: float, off: float | None) -> Tensor:
+    set_, wide = unpacked(bits, dy.shape, new_filled(dy).stride()), dy.to(torch.promote_types(dy.dtype, torch.float32))
+    out = torch.where(set_, wide * _rounded(on, wide), 0.0 if off is None else wide * _rounded(off, wide))
+    return _laid_out(out.to(dy.dtype), dy)
+
+
+def scale_channels(dy: Tensor, scale: Tensor, dim: int) -> Tensor:
+    shape = [1] * dy.ndim
+    shape[dim] = dy.shape[dim]
+    return _laid_out((dy * scale.view(shape)).to(dy.dtype), dy)
+
+
+def in_memory(t: Tensor) -> Tensor:
+    """The elements of t in a line: as they lie in memory where they fill it, else by their indices."""
+    return t.as_strided((t.numel(),), (1,)) if fills_memory(t) else t.reshape(-1)
+
+
+def unpacked(bits: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """The bits as booleans of a shape, in the order that strides without gaps give its memory."""
+    each = (bits[:, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
+    return each.view(-1).bool().as_strided(shape, strides)
+
+
+def _rounded(factor: float, wide: Tensor) -> Tensor:
+    return torch.tensor(factor, dtype=wide.dtype, device=wide.device)
+
+
+def _laid_out(out: Tensor, like: Tensor) -> Tensor:
+    """The result in the strides that ``like`` has where it fills memory, else contiguous."""
+    target = new_filled(like)
+    return out if out.stride() == target.stride() else target.copy_(out)
+
+
 OPS: dict[str, Callable[..., Any]] = {
     "bias_grad": bias_grad,
     "row_stats": row_stats,
@@ -213,4 +257,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "rowsparse_dgrad_conv2d": rowsparse_dgrad_conv2d,
     "rowsparse_sgd_": rowsparse_sgd_,
     "rowsparse_adam_": rowsparse_adam_,
+    "pack_bits": pack_bits,
+    "scale_by_bits": scale_by_bits,
+    "scale_channels": scale_channels,
 }

@@ -34,12 +34,16 @@ from wuskern.ops.products import (
 )
 from wuskern.ops.updates import rowsparse_adam_, rowsparse_sgd_
 
+# isort: split
+from wuskern.ops.elementwise import pack_bits, scale_by_bits, scale_channels
+
 __all__ = [
     "DTYPES",
     "NAMES",
     "SCORES",
     "bias_grad",
     "gather_rows",
+    "pack_bits",
     "row_stats",
     "rowsparse_adam_",
     "rowsparse_dgrad",
@@ -47,5 +51,7 @@ __all__ = [
     "rowsparse_sgd_",
     "rowsparse_wgrad",
     "rowsparse_wgrad_conv2d",
+    "scale_by_bits",
+    "scale_channels",
     "select_rows",
 ]

@@ -18,6 +18,7 @@ _INTEGERS = (int, torch.SymInt)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": (_INTEGERS, "an integer"),
     "float": ((int, float, torch.SymInt, torch.SymFloat), "a number"),
+    "Optional[float]": ((int, float, torch.SymInt, torch.SymFloat, type(None)), "a number or None"),
     "bool": ((bool, torch.SymBool), "True or False"),
     "str": ((str,), "a string"),
 }
@@ -134,6 +135,36 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> None:
     indices(rows)
     if rows.shape[0] > dy.shape[dim]:
         at_most(rows, dy.shape[dim], "dy")
+
+
+# ---- elementwise ------------------------------------------------------------------------------------------------------
+
+
+def pack_bits(x: Tensor, *_: Any) -> None:
+    if x.dtype is not torch.bool:
+        floating("x", x)
+
+
+def scale_by_bits(dy: Tensor, bits: Tensor, *_: Any) -> None:
+    floating("dy", dy)
+    if bits.dtype is not torch.uint8:
+        raise TypeError(f"bits: expected uint8, got {bits.dtype}")
+    _line("bits", bits, (dy.numel() + 7) // 8)
+
+
+def scale_channels(dy: Tensor, scale: Tensor, dim: int) -> None:
+    gradient(dy, dim)
+    expected = torch.promote_types(dy.dtype, torch.float32)
+    if scale.dtype is not expected:
+        raise TypeError(f"scale: expected {expected}, got {scale.dtype}")
+    _line("scale", scale, dy.shape[dim])
+
+
+def _line(name: str, t: Tensor, n: Any) -> None:
+    if t.ndim != 1 or t.shape[0] != n:
+        raise ValueError(f"{name}: expected [{n}], got {list(t.shape)}")
+    if not t.is_contiguous():
+        raise ValueError(f"{name}: expected a contiguous tensor, got strides {t.stride()}")
 
 
 # ---- what writes to its arguments -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch.nn as nn
 from wuskern.choices import DENSE
 from wuskern.common.arguments import positive
 from wuskern.common.example import Example, arguments
+from wuskern.common.untouched import untouched
 from wuskern.convert import Findings, convert, survey
 from wuskern.modules import FilterFn, Skippable, SkippableLayer, plain_name
 from wuskern.policies.freezing.prefix import check_unfrozen
@@ -17,7 +18,6 @@ from wuskern.profile.machine import environment, quietly, said_of_load
 from wuskern.profile.race import Race
 from wuskern.profile.result import LeftAlone, Profile
 from wuskern.profile.step import Loss, Step
-from wuskern.profile.untouched import untouched
 from wuskern.profile.verdict import verdict
 
 NOT_CONVERTED = "not converted, as the others are"

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from tests.cases import GRADIENTS, MEMORY_FORMATS
-from tests.ops import test_bias_grad, test_row_stats, test_rowsparse_dgrad, test_rowsparse_wgrad, test_updates
+from tests.ops import (
+    test_bias_grad,
+    test_pack_bits,
+    test_row_stats,
+    test_rowsparse_dgrad,
+    test_rowsparse_wgrad,
+    test_scale_by_bits,
+    test_scale_channels,
+    test_updates,
+)
 from wuskern import ops
 from wuskern.kernels import backends
 
@@ -22,6 +31,13 @@ def main() -> None:
                 dy = case.make(dtype)
                 test_bias_grad.check(dy, case.dim)
                 test_row_stats.check(dy, case.dim, ops.SCORES[(i + j) % 2])
+                test_scale_channels.check(dy, case.dim)
+        for dtype in ops.DTYPES:
+            for n in (1, 9, 1003):
+                for bounds in test_pack_bits.BOUNDS:
+                    test_pack_bits.check(test_pack_bits.special(torch.randn(n).to(dtype)), *bounds)
+                for factors in test_scale_by_bits.FACTORS:
+                    test_scale_by_bits.check(torch.randn(n).to(dtype), torch.rand(n) > 0.4, *factors)
         for dtype in ops.DTYPES:
             for shape in test_updates.SHAPES[:4]:
                 case = test_updates.Case(shape, dtype, test_updates.some_rows(shape[0]), "channels_last")
