@@ -17,6 +17,9 @@ WHAT = {
     "row_stats": "Against `dY.sum` and `dY.abs().sum`, and a copy of dY into a preallocated tensor.",
     "gather_rows": "Against `index_select`, made contiguous in the memory format of dY, and a copy of all of dY into a "
     "preallocated tensor.",
+    "pack_bits": "Against PyTorch's `x > 0`, and one read of x.",
+    "scale_by_bits": "Against PyTorch's backward of a ReLU, and a copy of dY into a preallocated tensor.",
+    "scale_channels": "Against a product that PyTorch broadcasts, and a copy of dY into a preallocated tensor.",
     "linear": "Forward and backward of one Linear, against the stock layer with its weight frozen. Floor: fprop and "
     "dgrad alone and one read of dY.",
     "host cost": "Forward and backward of a Linear that is all host cost, against `F.linear` of the same parameters.",

@@ -24,10 +24,10 @@ struct BitsKernels {
   void (*scale_each)(const WideOf<T>* factors, const T* dy, int64_t n, T* out);
 };
 
-#define WUSKERN_DECLARE(NAME)     \
-  namespace NAME {                \
-  template <typename T>           \
-  BitsKernels<T> bits_kernels();  \
+#define WUSKERN_DECLARE(NAME)    \
+  namespace NAME {               \
+  template <typename T>          \
+  BitsKernels<T> bits_kernels(); \
   }
 WUSKERN_FOR_EACH_CAPABILITY(WUSKERN_DECLARE)
 #undef WUSKERN_DECLARE

@@ -22,9 +22,8 @@ Tensor pack_bits(Tensor x, double low, std::optional<double> high, bool nan) {
   if (truth) {
     const uint8_t* const from = const_data_of<uint8_t>(x);
     const auto in = between<float>(low, high, nan);
-    for_blocks(n, [&](int64_t first, int64_t count) {
-      pack_truth(in, from + first, count, bits + first / kBitsOfByte);
-    });
+    for_blocks(n,
+               [&](int64_t first, int64_t count) { pack_truth(in, from + first, count, bits + first / kBitsOfByte); });
     return out;
   }
   for_dtype<Half, BFloat16>(x.scalar_type(), [&]<typename T>(std::type_identity<T>) {

@@ -8,9 +8,7 @@
 
 namespace wuskern {
 
-inline Tensor new_bits(const Tensor& x) {
-  return new_tensor(x, {ceil_div(x.numel(), kBitsOfByte)}, ScalarType::Byte);
-}
+inline Tensor new_bits(const Tensor& x) { return new_tensor(x, {ceil_div(x.numel(), kBitsOfByte)}, ScalarType::Byte); }
 
 // Whether x holds truth values, which have kernels of their own; else it holds floating numbers.
 inline bool checked_truth(const Tensor& x) {

@@ -20,13 +20,11 @@ inline Tensor new_tensor(const Tensor& like, Sizes sizes, std::optional<ScalarTy
 // The same with strides.
 inline Tensor new_strided(const Tensor& like, Sizes sizes, Sizes strides) {
   const std::optional<ScalarType> as_like;
-  std::array<StableIValue, 7> stack{torch::stable::detail::from(like),
-                                    torch::stable::detail::from(sizes),
-                                    torch::stable::detail::from(strides),
-                                    torch::stable::detail::from(as_like),
-                                    torch::stable::detail::from(std::nullopt),
-                                    torch::stable::detail::from(std::nullopt),
-                                    torch::stable::detail::from(std::nullopt)};
+  std::array<StableIValue, 7> stack{
+      torch::stable::detail::from(like),         torch::stable::detail::from(sizes),
+      torch::stable::detail::from(strides),      torch::stable::detail::from(as_like),
+      torch::stable::detail::from(std::nullopt), torch::stable::detail::from(std::nullopt),
+      torch::stable::detail::from(std::nullopt)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::new_empty_strided", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }

@@ -210,5 +210,8 @@ def test_scripting_tracing_and_export(make):
     expected = make().eval()(x) if not isinstance(layer, nn.BatchNorm1d) else layer(x)
     assert_same_bits(torch.jit.trace(layer, x)(x), expected)
     assert_same_bits(torch.export.export(layer, (x,)).module()(x), expected)
-    if not isinstance(layer, nn.BatchNorm1d):
-        assert_same_bits(torch.jit.script(layer)(x), expected)
+    scripted = torch.jit.script(layer)
+    assert_same_bits(scripted(x), expected)
+    if isinstance(layer, nn.BatchNorm1d):
+        with pytest.raises(torch.jit.Error, match="cannot train in TorchScript"):
+            scripted.train()(x)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.cases import GRADIENTS
 from tests.conftest import backends_that_run, obstacle_to, on_backend
 from tests.ops.test_gather_rows import strides
+from tests.ops.test_scale_by_bits import rounds
 from tests.strategies import strided_gradients
 from wuskern import ops
 
@@ -34,11 +35,15 @@ def test_hand_worked(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", GRADIENTS, ids=str)
 def test_cases(case, dtype, backend, device):
+    if not rounds(backend, dtype):
+        pytest.skip("Triton's interpreter does not round in bfloat16")
     check(case.make(dtype, device), case.dim)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_more_than_a_task(dtype, backend):
+    if not rounds(backend, dtype):
+        pytest.skip("Triton's interpreter does not round in bfloat16")
     for shape in ((3, 130, 9, 11), (700, 65), (2, 3, 5, 7, 4)):
         check(torch.randn(shape).to(dtype), 1)
 
@@ -47,6 +52,8 @@ def test_more_than_a_task(dtype, backend):
 @given(strided_gradients(DTYPES))
 def test_any_layout(drawn):
     for name in backends_that_run("scale_channels"):
+        if not rounds(name, drawn[0].dtype):
+            continue
         with on_backend(name):
             check(*drawn)
 

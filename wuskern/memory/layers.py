@@ -71,7 +71,12 @@ class _LeanBatchNorm(Lean, nn.modules.batchnorm._BatchNorm):
     is kept, it is PyTorch's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting() or self.training or torch.compiler.is_compiling():  # type: ignore[attr-defined]
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if self.training:
+                raise RuntimeError("a BatchNorm that keeps less cannot train in TorchScript: call wuskern.revert(model) first")
+            of_batch = self.running_mean is None and self.running_var is None
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, of_batch, 0.0, self.eps)
+        if self.training or torch.compiler.is_compiling():
             return super().forward(input)
         mean, var = self.running_mean, self.running_var
         trains = self.weight is not None and self.weight.requires_grad

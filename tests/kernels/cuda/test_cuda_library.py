@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import cuda_library
 
-KERNELS = ("sum_rows", "sum_planes", "update_sgd", "update_adam", "select_rows_of_group", "6gather")
+KERNELS = ("sum_rows", "sum_planes", "update_sgd", "update_adam", "select_rows_of_group", "6gather", "4pack", "5scale")
 
 
 @pytest.fixture(scope="module")

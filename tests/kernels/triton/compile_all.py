@@ -24,10 +24,13 @@ from triton.compiler import ASTSource, compile
 from wuskern.kernels.triton import (
     bias_grad,
     gather_rows,
+    pack_bits,
     rowsparse_adam_,
     rowsparse_dgrad,
     rowsparse_sgd_,
     rowsparse_wgrad,
+    scale_by_bits,
+    scale_channels,
     select_rows,
     tiles,
 )
@@ -110,6 +113,18 @@ def selections():
             yield select_rows.select, tile, {"scores": src, "out": "i64"}, constants
 
 
+def lines():
+    """Of pack_bits, scale_by_bits and scale_channels."""
+    for src in MOVED:
+        wide = TYPES[WIDE[src]]
+        pack, by_bits, each = pack_bits.pack, scale_by_bits.scale_set, scale_channels.scale_each
+        (bits,), (line,) = tiles.MEMORY["pack"], tiles.MEMORY["scale_each"]
+        flags = {"ACC": wide, "BLOCK": bits.block}
+        yield pack, bits, {"x": src, "numbers": "fp64", "out": "u8"}, flags | {"BOUNDED": True, "NAN": True}
+        yield by_bits, bits, {"dy": src, "bits": "u8", "numbers": "fp64", "out": src}, flags | {"ZERO": False}
+        yield each, line, {"dy": src, "scale": WIDE[src], "out": src}, {"ACC": wide, "BLOCK": line.block}
+
+
 def updates():
     for src in MOVED:
         tile, short = tiles.MEMORY["update_adam"]
@@ -130,7 +145,7 @@ def only(kernel, pointers):
 
 
 def problems(target):
-    for kernel, tile, pointers, constants in (*sums(), *gathers(), *selections(), *updates()):
+    for kernel, tile, pointers, constants in (*sums(), *gathers(), *selections(), *lines(), *updates()):
         for way in ("any",) if kernel is select_rows.select else ("aligned", "any"):  # it reads by the element anyway
             yield target, kernel, tile, pointers, constants, way
     for kernel in GEMMS:

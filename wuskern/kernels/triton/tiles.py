@@ -41,6 +41,14 @@ class UpdateTile:
 
 
 @dataclass(frozen=True)
+class LineTile:
+    """One program of ``pack``, ``scale_set`` or ``scale_each``: it takes ``block`` neighbours, of bits so many bytes."""
+
+    block: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
 class GemmTile:
     """One program of a product: ``block_m`` x ``block_n`` results, ``block_k`` terms of their sums at a time."""
 
@@ -62,6 +70,8 @@ FEW_SCORES = SelectTile(chunk=1024, num_warps=8)
 MANY_SCORES = SelectTile(chunk=2048, num_warps=16)
 LONG_ROWS = UpdateTile(block=1024, num_warps=4)
 SHORT_ROWS = UpdateTile(block=128, num_warps=1)
+BYTES_OF_BITS = LineTile(block=256, num_warps=4)
+LONG_LINE = LineTile(block=2048, num_warps=4)
 
 MEMORY = {
     "sum_rows": (WIDE_ROWS, NARROW_ROWS),
@@ -71,6 +81,9 @@ MEMORY = {
     "select": (FEW_SCORES, MANY_SCORES),
     "update_sgd": (LONG_ROWS, SHORT_ROWS),
     "update_adam": (LONG_ROWS, SHORT_ROWS),
+    "pack": (BYTES_OF_BITS,),
+    "scale_set": (BYTES_OF_BITS,),
+    "scale_each": (LONG_LINE,),
 }
 
 
