@@ -14,46 +14,79 @@ using VectorOf = decltype(load(static_cast<const T*>(nullptr)));
 template <typename Vector>
 using MaskOf = std::conditional_t<std::is_same_v<Vector, Doubles>, DoubleBits, FloatBits>;
 
-// ---- masks of a vector, all ones or zeros in each lane, and bits --------------------------------------------------
+// ---- comparisons as bits, and bits as masks, all ones or zeros in each lane ----------------------------------------
+//
+// By intrinsics: GCC 12 compares vectors that are wider than a register element by element.
+
+enum Predicate { kNotAtMost = 0x06, kAbove = 0x1e, kNotAtLeast = 0x09, kBelow = 0x11 };  // the instructions' numbers
 
 #if defined(__AVX512F__)
 
-WUSKERN_INLINE uint32_t to_bits(FloatBits mask) { return _mm512_movepi32_mask((__m512i)mask); }
-WUSKERN_INLINE uint32_t to_bits(DoubleBits mask) { return _mm512_movepi64_mask((__m512i)mask); }
+template <Predicate predicate>
+WUSKERN_INLINE uint32_t compare(Floats x, float bound) {
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)(Floats{} + bound), predicate);
+}
+template <Predicate predicate>
+WUSKERN_INLINE uint32_t compare(Doubles x, double bound) {
+  return _mm512_cmp_pd_mask((__m512d)x, (__m512d)(Doubles{} + bound), predicate);
+}
 WUSKERN_INLINE void to_mask(uint32_t bits, FloatBits* mask) { *mask = (FloatBits)_mm512_movm_epi32(bits); }
 WUSKERN_INLINE void to_mask(uint32_t bits, DoubleBits* mask) { *mask = (DoubleBits)_mm512_movm_epi64(bits); }
 
+#elif defined(__AVX2__)
+
+template <Predicate predicate>
+WUSKERN_INLINE uint32_t compare(Floats x, float bound) {
+  __m256 halves[2];
+  memcpy(halves, &x, sizeof(x));
+  const __m256 all = _mm256_set1_ps(bound);
+  return _mm256_movemask_ps(_mm256_cmp_ps(halves[0], all, predicate)) |
+         _mm256_movemask_ps(_mm256_cmp_ps(halves[1], all, predicate)) << 8;
+}
+template <Predicate predicate>
+WUSKERN_INLINE uint32_t compare(Doubles x, double bound) {
+  __m256d halves[2];
+  memcpy(halves, &x, sizeof(x));
+  const __m256d all = _mm256_set1_pd(bound);
+  return _mm256_movemask_pd(_mm256_cmp_pd(halves[0], all, predicate)) |
+         _mm256_movemask_pd(_mm256_cmp_pd(halves[1], all, predicate)) << 4;
+}
+WUSKERN_INLINE void to_mask(uint32_t bits, FloatBits* mask) {
+  const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i halves[] = {
+      _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), each), each),
+      _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits >> 8), each), each),
+  };
+  memcpy(mask, halves, sizeof(*mask));
+}
+WUSKERN_INLINE void to_mask(uint32_t bits, DoubleBits* mask) {
+  const __m256i each = _mm256_setr_epi64x(1, 2, 4, 8);
+  const __m256i halves[] = {
+      _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits), each), each),
+      _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(bits >> 4), each), each),
+  };
+  memcpy(mask, halves, sizeof(*mask));
+}
+
 #else
 
-#if defined(__AVX2__)
-WUSKERN_INLINE uint32_t to_bits(FloatBits mask) {
-  __m256 halves[2];
-  memcpy(halves, &mask, sizeof(mask));
-  return _mm256_movemask_ps(halves[0]) | _mm256_movemask_ps(halves[1]) << 8;
-}
-WUSKERN_INLINE uint32_t to_bits(DoubleBits mask) {
-  __m256d halves[2];
-  memcpy(halves, &mask, sizeof(mask));
-  return _mm256_movemask_pd(halves[0]) | _mm256_movemask_pd(halves[1]) << 4;
-}
-#else
-template <typename Mask>
-WUSKERN_INLINE uint32_t to_bits(Mask mask) {
+template <Predicate predicate, typename Vector, typename Acc>
+WUSKERN_INLINE uint32_t compare(Vector x, Acc bound) {
   uint32_t bits = 0;
-  for (int i = 0; i < static_cast<int>(sizeof(mask) / sizeof(mask[0])); ++i) {
-    bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  for (int i = 0; i < static_cast<int>(sizeof(x) / sizeof(Acc)); ++i) {
+    const bool holds = predicate == kNotAtMost    ? !(x[i] <= bound)
+                       : predicate == kAbove      ? x[i] > bound
+                       : predicate == kNotAtLeast ? !(x[i] >= bound)
+                                                  : x[i] < bound;
+    bits |= static_cast<uint32_t>(holds) << i;
   }
   return bits;
 }
-#endif
-
-WUSKERN_INLINE void to_mask(uint32_t bits, FloatBits* mask) {
-  const FloatBits each = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  *mask = ((FloatBits{} + static_cast<int32_t>(bits)) & each) == each;
-}
-WUSKERN_INLINE void to_mask(uint32_t bits, DoubleBits* mask) {
-  const DoubleBits each = {1, 2, 4, 8, 16, 32, 64, 128};
-  *mask = ((DoubleBits{} + static_cast<int64_t>(bits)) & each) == each;
+template <typename Mask>
+WUSKERN_INLINE void to_mask(uint32_t bits, Mask* mask) {
+  for (int i = 0; i < static_cast<int>(sizeof(*mask) / sizeof((*mask)[0])); ++i) {
+    (*mask)[i] = -static_cast<int32_t>(bits >> i & 1);
+  }
 }
 
 #endif
@@ -62,12 +95,9 @@ WUSKERN_INLINE void to_mask(uint32_t bits, DoubleBits* mask) {
 
 template <bool bounded, bool nan, typename Vector, typename Acc>
 WUSKERN_INLINE uint32_t bits_of(const Between<Acc>& between, Vector x) {
-  // A NaN compares false: it is in where what is out is compared for.
-  auto mask = nan ? ~(MaskOf<Vector>)(x <= between.low) : (MaskOf<Vector>)(x > between.low);
-  if constexpr (bounded) {
-    mask &= nan ? ~(MaskOf<Vector>)(x >= between.high) : (MaskOf<Vector>)(x < between.high);
-  }
-  return to_bits(mask);
+  uint32_t bits = compare<nan ? kNotAtMost : kAbove>(x, between.low);  // a NaN is not at most anything
+  if constexpr (bounded) bits &= compare<nan ? kNotAtLeast : kBelow>(x, between.high);
+  return bits;
 }
 
 template <typename T, bool bounded, bool nan>
@@ -138,9 +168,13 @@ void scale_all(WideOf<T> factor, const T* dy, int64_t n, T* out) {
 
 template <typename T>
 void scale_each(const WideOf<T>* factors, const T* dy, int64_t n, T* out) {
-  for_vectors(dy, n, out, [&](auto x, int64_t i, int64_t count) {
-    return x * (count == kLanesOf<T> ? load(factors + i) : load_part(factors + i, count));
-  });
+  constexpr int64_t lanes = kLanesOf<T>;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(out + i, load(dy + i) * load(factors + i));
+  if (i == n) return;
+  T part[lanes];
+  store(part, load_part(dy + i, n - i) * load_part(factors + i, n - i));
+  for (int64_t j = 0; i + j < n; ++j) out[i + j] = part[j];
 }
 
 }  // namespace

@@ -97,6 +97,23 @@ WUSKERN_INLINE void store(float* p, Floats x) { memcpy(p, &x, sizeof(x)); }
 typedef uint32_t FloatWords __attribute__((vector_size(64)));
 typedef uint16_t HalfWords __attribute__((vector_size(32)));
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// By intrinsics: GCC 12 compares vectors that are wider than a register element by element.
+WUSKERN_INLINE __m256i bfloat16_words(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x), upper = _mm256_srli_epi32(bits, 16);
+  const __m256i up = _mm256_add_epi32(_mm256_and_si256(upper, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(_mm256_add_epi32(bits, up), quiet, is_nan), 16);
+}
+WUSKERN_INLINE void store(BFloat16* p, Floats x) {
+  __m256 halves[2];
+  memcpy(halves, &x, sizeof(x));
+  const __m256i packed = _mm256_packus_epi32(bfloat16_words(halves[0]), bfloat16_words(halves[1]));
+  const __m256i words = _mm256_permute4x64_epi64(packed, 0xd8);
+  memcpy(p, &words, sizeof(words));
+}
+#else
 WUSKERN_INLINE void store(BFloat16* p, Floats x) {
   const FloatWords bits = (FloatWords)x, is_nan = (FloatWords)(x != x);
   const FloatWords rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
@@ -108,6 +125,7 @@ WUSKERN_INLINE void store(BFloat16* p, Floats x) {
 #endif
   memcpy(p, &words, sizeof(words));
 }
+#endif
 
 #if defined(__AVX512F__)
 WUSKERN_INLINE void store(Half* p, Floats x) {
