@@ -31,6 +31,7 @@ from bench import (
     tokens,
     whole_step,
 )
+from bench.memory import tables as memory_tables
 from bench.picture import draw_cost, draw_methods
 from bench.results import FOLDER, ROOT, read
 from wuskern.train.files import replacing
@@ -63,6 +64,7 @@ SCRIPTS: dict[str, Callable[[dict[str, Any]], str]] = {  # section -> what rende
     "scale": scale.render,
     "whole_step": whole_step.render,
     "masks": masks.render,
+    "memory": memory_tables.render,
     "simplify": simplify.render,
     "tokens": tokens.render,
     "accelerating": accelerating.render,
