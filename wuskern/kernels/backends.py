@@ -28,7 +28,7 @@ from wuskern.kernels.cpu import native
 from wuskern.kernels.cuda import library, rule
 from wuskern.kernels.cuda.gpus import capability_of
 from wuskern.kernels.problem import OPS as PRODUCTS
-from wuskern.kernels.problem import problem_of
+from wuskern.kernels.problem import call_key, problem_of
 
 Name = Literal["native", "triton", "reference"]
 NAMES = get_args(Name)  # in order of preference
@@ -45,6 +45,8 @@ class Choice:
     reason: str
     run: Callable[..., Any]
 
+
+MOST_KNOWN = 4096  # calls of an op whose way is remembered: tokens may differ from step to step
 
 # Problems of so few elements, on the CPU, whose few plain calls cost less than one of ours.
 SMALL = 4096
@@ -230,17 +232,30 @@ def ways(op: str, device: str) -> tuple[dict[str, Callable[..., Any]], list[str]
     return runs, [f"not {name}: {obstacle}" for name, obstacle in ours.items() if isinstance(obstacle, str)]
 
 
+class Known(dict[Any, Any]):
+    """What is known of so many calls at most; then all of it is forgotten."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= MOST_KNOWN:
+            self.clear()
+        super().__setitem__(key, value)
+
+
 def _by_problem(op: str) -> Choice:
     """The choice of a product on a GPU: native, triton or the library for each problem, as ``cuda.rule`` has it. Without a
     kernel of ours the reference, which is the library too."""
     runs, reasons = ways(op, "cuda")
     if list(runs) == ["library"]:
         return Choice("reference", "; ".join(reasons), reference.OPS[op])
-    names = tuple(runs)
+    names, taken = tuple(runs), Known()
 
     def run(dy: Tensor, other: Tensor, rows: Tensor, *geometry: Any) -> Tensor:
-        problem = problem_of(op, dy, other, rows, *geometry)
-        return runs[rule.choose(problem, capability_of(dy.device), names).way](dy, other, rows, *geometry)
+        key = call_key(dy, other, rows, geometry)
+        way = taken.get(key)
+        if way is None:
+            problem = problem_of(op, dy, other, rows, *geometry)
+            way = taken[key] = runs[rule.choose(problem, capability_of(dy.device), names).way]
+        return way(dy, other, rows, *geometry)
 
     told = f"{' or '.join(runs)}, by the problem: doctor --explain --device cuda tells"
     return Choice(next(iter(runs)), "; ".join([told, *reasons]), run)

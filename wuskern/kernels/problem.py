@@ -6,6 +6,7 @@ chooses it by the op's name, for each call within a microsecond, and builds no p
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -100,9 +101,8 @@ class Problem(NamedTuple):
 
 def problem_of(op: str, dy: Tensor, other: Tensor, rows: Tensor, *geometry: Any) -> Problem:
     """The problem that an op's arguments are. A convolution's images lie as those of x where it has them, else as dy's."""
-    k, may_be_tf32 = rows.shape[0], dy.is_cuda and dy.dtype is torch.float32
+    k, tf32 = rows.shape[0], dy.is_cuda and dy.dtype is torch.float32 and fp32_precision(geometry) == "tf32"
     if not geometry:
-        tf32 = may_be_tf32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
         transposed = dy.ndim > 1 and dy.stride(-1) != 1
         tokens = math.prod(dy.shape[:-1])
         return Problem(op, dy.dtype, tokens, other.shape[-1], dy.shape[-1], k, planes=transposed, tf32=tf32)
@@ -111,7 +111,22 @@ def problem_of(op: str, dy: Tensor, other: Tensor, rows: Tensor, *geometry: Any)
         images, channels, size, kernel_size = other, other.shape[1], other.shape[2:], given
     else:
         images, channels, size, kernel_size = dy, other.shape[1] * groups, given, other.shape[2:]
-    tf32 = may_be_tf32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     sides = tuple(size), tuple(kernel_size), tuple(stride), tuple(padding), tuple(dilation)
     planes = memory_format(images) is torch.contiguous_format
     return Problem(op, dy.dtype, dy.shape[0], channels, dy.shape[1], k, *sides, groups, planes, tf32)
+
+
+def call_key(dy: Tensor, other: Tensor, rows: Tensor, geometry: Sequence[Any]) -> tuple[Any, ...]:
+    """Whatever a call of an op, and the device that it runs on, have to do with its :class:`Problem`, hashable: each call asks
+    for it, and a tuple as it comes takes a fifth of the time of a problem."""
+    dtype = dy.dtype
+    multiplied = fp32_precision(geometry) if dtype is torch.float32 else None
+    key = (dy.shape, dy.stride(), other.shape, other.stride(), rows.shape, dtype, dy.device, multiplied)
+    return key if not geometry else (*key, *map(tuple, geometry[:-1]), geometry[-1])
+
+
+def fp32_precision(geometry: Sequence[Any]) -> str:
+    """The setting of torch that says how a GPU multiplies float32: of convolutions, which have a geometry, or of matrices."""
+    if geometry:
+        return torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined,no-any-return]
+    return torch.backends.cuda.matmul.fp32_precision

@@ -49,13 +49,19 @@ def of_schema(schema: torch._C.FunctionSchema, elsewhere: Sequence[str] = ()) ->
                 raise ValueError(f"{name}: expected it on {first.device} as {owner} is, got {t.device}")
 
     def check(*given: Any) -> None:
-        for place, _, optional in tensors:  # most are plain ones on the CPU: each call looks
+        home = None  # the device of the first tensor, where that is not the CPU
+        for place, _, optional in tensors:  # most are plain ones on one device: each call looks
             t = given[place]
             if t is None and optional:
                 continue
-            if type(t) not in _PLAIN or not t.is_cpu or t.layout is not _STRIDED or t.is_nested:
+            if type(t) not in _PLAIN or t.layout is not _STRIDED or t.is_nested:
                 check_tensors(*given)
                 break
+            if not t.is_cpu or home is not None:
+                home = given[0].device if home is None else home
+                if t.device != home:
+                    check_tensors(*given)
+                    break
         for place, name, types, expected in others:
             if not isinstance(given[place], types):
                 raise TypeError(f"{name}: expected {expected}, got {given[place]!r}")
