@@ -8,7 +8,10 @@ import contextlib
 import ctypes
 import functools
 import mmap
+import re
+import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,6 +55,61 @@ def configure(processors: int = PROCESSORS, seed: int = 0, tensors_on_gpu: bool 
     library.wuskern_emulate_capability(capability)
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A kernel that was launched: its name without namespaces, its blocks, and the threads and dynamic shared memory of one."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int
+
+
+@dataclass
+class Trace:
+    """What a block of code had the GPU do: launches, and the bytes of each new tensor of an op, in order."""
+
+    launches: list[Launch] = field(default_factory=list)
+    news: list[int] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> list[str]:
+        return [launch.kernel for launch in self.launches]
+
+
+_runs = True
+
+
+@contextlib.contextmanager
+def traced(runs: bool = True) -> Iterator[Trace]:
+    """A block whose launches and new tensors are written down. Without ``runs`` no kernel runs and results hold anything, so
+    that problems of any size can be counted."""
+    global _runs
+    library, trace = ctypes.CDLL(str(LIBRARY)), Trace()
+    library.wuskern_traced.restype = ctypes.c_char_p
+    library.wuskern_trace(True, runs)
+    _runs = runs
+    try:
+        yield trace
+        for word, *numbers in map(str.split, library.wuskern_traced().decode().splitlines()):
+            if word == "new":
+                trace.news.append(int(numbers[0]))
+            else:
+                place, *rest = map(int, numbers)
+                trace.launches.append(Launch(_kernels()[place], *rest))
+    finally:
+        _runs = True
+        library.wuskern_trace(False, True)
+
+
+@functools.cache
+def _kernels() -> dict[int, str]:
+    """The names of the library's functions, by where they lie in it."""
+    lines = subprocess.run(["nm", "-C", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
+    found = (re.match(r"(\w+) \w .*?(\w+)(?:<.*)?\(", line) for line in lines.splitlines())
+    return {int(match[1], 16): match[2] for match in found if match}
+
+
 class Fenced:
     """A copy of a tensor, with its strides and its alignment to 16 bytes, that ends within 16 bytes of a page that nobody may
     touch; NaN around it."""
@@ -82,16 +140,31 @@ class Fenced:
         self._line_of(self.original).copy_(self.line)
 
 
+def _forgotten(result: Any) -> Any:
+    """What an op returned that ran no kernel, in memory without values."""
+    result = pytree.tree_map_only(Tensor, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype), result)
+    ctypes.CDLL(str(LIBRARY)).wuskern_free_fenced()
+    return result
+
+
+def _kept(t: Tensor) -> Tensor:
+    """A copy of a result, with all of its memory: with what lies between its rows."""
+    elements = t.untyped_storage().nbytes() // t.itemsize
+    return t.as_strided((elements,), (1,), 0).clone().as_strided(t.shape, t.stride(), t.storage_offset())
+
+
 def op(name: str) -> Callable[..., Any]:
     """The kernel registered for CUDA, on tensors of the CPU: on fenced copies of them. What it allocates is fenced too."""
     overload = getattr(torch.ops.wuskern_emulated, name).default
     written = [a.alias_info is not None for a in overload._schema.arguments]
 
     def run(*arguments: Any) -> Any:
+        if not _runs:
+            return _forgotten(overload.redispatch(_CUDA, *arguments))
         fenced = [Fenced(a) if isinstance(a, Tensor) else a for a in arguments]
         try:
             result = overload.redispatch(_CUDA, *(f.tensor if isinstance(f, Fenced) else f for f in fenced))
-            result = pytree.tree_map_only(Tensor, Tensor.clone, result)
+            result = pytree.tree_map_only(Tensor, _kept, result)
         finally:
             ctypes.CDLL(str(LIBRARY)).wuskern_free_fenced()
         for one, changed in zip(fenced, written, strict=False):

@@ -73,11 +73,12 @@ unsigned blocks_of(int64_t threads) { return grid_of(ceil_div(threads, kCopyThre
 }  // namespace
 
 AlignedPixels aligned_pixels(const Context& context, const Tensor& tensor, const Pixels& pixels,
-                             const GroupedChannels& channels, bool as_matrix) {
+                             const GroupedChannels& channels, bool as_matrix, bool whole) {
   const auto* const data = const_data_of<uint16_t>(tensor);
   const auto [rows, groups, each] = channels;
   const bool fits = !as_matrix || one_by_one(pixels).is_matrix();
-  if (rows == nullptr && fits && lies_in_eights(data, pixels, each)) return {tensor, data, pixels, each};
+  const bool in_place = whole || groups > 1 ? lies_in_eights(data, pixels, each) : starts_in_eights(data, pixels);
+  if (rows == nullptr && fits && in_place) return {tensor, data, pixels, each};
 
   const int64_t width = in_eights(each), stride = groups * width;
   Tensor copy = new_tensor(tensor, {pixels.count() * stride});

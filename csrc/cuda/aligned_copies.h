@@ -23,7 +23,7 @@ struct GroupedChannels {
   int64_t groups, each;
 };
 
-// 16-bit elements of pixels, and what keeps them alive. The channels of a group fill `width`.
+// 16-bit elements of pixels, and what keeps them alive. The channels of a group and what fills them up are `width`.
 struct AlignedPixels {
   Tensor owner;
   const uint16_t* data;
@@ -36,16 +36,23 @@ struct AlignedPixels {
   }
 };
 
-// Whether 8 neighbours among the `each` channels of a group are 16 bytes that can be copied at once.
-inline bool lies_in_eights(const void* data, const Pixels& p, int64_t each) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && p.channel_stride == 1 && each % 8 == 0 &&
+// Whether every 8th channel, from the first one on, starts 16 bytes that can be copied at once, or a part of them.
+inline bool starts_in_eights(const void* data, const Pixels& p) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && p.channel_stride == 1 &&
          (p.image_stride | p.h_stride | p.w_stride) % 8 == 0;
 }
 
+// Whether the `each` channels of a group are whole runs of 8 such neighbours.
+inline bool lies_in_eights(const void* data, const Pixels& p, int64_t each) {
+  return each % 8 == 0 && starts_in_eights(data, p);
+}
+
 // The chosen channels of a tensor's pixels: where they lie, or copied to [pixel, group, in_eights(each)] with zeros
-// behind the channels. `as_matrix`: evenly spaced.
+// behind the channels. `as_matrix`: evenly spaced. `whole`: whether 8 channels are read at a time; else what reads the
+// last of a single group leaves out what is none, so that the rows of dy that gather_rows has padded stay where they
+// are.
 AlignedPixels aligned_pixels(const Context& context, const Tensor& tensor, const Pixels& pixels,
-                             const GroupedChannels& channels, bool as_matrix);
+                             const GroupedChannels& channels, bool as_matrix, bool whole);
 
 // The chosen rows of a weight, copied to [group, tap, in_eights(k), in_eights(channels)], the taps in the order of
 // tap_order; zeros where there is no such row or channel.

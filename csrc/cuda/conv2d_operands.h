@@ -41,7 +41,7 @@ struct PixelRows {
       const bool valid = row < end && static_cast<unsigned>(h) < static_cast<unsigned>(all.images.height) &&
                          static_cast<unsigned>(w) < static_cast<unsigned>(all.images.width);
       const Images& in = all.images;
-      return {channel + (image * in.image_stride + h * in.h_stride + w * in.w_stride), valid};
+      return {channel + (image * in.image_stride + h * in.h_stride + w * in.w_stride), valid ? 16 : 0};
     }
   };
   __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
@@ -114,18 +114,18 @@ inline Phases phases_of(const RowSparseConv2d& conv) {
 }
 
 // dy under the kernel of a convolution as dX sees it: a row for each input pixel of a phase, a term for each tap of the
-// phase and each row of dy (k of them, a multiple of 8, the taps outside).
+// phase and each row of dy (k of them, filled up to a multiple of 8, the taps outside).
 template <typename T>
 struct PhasePixels {
   const T* data;
   Images images;  // dy
   Phases phases;
   Divisor k;
+  int rows;  // of these terms
 
   struct Term {
     int64_t offset;
-    int y, x;
-    bool valid;
+    int y, x, bytes;
   };
   struct OfThread {
     const PhasePixels& all;
@@ -141,15 +141,16 @@ struct PhasePixels {
       const int a = static_cast<int>(tap) / taps_w.count, b = static_cast<int>(tap) - a * taps_w.count;
       const int out_y = p.h.output(taps_h.first + a * step_h, phase_h);
       const int out_x = p.w.output(taps_w.first + b * step_w, phase_w);
-      return {out_y * all.images.h_stride + out_x * all.images.w_stride + (at - tap * all.k.value), out_y, out_x,
-              term < end};
+      const int row = static_cast<int>(at - tap * all.k.value);
+      return {out_y * all.images.h_stride + out_x * all.images.w_stride + row, out_y, out_x,
+              term < end ? bytes_of(all.rows - row) : 0};
     }
     __device__ __forceinline__ Chunk operator()(int pass, const Term& term) const {
       const int h = y[pass] + term.y, w = x[pass] + term.x;
-      const bool valid = term.valid && pixel[pass] != nullptr &&
+      const bool valid = pixel[pass] != nullptr &&
                          static_cast<unsigned>(h) < static_cast<unsigned>(all.images.height) &&
                          static_cast<unsigned>(w) < static_cast<unsigned>(all.images.width);
-      return {pixel[pass] + term.offset, valid};
+      return {pixel[pass] + term.offset, valid ? term.bytes : 0};
     }
   };
   // The thread's rows from pixel `first` of a phase, dy from `offset` elements on.

@@ -3,7 +3,8 @@
 // A thread has one place of the result, a vector of 16 bytes where that fits, and copies it for every outer index of
 // its block's chunk: it looks its row up once, neighbouring threads write neighbouring memory, and kUnroll loads of a
 // thread are on their way at a time. Where the channels are neighbours (Linear, channels_last) a vector is several
-// rows: one load where those follow each other, as rows chosen in aligned blocks do, else a load for each.
+// rows: one load where those follow each other, as rows chosen in aligned blocks do, else a load for each. Of a Linear
+// the rows of the result are padded with zeros to kRowUnit elements, so that its products copy and multiply vectors.
 #include <climits>
 
 #include "../common/reduction.h"
@@ -18,9 +19,9 @@ namespace {
 struct Gather {
   int64_t outer, channels, inner;  // inner: elements next to each other of one row
   int64_t outer_stride, channel_stride, k;
+  int64_t row_elements;  // of the result, for one outer index: k * inner, and padding where inner is 1
+  bool in_vectors;       // whether each outer index of dY starts a vector
   const int64_t* rows;
-
-  int64_t row_elements() const { return k * inner; }  // of the result, for one outer index
 };
 
 enum class Vectors { single, within_a_row, of_rows };
@@ -31,11 +32,11 @@ struct Origin {
   int64_t at;
 
   __device__ Origin(const Gather& g, int64_t element)
-      : at(g.rows[element / g.inner] * g.channel_stride + element % g.inner) {}
+      : at(element < g.k * g.inner ? g.rows[element / g.inner] * g.channel_stride + element % g.inner : -1) {}
 
   template <typename T>
   __device__ __forceinline__ Vector<T, vec> load(const T* src) const {
-    return load_constant_vector<vec>(src + at);
+    return at < 0 ? Vector<T, vec>{} : load_constant_vector<vec>(src + at);
   }
 };
 
@@ -46,8 +47,8 @@ struct Origin<vec, Vectors::of_rows> {
 
   __device__ Origin(const Gather& g, int64_t element) {
 #pragma unroll
-    for (int v = 0; v < vec; ++v) at[v] = static_cast<int>(g.rows[element + v]);
-    together = at[0] % vec == 0 && at[vec - 1] - at[0] == vec - 1;
+    for (int v = 0; v < vec; ++v) at[v] = element + v < g.k ? static_cast<int>(g.rows[element + v]) : -1;
+    together = g.in_vectors && at[0] % vec == 0 && at[vec - 1] - at[0] == vec - 1;
   }
 
   template <typename T>
@@ -55,7 +56,7 @@ struct Origin<vec, Vectors::of_rows> {
     if (together) return load_constant_vector<vec>(src + at[0]);
     Vector<T, vec> vector;
 #pragma unroll
-    for (int v = 0; v < vec; ++v) vector.at[v] = __ldg(src + at[v]);
+    for (int v = 0; v < vec; ++v) vector.at[v] = at[v] < 0 ? T{} : __ldg(src + at[v]);
     return vector;
   }
 };
@@ -63,8 +64,8 @@ struct Origin<vec, Vectors::of_rows> {
 // out[outer, k, inner] = src[outer, rows, inner]. Threads: places of a row of the result, and outer indices.
 template <typename T, int vec, Vectors vectors>
 __global__ void __launch_bounds__(kThreads, 4)
-    gather(const T* __restrict__ src, Gather g, Chunks chunks, int64_t row_elements, T* __restrict__ out) {
-  const int64_t element = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * vec;
+    gather(const T* __restrict__ src, Gather g, Chunks chunks, T* __restrict__ out) {
+  const int64_t element = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * vec, row_elements = g.row_elements;
   if (element >= row_elements) return;
   const Origin<vec, vectors> origin(g, element);
   constexpr int unroll = vectors == Vectors::of_rows ? kUnroll / 2 : kUnroll;  // those are many loads each
@@ -84,22 +85,21 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 template <typename T, int vec, Vectors vectors>
 void launch_gather(const Context& context, const T* src, const Gather& g, T* out) {
-  const int64_t vectors_of_row = g.row_elements() / vec;
+  const int64_t vectors_of_row = g.row_elements / vec;
   unsigned across = kLanes;  // threads along the row; the others take further outer indices
   while (across < kThreads && across < vectors_of_row) across *= 2;
   const dim3 threads(across, kThreads / across);
   const int64_t row_blocks = ceil_div(vectors_of_row, across);
   const Chunks chunks = fill_grid(g.outer, int64_t{threads.y} * kUnroll, row_blocks, context.processors());
-  launch(context, gather<T, vec, vectors>, dim3(grid_of(row_blocks), chunks.count()), threads, 0, src, g, chunks,
-         g.row_elements(), out);
+  launch(context, gather<T, vec, vectors>, dim3(grid_of(row_blocks), chunks.count()), threads, 0, src, g, chunks, out);
 }
 
 template <typename T>
-void gather_as(const Context& context, const T* src, const Gather& g, T* out) {
+void gather_as(const Context& context, const T* src, Gather g, T* out) {
+  g.in_vectors = aligned(src, {g.outer_stride});
   if (g.inner > 1 && aligned(src, {g.inner, g.channel_stride, g.outer_stride}) && aligned_to_16({out})) {
     launch_gather<T, kVec<T>, Vectors::within_a_row>(context, src, g, out);
-  } else if (g.inner == 1 && g.channel_stride == 1 && g.channels <= INT_MAX && aligned(src, {g.k, g.outer_stride}) &&
-             aligned_to_16({out})) {
+  } else if (g.inner == 1 && g.channel_stride == 1 && g.channels <= INT_MAX && aligned(out, {g.row_elements})) {
     launch_gather<T, kVec<T>, Vectors::of_rows>(context, src, g, out);
   } else {
     launch_gather<T, 1, Vectors::single>(context, src, g, out);
@@ -114,11 +114,15 @@ Tensor gather_rows(Tensor dy, Tensor rows, int64_t dim) {
   const Context context(dy);
   make_contiguous(rows);
   const GatherOrder order(dy);
-  Tensor out = order.new_result(dy, dim, rows.numel());
+  const int64_t k = rows.numel();
+  const bool pads = dim == dy.dim() - 1 && !order.channels_last;
+  Tensor whole = order.new_result(dy, dim, pads ? ceil_div(k, kRowUnit) * kRowUnit : k);
+  Tensor out = pads ? torch::stable::narrow(whole, dim, 0, k) : whole;
   if (out.numel() == 0) return out;
 
   const auto [outer, channels, inner, outer_stride, channel_stride, _] = order.layout(dy, dim);
-  const Gather g{outer, channels, inner, outer_stride, channel_stride, rows.numel(), indices_of(rows)};
+  const int64_t row_elements = pads ? whole.size(dim) : k * inner;
+  const Gather g{outer, channels, inner, outer_stride, channel_stride, k, row_elements, false, indices_of(rows)};
   for_dtype<uint16_t, uint16_t>(dy.scalar_type(), [&]<typename T>(std::type_identity<T>) {
     gather_as(context, const_data_of<T>(dy), g, data_of<T>(out));
   });

@@ -11,17 +11,19 @@ namespace wuskern {
 template <typename T>
 struct MatrixRows {
   const T* data;
-  int64_t stride, columns;  // the columns are a multiple of 8, and so is the stride
+  int64_t stride, columns;  // the stride is a multiple of 8
 
   struct OfThread {
     const T* column;
     int64_t stride;
-    int end;
-    __device__ __forceinline__ Chunk operator()(int row) const { return {column + row * stride, row < end}; }
+    int bytes, end;
+    __device__ __forceinline__ Chunk operator()(int row) const {
+      return {column + row * stride, row < end ? bytes : 0};
+    }
   };
   // The thread's chunk of rows up to `end`, `column` in a part that starts `offset` elements later.
   __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
-    return {data + offset + column, stride, column < columns ? end : 0};
+    return {data + offset + column, stride, bytes_of(columns - column), end};
   }
 };
 
@@ -30,7 +32,7 @@ template <typename T>
 struct GatheredRows {
   const T* data;
   const int64_t* rows;
-  int64_t stride, columns;
+  int64_t stride, columns;  // both are multiples of 8
 
   struct OfThread {
     const T* column;
@@ -39,7 +41,7 @@ struct GatheredRows {
     int end;
     __device__ __forceinline__ Chunk operator()(int row) const {
       const bool valid = row < end;
-      return {column + (valid ? __ldg(rows + row) : 0) * stride, valid};
+      return {column + (valid ? __ldg(rows + row) : 0) * stride, valid ? 16 : 0};
     }
   };
   __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
@@ -63,9 +65,12 @@ struct MatrixColumns {
     const T* row[kRowsOfThread];
     bool valid[kRowsOfThread];
     int end;
-    __device__ __forceinline__ int at(int term) const { return term; }
-    __device__ __forceinline__ Chunk operator()(int pass, int term) const {
-      return {row[pass] + term, valid[pass] && term < end};
+    struct Term {
+      int first, bytes;
+    };
+    __device__ __forceinline__ Term at(int term) const { return {term, bytes_of(end - term)}; }
+    __device__ __forceinline__ Chunk operator()(int pass, const Term& term) const {
+      return {row[pass] + term.first, valid[pass] ? term.bytes : 0};
     }
   };
   __device__ __forceinline__ OfThread at(int64_t first, int end) const {
@@ -95,11 +100,11 @@ template <typename T>
 struct LinearDgrad {
   MatrixColumns<T> dy;
   GatheredRows<T> weight;
-  int k, padded_k;
+  int k;
   DgradSchedule schedule;
   DgradOutput<T> output;
 
-  int64_t terms() const { return padded_k; }
+  int64_t terms() const { return in_eights(k); }
 
   struct OfBlock {
     const LinearDgrad& all;
@@ -116,7 +121,7 @@ struct LinearDgrad {
   template <int n>
   __device__ __forceinline__ OfBlock at(const DgradSchedule::Place& place) const {
     const int64_t first = place.pixel_block * kTileM, column = place.column_block * n + column_of<n>();
-    return {*this, dy.at(first, padded_k), weight.at(0, column, k), first, padded_k};
+    return {*this, dy.at(first, k), weight.at(0, column, k), first, k};
   }
 };
 

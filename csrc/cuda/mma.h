@@ -44,10 +44,11 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 
 // ---- copies to shared memory that do not wait ----------------------------------------------------------------------
 
-// 16 bytes, both sides aligned to that; zeros, and nothing read, where not `valid`.
-__device__ __forceinline__ void copy_16_async(uint32_t to, const void* from, bool valid) {
+// Writes 16 bytes: the first `bytes` of them from there, zeros behind those. Both sides are aligned to 16 bytes; no
+// more than `bytes` are read.
+__device__ __forceinline__ void copy_16_async(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
-               "r"(valid ? 16 : 0)
+               "r"(bytes)
                : "memory");
 }
 

@@ -132,7 +132,7 @@ void launch_dgrad(const Context& context, const RowSparseConv2d& conv, Dgrad arg
 template <typename T>
 void tensor_core_dgrad(const Context& context, const RowSparseConv2d& conv, const Tensor& dy, const Tensor& weight,
                        const WeightStrides& strides, Tensor& dx) {
-  const AlignedPixels rows = aligned_pixels(context, dy, conv.dy, {conv.rows, conv.groups, conv.k}, false);
+  const AlignedPixels rows = aligned_pixels(context, dy, conv.dy, {conv.rows, conv.groups, conv.k}, false, false);
   const Pixels line = one_by_one(rows.pixels), to = one_by_one(conv.input);
   const Pixels weight_rows{weight.size(0), 1, 1, strides.row, strides.channel, 0, 0};
   if (conv.is_linear() && line.is_matrix() && to.is_matrix() &&
@@ -140,19 +140,19 @@ void tensor_core_dgrad(const Context& context, const RowSparseConv2d& conv, cons
     const LinearDgrad<T> arguments{{rows.as<T>(), line.image_stride, line.batch},
                                    {const_data_of<T>(weight), conv.units, strides.row, conv.channels},
                                    static_cast<int>(conv.k),
-                                   static_cast<int>(rows.width),
                                    {},
                                    {}};
     return launch_dgrad<T>(context, conv, arguments, to, line.batch, dx);
   }
   const Tensor by_tap = aligned_weight(context, weight, strides, conv);
   const int64_t width = in_eights(conv.channels);
-  const Conv2dDgrad<T> arguments{{rows.as<T>(), images_of(rows.pixels), phases_of(conv), Divisor(in_eights(conv.k))},
-                                 {const_data_of<T>(by_tap), width, width},
-                                 rows.width,
-                                 conv.taps() * in_eights(conv.k) * width,
-                                 {},
-                                 {}};
+  const Conv2dDgrad<T> arguments{
+      {rows.as<T>(), images_of(rows.pixels), phases_of(conv), Divisor(in_eights(conv.k)), static_cast<int>(conv.k)},
+      {const_data_of<T>(by_tap), width, width},
+      rows.width,
+      conv.taps() * in_eights(conv.k) * width,
+      {},
+      {}};
   const PhaseSize phase = phase_size(conv);
   launch_dgrad<T>(context, conv, arguments, conv.input, conv.input.batch * phase.height * phase.width, dx);
 }

@@ -214,8 +214,9 @@ void launch_wgrad(const Context& context, const RowSparseConv2d& conv, const X& 
 template <typename T>
 void tensor_core_wgrad(const Context& context, const RowSparseConv2d& conv, const Tensor& dy, const Tensor& x,
                        Tensor& dw) {
-  const AlignedPixels rows = aligned_pixels(context, dy, conv.dy, {conv.rows, conv.groups, conv.k}, true);
-  const AlignedPixels input = aligned_pixels(context, x, conv.input, {nullptr, conv.groups, conv.channels}, false);
+  const AlignedPixels rows = aligned_pixels(context, dy, conv.dy, {conv.rows, conv.groups, conv.k}, true, false);
+  const AlignedPixels input =
+      aligned_pixels(context, x, conv.input, {nullptr, conv.groups, conv.channels}, false, true);
   if (conv.is_linear() && one_by_one(input.pixels).is_matrix()) {
     launch_wgrad<T>(context, conv, matrix_rows<T>(input), input.width, rows, dw);
   } else {

@@ -23,11 +23,16 @@ __device__ __forceinline__ uint32_t chunk_place(int row, int chunk) {
   return chunk / 8 * (kTileDepth * kRowBytes) + row * kRowBytes + ((chunk % 8) ^ (row % 8)) * 16;
 }
 
-// What an operand says of 8 columns: their address, and whether they are there; zeros where they are not.
+// What an operand says of 8 columns: their address, and how many bytes of them are there; zeros where they are not.
 struct Chunk {
   const void* from;
-  bool valid;
+  int bytes;
 };
+
+// The bytes of the first of 8 columns, or terms, of which `left` are there.
+__device__ __forceinline__ int bytes_of(int64_t left) {
+  return static_cast<int>(max(int64_t{0}, min(left, int64_t{8}))) * 2;
+}
 
 // kTileDepth rows of `width` columns. operand(row) gives this thread's chunk of a row: that of column_of<width>().
 template <int width>
@@ -43,7 +48,7 @@ __device__ __forceinline__ void load_rows(uint32_t tile, int depth, const Operan
   for (int pass = 0; pass < kTileDepth / step; ++pass) {
     const int row = first + pass * step;
     const Chunk source = operand(depth + row);
-    copy_16_async(tile + chunk_place(row, chunk), source.from, source.valid);
+    copy_16_async(tile + chunk_place(row, chunk), source.from, source.bytes);
   }
 }
 
@@ -61,7 +66,7 @@ __device__ __forceinline__ void load_columns(uint32_t tile, int depth, const Ope
 #pragma unroll
   for (int pass = 0; pass < kRowsOfThread; ++pass) {
     const Chunk source = operand(pass, term);
-    copy_16_async(tile + chunk_place(row_of(pass), chunk), source.from, source.valid);
+    copy_16_async(tile + chunk_place(row_of(pass), chunk), source.from, source.bytes);
   }
 }
 

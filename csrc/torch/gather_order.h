@@ -8,6 +8,10 @@
 
 namespace wuskern {
 
+// Elements that the rows of a gathered Linear's dY are padded to on a GPU: 32 bytes of halves, which are what a GPU
+// reads at least, and what makes Triton read vectors. wuskern/common/shapes.py has the same number.
+constexpr int64_t kRowUnit = 16;
+
 // The order of the dimensions in memory, of dy and of the result: as they are counted, or [B, H, W, C].
 struct GatherOrder {
   bool channels_last;

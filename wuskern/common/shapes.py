@@ -13,6 +13,31 @@ def memory_format(dy: Tensor) -> torch.memory_format:
     return torch.channels_last if is_last else torch.contiguous_format
 
 
+ROW_UNIT = 16  # elements: 32 bytes of halves, which a GPU reads at least; csrc/torch/gather_order.h has the same number
+
+
+def gathered_like(dy: Tensor, k: int, dim: int, pads: bool) -> tuple[Tensor, Tensor]:
+    """Memory for k rows of ``dy``, in the memory format that follows it, and the same with its padding: where ``pads``, as on a
+    GPU, those of a Linear start ROW_UNIT elements apart, or a multiple of them."""
+    dim, shape, layout = dim % dy.ndim, list(dy.shape), memory_format(dy)
+    shape[dim] = k
+    if pads and dim == dy.ndim - 1 and layout is torch.contiguous_format:
+        shape[dim] = -(-k // ROW_UNIT) * ROW_UNIT
+    whole = torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=layout)
+    return whole.narrow(dim, 0, k), whole
+
+
+def with_padding(t: Tensor) -> Tensor:
+    """The matrix ``t`` with what lies between its rows, where they start as :func:`gathered_like` has them; else ``t``. The
+    further columns may hold anything."""
+    (tokens, k), (stride, step) = t.shape, t.stride()
+    if step != 1 or stride % ROW_UNIT or not k < stride < k + ROW_UNIT:
+        return t
+    if (t.storage_offset() + tokens * stride) * t.itemsize > t.untyped_storage().nbytes():
+        return t
+    return t.as_strided((tokens, stride), (stride, 1))
+
+
 def is_contiguous(t: Tensor) -> bool:
     """Whether ``t`` lies in memory as ``[B, C, H, W]`` without gaps, in every stride, also that of a dimension of size 1."""
     if t.ndim != 4:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wuskern.common.shapes import as_matrix, fills_memory, memory_format, new_filled
+from wuskern.common.shapes import as_matrix, fills_memory, gathered_like, memory_format, new_filled
 from wuskern.kernels.cpu.paths import onednn_wgrad_fails
 
 
@@ -33,7 +33,11 @@ def select_rows(scores: Tensor, k: int, block: int, groups: int) -> Tensor:
 
 
 def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
-    return dy.index_select(dim, rows).contiguous(memory_format=memory_format(dy))
+    if not dy.is_cuda:
+        return dy.index_select(dim, rows).contiguous(memory_format=memory_format(dy))
+    out, whole = gathered_like(dy, rows.shape[0], dim, True)
+    whole.narrow(dim, out.shape[dim], whole.shape[dim] - out.shape[dim]).zero_()
+    return torch.index_select(dy.detach(), dim, rows, out=out)
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:

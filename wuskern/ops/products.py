@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wuskern.common.shapes import memory_format
+from wuskern.common.shapes import gathered_like, memory_format
 from wuskern.ops import checks, product_checks
 from wuskern.ops.contract import call, declare
 
@@ -23,7 +23,8 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 
     Returns:
         ``[..., k]`` or ``[B, k, *spatial]`` in the dtype of ``dy``: channels_last where ``dy`` is that and not contiguous,
-        else contiguous.
+        else contiguous. On a GPU the rows of ``[..., k]`` are padded with zeros, to a multiple of 16 elements: its products
+        copy and multiply vectors.
 
     Raises:
         TypeError, ValueError: as :func:`bias_grad`; ``rows`` is not 1-d int64.
@@ -35,9 +36,7 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
 
 
 def _gather_rows_fake(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
-    shape = list(dy.shape)
-    shape[dim] = rows.shape[0]
-    return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format(dy))
+    return gathered_like(dy, rows.shape[0], dim, dy.is_cuda)[0]
 
 
 declare(

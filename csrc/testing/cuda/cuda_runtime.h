@@ -120,8 +120,8 @@ struct cudaLaunchConfig_t {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
-  wuskern::emulation::run(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                          [&] { kernel(static_cast<Parameters>(arguments)...); });
+  wuskern::emulation::run(reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim,
+                          config->dynamicSmemBytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }

@@ -1,6 +1,7 @@
 // The scheduler of emulation.h.
 #include "emulation.h"
 
+#include <dlfcn.h>
 #include <link.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -26,6 +27,7 @@ dim3 blockDim, gridDim;
 namespace wuskern::emulation {
 
 Settings settings;
+Trace trace;
 
 namespace {
 
@@ -358,9 +360,17 @@ void wait_until(const char* what, std::function<bool()> ready, Place where) {
   to_scheduler();
 }
 
-void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& thread) {
+void run(const void* function, dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& thread) {
   check_launch(blocks, threads, shared_bytes);
   const std::lock_guard<std::mutex> lock(one_launch);
+  if (trace.records) {
+    Dl_info library{};
+    dladdr(reinterpret_cast<const void*>(&run), &library);
+    const auto place = static_cast<const char*>(function) - static_cast<const char*>(library.dli_fbase);
+    trace.lines += "launch " + std::to_string(place) + " " + std::to_string(uint64_t{blocks.x} * blocks.y * blocks.z) +
+                   " " + std::to_string(threads.x * threads.y * threads.z) + " " + std::to_string(shared_bytes) + "\n";
+  }
+  if (!trace.runs) return;
   gridDim = blocks;
   blockDim = threads;
   count = threads.x * threads.y * threads.z;

@@ -41,11 +41,20 @@ struct Settings {
 };
 extern Settings settings;
 
+// What is written down of launches and of new tensors, a line each, while `records`. Without `runs` kernels are not
+// run: what the host does needs no result of theirs, so that problems of any size can be counted.
+struct Trace {
+  bool records = false, runs = true;
+  std::string lines;
+};
+extern Trace trace;
+
 using Place = std::source_location;
 using Items = std::array<void*, kWarp>;
 
-// Runs thread() for every thread of every block. Throws std::runtime_error for what a GPU would refuse, or hang on.
-void run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& thread);
+// Runs thread(), which calls `kernel`, for every thread of every block. Throws std::runtime_error for what a GPU would
+// refuse, or hang on.
+void run(const void* kernel, dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& thread);
 
 // Ends the launch with an error.
 [[noreturn]] void fail(const std::string& message);

@@ -54,7 +54,7 @@ State& of_thread() {
 struct Copy {
   uint32_t to;
   const void* from;
-  bool valid;
+  int bytes;
 };
 
 struct Copies {
@@ -79,11 +79,8 @@ inline std::vector<bool>& hidden_chunks() {
 
 inline void arrive(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
-    if (copy.valid) {
-      memcpy(tile_memory() + copy.to, copy.from, 16);
-    } else {
-      memset(tile_memory() + copy.to, 0, 16);
-    }
+    memset(tile_memory() + copy.to, 0, 16);
+    memcpy(tile_memory() + copy.to, copy.from, copy.bytes);
     hidden_chunks()[copy.to / 16] = true;
     of_thread<Copies>().hidden.push_back(copy.to / 16);
   }
@@ -91,12 +88,13 @@ inline void arrive(const std::vector<Copy>& copies) {
 
 }  // namespace emulation
 
-inline void copy_16_async(uint32_t to, const void* from, bool valid) {
-  if (to % 16 != 0 || (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
+inline void copy_16_async(uint32_t to, const void* from, int bytes) {
+  if (to % 16 != 0 || (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
     emulation::fail("cp.async of 16 bytes that are not aligned");
   }
+  if (bytes < 0 || bytes > 16) emulation::fail("cp.async of " + std::to_string(bytes) + " bytes of 16");
   memset(tile_memory() + to, 0xff, 16);  // it may be written from now on
-  emulation::of_thread<emulation::Copies>().open.push_back({to, from, valid});
+  emulation::of_thread<emulation::Copies>().open.push_back({to, from, bytes});
 }
 
 inline void commit_copies() {

@@ -23,7 +23,7 @@ void* fenced_memory(size_t bytes) {
   if (memory == MAP_FAILED) throw std::bad_alloc();
   fenced.emplace_back(memory, size);
   char* const fence = static_cast<char*>(memory) + size - page;
-  memset(memory, wuskern::emulation::kPoison, size - page);
+  if (wuskern::emulation::trace.runs) memset(memory, wuskern::emulation::kPoison, size - page);
   mprotect(fence, page, PROT_NONE);
   return fence - inside;
 }
@@ -32,6 +32,8 @@ void* fenced_memory(size_t bytes) {
 AtenTensorHandle in_fenced_memory(const torch::stable::Tensor& t) {
   AtenTensorHandle handle;
   int32_t dtype;
+  auto& trace = wuskern::emulation::trace;
+  if (trace.records) trace.lines += "new " + std::to_string(t.numel() * t.element_size()) + "\n";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(fenced_memory(t.numel() * t.element_size()), t.dim(),
                                                             t.sizes().data(), t.strides().data(), 0, dtype,
@@ -62,6 +64,13 @@ __attribute__((visibility("default"))) void wuskern_emulate(int processors, unsi
 __attribute__((visibility("default"))) void wuskern_emulate_capability(int capability) {
   settings.capability = capability;
 }
+
+// Forgets what has been written down. `records`, `runs`: see emulation::Trace.
+__attribute__((visibility("default"))) void wuskern_trace(bool records, bool runs) {
+  wuskern::emulation::trace = {records, runs, ""};
+}
+
+__attribute__((visibility("default"))) const char* wuskern_traced() { return wuskern::emulation::trace.lines.c_str(); }
 
 // When nothing lives there any more.
 __attribute__((visibility("default"))) void wuskern_free_fenced() {

@@ -6,7 +6,6 @@ import timeit
 import pytest
 import torch
 
-
 from wuskern import ops
 from wuskern.kernels import backends
 from wuskern.kernels.cuda import rule

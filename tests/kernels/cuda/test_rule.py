@@ -122,3 +122,9 @@ def test_any_problem_has_a_way_among_those_there_are(p, capability, ways):
     assert decision.works[decision.way].seconds == least
     assert rule.floor(p, capability) <= least * (1 + 1e-9)
     assert decision == rule.choose(p, capability, tuple(sorted(ways)))
+
+
+def test_the_padded_rows_of_a_gathered_linear_are_read_where_they_lie():
+    odd = LINEAR._replace(out=204)
+    assert work(odd).moved == (2048 * 204 + 2048 * 4096 + 204 * 4096) * 2
+    assert work(odd).launches == 1

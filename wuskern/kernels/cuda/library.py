@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wuskern.common.shapes import as_matrix, memory_format
+from wuskern.common.shapes import as_matrix, memory_format, with_padding
 
 Pair = Sequence[int]
 
 
 def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    return torch.mm(as_matrix(dy).t(), as_matrix(x))
+    """The product of dy's rows with their padding, whose results are left out: sides and strides that libraries vectorise."""
+    return torch.mm(with_padding(as_matrix(dy)).t(), as_matrix(x))[: dy.shape[-1]]
 
 
 def rowsparse_dgrad(dy: Tensor, weight: Tensor, rows: Tensor) -> Tensor:

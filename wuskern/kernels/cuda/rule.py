@@ -94,14 +94,14 @@ def _sectors(tokens: int, k: int, of: int, itemsize: int) -> int:
 
 
 def _packed(p: Problem) -> list[int]:
-    """Bytes of each operand that CUDA C++ packs: halves that do not lie in eights, and the weight of a convolution's dX unless
-    its windows are points. Wider elements are read where they lie."""
+    """Bytes of each operand that CUDA C++ packs: halves that do not lie in eights, as the padded rows of a gathered Linear do,
+    and the weight of a convolution's dX unless its windows are points. Wider elements are read where they lie."""
     if p.dtype.itemsize > 2:
         return []
     in_eights, in_planes = p.channels // p.groups % 8 == 0, p.is_conv2d and p.planes
     are_points = (p.kernel_size, p.stride, p.padding, p.groups) == ((1, 1), (1, 1), (0, 0), 1)
     operands = (
-        (p.chosen_bytes, p.k < p.out or p.planes or p.k // p.groups % 8 != 0),
+        (p.chosen_bytes, p.k < p.out or p.planes or (p.is_conv2d and p.k // p.groups % 8 != 0)),
         (p.input_bytes, p.is_wgrad and (in_planes or not in_eights)),
         (p.weight_bytes, not p.is_wgrad and (in_planes or not in_eights or not are_points)),
     )

@@ -16,7 +16,7 @@ from wuskern.kernels.triton.gemm import chosen, key, options, scattered, tiles
 from wuskern.kernels.triton.tuning import Config, pick
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def dgrad(
     dy, weight, rows, out, tokens, features, k, dy_token_stride, dy_row_stride, weight_row_stride, weight_feature_stride,
     PACKED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
@@ -27,8 +27,17 @@ def dgrad(
     t = (tl.program_id(0) // feature_blocks).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     f = (tl.program_id(0) % feature_blocks).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    for start in range(0, k, BLOCK_K):
+    whole = k // BLOCK_K * BLOCK_K  # rows that need no mask, which dy's rows are read in vectors without
+    for start in range(0, whole, BLOCK_K):
         r = start + tl.arange(0, BLOCK_K)
+        row = tl.load(rows + r).to(INDEX)
+        dy_row = r.to(INDEX) if PACKED else row
+        a = tl.load(dy + t[:, None] * dy_token_stride + dy_row[None, :] * dy_row_stride, mask=t[:, None] < tokens, other=0.0)
+        p = weight + row[:, None] * weight_row_stride + f[None, :] * weight_feature_stride
+        b = tl.load(p, mask=f[None, :] < features, other=0.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+    if whole < k:
+        r = whole + tl.arange(0, BLOCK_K)
         row = tl.load(rows + r, mask=r < k, other=0).to(INDEX)
         dy_row = r.to(INDEX) if PACKED else row
         dy_mask = (t[:, None] < tokens) & (r[None, :] < k)

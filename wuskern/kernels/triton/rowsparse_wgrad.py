@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wuskern.common.shapes import as_matrix
+from wuskern.common.shapes import as_matrix, with_padding
 from wuskern.kernels.problem import problem_of
 from wuskern.kernels.triton import configs
 from wuskern.kernels.triton.bias_grad import add_rows
@@ -19,14 +19,15 @@ from wuskern.kernels.triton.gemm import chosen, key, options, scattered, tiles
 from wuskern.kernels.triton.tuning import Config, pick
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tokens_per_program"])
 def wgrad(
-    dy, x, rows, out, tokens, features, k, tokens_per_program,
+    dy, x, rows, out, tokens, features, k, columns, tokens_per_program,
     dy_token_stride, dy_row_stride, x_token_stride, x_feature_stride,
     PACKED: tl.constexpr, ACC: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``out[chunk, k, features] = dy[tokens of the chunk, rows].T @ x[tokens of the chunk, features]``"""
+    """``out[chunk, k, features] = dy[tokens of the chunk, rows].T @ x[tokens of the chunk, features]``. ``columns``: how many
+    there are of a packed dy, from k on of any value, so that they are read in vectors; else k."""
     f = tl.program_id(0).to(INDEX) * BLOCK_M + tl.arange(0, BLOCK_M)
     r = tl.program_id(1).to(INDEX) * BLOCK_N + tl.arange(0, BLOCK_N)
     chunk = tl.program_id(2).to(INDEX)
@@ -39,7 +40,7 @@ def wgrad(
     for start in range(first, last, BLOCK_K):
         t = start + tl.arange(0, BLOCK_K)
         x_mask = (f[:, None] < features) & (t[None, :] < last)
-        dy_mask = (t[:, None] < last) & (r[None, :] < k)
+        dy_mask = (t[:, None] < last) & (r[None, :] < columns)
         a = tl.load(x + t[None, :] * x_token_stride + f[:, None] * x_feature_stride, mask=x_mask, other=0.0)
         b = tl.load(dy + t[:, None] * dy_token_stride + row[None, :] * dy_row_stride, mask=dy_mask, other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
@@ -108,10 +109,11 @@ def rowsparse_wgrad(dy: Tensor, x: Tensor, rows: Tensor) -> Tensor:
         tile, tokens_per_program = config
         blocks = triton.cdiv(features, tile.block_m), triton.cdiv(k, tile.block_n)
         gradient, index = chosen(dy, rows, -1, blocks[0])
-        out = _partial_sums(dy, triton.cdiv(tokens, tokens_per_program), k * features)
+        out, packed = _partial_sums(dy, triton.cdiv(tokens, tokens_per_program), k * features), gradient.shape[1] == k
+        columns = with_padding(gradient).shape[1] if packed else k
         wgrad[(*blocks, out.shape[0])](
-            gradient, x, index, out, tokens, features, k, tokens_per_program, *gradient.stride(), *x.stride(),
-            PACKED=gradient.shape[1] == k, **options(tile, dy.dtype, (gradient, x, out), setting),
+            gradient, x, index, out, tokens, features, k, columns, tokens_per_program, *gradient.stride(), *x.stride(),
+            PACKED=packed, **options(tile, dy.dtype, (gradient, x, out), setting),
         )  # fmt: skip
         return add_rows(out, dy.dtype).view(k, features)
 
