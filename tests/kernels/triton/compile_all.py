@@ -60,7 +60,10 @@ INSTRUCTIONS = r"(?<![\w.])(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma)(?![a
 # any value in an aligned one too.
 SMALL = r"(tap_step|stride|padding|dilation|kernel)_.*|.*width|.*height|plane|row_channels|taps|groups|block|k"
 UNIT = r"(x_feature|x_channel|weight_feature|column|inner)_stride|stride"
-ODD = r"rows_per_program|rows|batch|n|weight_(channel|h|w)_stride|dy_.*_stride|(?!out).*height|width|.*_width|" + SMALL
+ODD = (
+    r"(rows|tokens|pixels|outer)_per_program|rows|tokens|pixels|outer|batch|n|weight_(channel|h|w)_stride|dy_.*_stride|(?!out).*height|width|.*_width|"
+    + SMALL
+)
 
 
 def source(kernel, pointers, constants, way):

@@ -19,7 +19,7 @@ def score_of(values, SCORE: tl.constexpr):
     return values * values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_per_program"])
 def sum_rows(
     src, out, scores, rows, columns, stride, rows_per_program,
     SCORE: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -43,7 +43,7 @@ def sum_rows(
         tl.store(scores + chunk * columns + c, tl.sum(acc_scores, 1), mask=c < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["outer", "outer_per_program"])
 def sum_planes(
     src, out, scores, outer, channels, inner, outer_stride, channel_stride, outer_per_program, inner_per_program,
     SCORE: tl.constexpr, ACC: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,

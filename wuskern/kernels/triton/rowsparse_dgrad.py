@@ -57,7 +57,7 @@ def first_and_number(phase, padding, dilation, stride, size, SIZE: tl.constexpr)
     return tl.min(tl.where(joins, tap, size), 0), tl.sum(joins.to(tl.int32), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def dgrad_conv2d(
     dy, weight, rows, out, batch, height, width, out_height, out_width, channels, k, kernel_h, kernel_w, groups,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w, tap_step_h, tap_step_w,

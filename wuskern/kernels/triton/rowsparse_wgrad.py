@@ -48,7 +48,7 @@ def wgrad(
     tl.store(p, acc.to(out.dtype.element_ty), mask=(f[:, None] < features) & (r[None, :] < k))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "pixels_per_program"])
 def wgrad_conv2d(
     dy, x, rows, out, pixels, plane, out_width, height, width, channels, k, taps, kernel_width, pixels_per_program,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
