@@ -38,6 +38,8 @@ def obstacle() -> str | None:
     for name in ops.NAMES:
         schema = str(getattr(torch.ops.wuskern_native, name).default._schema)
         _namespace.define(schema.removeprefix("wuskern_native::"))
+    schema = str(torch.ops.wuskern_native.spread_rows.default._schema)
+    _namespace.define(schema.removeprefix("wuskern_native::"))
     _namespace.define("probe(str name, Tensor(a!) out, int threads) -> ()")
     try:
         torch.ops.load_library(LIBRARY)
@@ -47,10 +49,14 @@ def obstacle() -> str | None:
     return None
 
 
-def configure(processors: int = PROCESSORS, seed: int = 0, tensors_on_gpu: bool = False, capability: int = 90) -> None:
+def configure(
+    processors: int = PROCESSORS, seed: int = 0, tensors_on_gpu: bool = False, capability: int = 90, stream: int = 0,
+    capturing: bool = False,
+) -> None:  # fmt: skip
     """The machine that is emulated; ``seed``: in which order threads run, ``tensors_on_gpu``: what they say of themselves,
-    ``capability``: 80 for 8.0."""
+    ``capability``: 80 for 8.0, ``stream``: the number of the one that launches, and whether a graph captures it."""
     library = ctypes.CDLL(str(LIBRARY))
+    library.wuskern_emulate_stream(ctypes.c_ulonglong(stream), capturing)
     library.wuskern_emulate(processors, ctypes.c_uint(seed), tensors_on_gpu)
     library.wuskern_emulate_capability(capability)
 
@@ -92,7 +98,9 @@ def traced(runs: bool = True) -> Iterator[Trace]:
     try:
         yield trace
         for word, *numbers in map(str.split, library.wuskern_traced().decode().splitlines()):
-            if word == "new":
+            if word == "zeros":
+                trace.launches.append(Launch("zeros", 0, 0, 0))
+            elif word == "new":
                 trace.news.append(int(numbers[0]))
             else:
                 place, *rest = map(int, numbers)

@@ -113,6 +113,8 @@ OWN = [
     Problem("row_stats", "NHWC", lambda d: (grad(5, 24, 17, 19, layout="NHWC")(d), 1, "l1")),
     Problem("select_rows", "few", lambda d: (integers(1000, dtype=d), 50, 1, 1)),
     Problem("select_rows", "many, blocks, groups", lambda d: (integers(2**15, dtype=d), 1024, 8, 4)),
+    Problem("top_rows", "tokens", lambda d: (grad(3000, 136)(d), -1, "l1", 7, 1, 1)),
+    Problem("top_rows", "NCHW, blocks, groups", lambda d: (grad(5, 24, 16, 18)(d), 1, "l2", 8, 2, 2)),
     Problem("gather_rows", "tokens", lambda d: (grad(1000, 130)(d), some_rows(130, 9), -1)),
     Problem("gather_rows", "NCHW", lambda d: (grad(5, 24, 17, 19)(d), some_rows(24, 5), 1)),
     Problem("rowsparse_wgrad", "aligned", linear(1024, 256, 512, 16, "x")),

@@ -340,7 +340,7 @@ def counted(monkeypatch, name: str) -> list[tuple]:
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
 def test_fixed_rows_cost_no_score_pass(make, shape, monkeypatch):
-    stats, sums = counted(monkeypatch, "row_stats"), counted(monkeypatch, "bias_grad")
+    stats, sums = counted(monkeypatch, "top_rows"), counted(monkeypatch, "bias_grad")
     layer = wk.convert(make())
     layer.rows = wk.Rows([0, 12])
     layer(torch.randn(shape)).sum().backward()

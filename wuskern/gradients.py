@@ -104,12 +104,15 @@ def _choose(dy: Tensor, kind: Kind, plan: Plan, needs_bias: bool, teller: Teller
             db, scores = ops.row_stats(dy, kind.dim, teller.observer.score)
             teller.tell(scores, None)
     else:
-        if choice.score == "random":
-            scores = torch.rand(out, device=dy.device)
+        if choice.score != "random" and observer is None:
+            db, scores, rows = ops.top_rows(dy, kind.dim, choice.score, k, choice.block, kind.groups)
         else:
-            db, scores = ops.row_stats(dy, kind.dim, choice.score)
-        ranked = scores if observer is None else observer.ranked(scores)
-        rows = ops.select_rows(ranked, k, choice.block, kind.groups)
+            if choice.score == "random":
+                scores = torch.rand(out, device=dy.device)
+            else:
+                db, scores = ops.row_stats(dy, kind.dim, choice.score)
+            ranked = scores if observer is None else observer.ranked(scores)
+            rows = ops.select_rows(ranked, k, choice.block, kind.groups)
         if teller.observer is not None:
             teller.tell(scores, torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, rows, True).unsqueeze(0))
     if not needs_bias:

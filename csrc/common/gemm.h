@@ -106,7 +106,10 @@ struct WgradSchedule {
     int64_t group, feature_block, row_block, split;
   };
 
-  WUSKERN_HOST_DEVICE int64_t blocks() const { return groups * feature_blocks * row_blocks * splits; }
+  WUSKERN_HOST_DEVICE int64_t tiles() const { return groups * feature_blocks * row_blocks; }
+  WUSKERN_HOST_DEVICE int64_t blocks() const { return tiles() * splits; }
+  // The number of the tile that a block has a part of.
+  WUSKERN_HOST_DEVICE int64_t tile(int64_t block) const { return block % tiles(); }
   WUSKERN_HOST_DEVICE Place at(int64_t block) const {
     const int64_t tile = block / row_blocks, column = tile / feature_blocks;
     return {column % groups, tile % feature_blocks, block % row_blocks, column / groups};
@@ -133,6 +136,14 @@ inline int64_t wgrad_splits(int64_t tiles, int64_t steps, int m, int n, int64_t 
     }
   }
   return best;
+}
+
+// Whether the last block of a tile adds its partial sums, in fp32: one processor takes about 64 bytes a cycle from L2,
+// so that for half a MiB it takes 5 us, as a launch and its first loads do.
+constexpr int64_t kMostJoined = 512 * 1024;
+
+inline bool blocks_join(int64_t splits, int64_t k, int n) {
+  return splits * (k < n ? k : n) * kTileM * 4 <= kMostJoined;
 }
 
 struct TileShape {

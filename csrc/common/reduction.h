@@ -83,6 +83,12 @@ inline RowsGrid rows_grid(int64_t rows, int64_t columns, int vec, int64_t proces
   return {column_blocks, fill_grid(rows, kMinRows, column_blocks, processors)};
 }
 
+// How many rows sum_rows reads as one: of few columns without gaps between them, as many as a block has lanes for.
+inline int rows_repeat(int64_t rows, int64_t columns, int64_t stride, int vec) {
+  const int64_t fit = int64_t{kLanes} * vec / columns, repeat = fit < rows ? fit : rows;
+  return stride == columns && columns % vec == 0 && repeat > 1 ? static_cast<int>(repeat) : 1;
+}
+
 // sum_planes: a block takes one channel and one chunk of its outer * inner / vec vectors.
 inline Chunks planes_grid(int64_t outer, int64_t channels, int64_t inner, int vec, int64_t processors) {
   return fill_grid(outer * (inner / vec), int64_t{kThreads} * kUnroll, channels, processors);

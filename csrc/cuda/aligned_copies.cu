@@ -39,6 +39,53 @@ __global__ void __launch_bounds__(kCopyThreads)
   }
 }
 
+// The same of planes, whose neighbours are pixels: a block turns kTurned pixels of as many channels around in shared
+// memory, so that both are moved in vectors.
+constexpr int kTurned = 64, kTurnedStride = kTurned + 2, kTurnedVec = 4;
+
+__global__ void __launch_bounds__(kCopyThreads)
+    copy_planes(const uint16_t* __restrict__ src, int64_t plane, int64_t image_stride, int64_t channel_stride,
+                const int64_t* __restrict__ rows, int64_t each, int64_t padded, int64_t stride,
+                uint16_t* __restrict__ out) {
+  __shared__ uint16_t turned[kTurned][kTurnedStride];
+  constexpr int vectors = kTurned / kTurnedVec, channels_at_once = kCopyThreads / vectors;
+  const int64_t tiles = ceil_div(plane, kTurned), image = blockIdx.x / tiles;
+  const int64_t first_pixel = blockIdx.x % tiles * kTurned, first_place = int64_t{blockIdx.y} * kTurned;
+  const int vector = threadIdx.x % vectors;
+  const int64_t from_pixel = first_pixel + vector * kTurnedVec;
+  const uint16_t* const from = src + image * image_stride + from_pixel;
+#pragma unroll
+  for (int channel = threadIdx.x / vectors; channel < kTurned; channel += channels_at_once) {
+    const int64_t place = first_place + channel, group = place / padded, c = place % padded, unit = group * each + c;
+    uint2 four{};
+    if (place < stride && c < each && from_pixel < plane) {
+      four = __ldg(reinterpret_cast<const uint2*>(from + (rows ? rows[unit] : unit) * channel_stride));
+    }
+    auto* const to = reinterpret_cast<uint32_t*>(&turned[channel][vector * kTurnedVec]);
+    to[0] = four.x;
+    to[1] = four.y;
+  }
+  __syncthreads();
+  const int64_t place = first_place + threadIdx.x % (kTurned / 8) * 8;
+  if (place >= stride) return;
+#pragma unroll
+  for (int pixel = threadIdx.x / (kTurned / 8); pixel < kTurned; pixel += kCopyThreads / (kTurned / 8)) {
+    if (first_pixel + pixel >= plane) return;
+    Eight eight;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) eight.at[i] = turned[place - first_place + i][pixel];
+    store_vector<8>(out + (image * plane + first_pixel + pixel) * stride + place, eight);
+  }
+}
+
+// Whether copy_planes can read them: the pixels of a channel side by side, in vectors.
+bool are_planes_of_vectors(const void* data, const Pixels& p) {
+  const int64_t plane = p.height * p.width;
+  return p.channel_stride != 1 && (p.width == 1 || p.w_stride == 1) && (p.height == 1 || p.h_stride == p.width) &&
+         plane > 1 && (plane | p.image_stride | p.channel_stride) % kTurnedVec == 0 &&
+         reinterpret_cast<uintptr_t>(data) % (2 * kTurnedVec) == 0;
+}
+
 // What the rows of a weight are copied to; `k` rows and `channels` of a group, and what they are filled up to.
 struct AlignedWeight {
   Side h, w;
@@ -82,9 +129,16 @@ AlignedPixels aligned_pixels(const Context& context, const Tensor& tensor, const
 
   const int64_t width = in_eights(each), stride = groups * width;
   Tensor copy = new_tensor(tensor, {pixels.count() * stride});
-  const int64_t threads = stride / 8 * ceil_div(pixels.count(), kPixelsOfThread);
-  launch(context, copy_channels, blocks_of(threads), kCopyThreads, 0, data, one_by_one(pixels), rows, groups, each,
-         width, data_of<uint16_t>(copy));
+  const int64_t plane = pixels.height * pixels.width, places = ceil_div(stride, kTurned);
+  if (are_planes_of_vectors(data, pixels) && places <= kMaxChunks) {
+    const dim3 blocks(grid_of(pixels.batch * ceil_div(plane, kTurned)), static_cast<unsigned>(places));
+    launch(context, copy_planes, blocks, kCopyThreads, 0, data, plane, pixels.image_stride, pixels.channel_stride, rows,
+           each, width, stride, data_of<uint16_t>(copy));
+  } else {
+    const int64_t threads = stride / 8 * ceil_div(pixels.count(), kPixelsOfThread);
+    launch(context, copy_channels, blocks_of(threads), kCopyThreads, 0, data, one_by_one(pixels), rows, groups, each,
+           width, data_of<uint16_t>(copy));
+  }
   const Pixels copied{pixels.batch,          pixels.height, pixels.width, pixels.height * pixels.width * stride, 1,
                       pixels.width * stride, stride};
   return {copy, const_data_of<uint16_t>(copy), copied, width};

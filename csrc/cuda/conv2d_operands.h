@@ -43,8 +43,13 @@ struct PixelRows {
       const Images& in = all.images;
       return {channel + (image * in.image_stride + h * in.h_stride + w * in.w_stride), valid ? 16 : 0};
     }
+    template <int width>
+    __device__ __forceinline__ void load(uint32_t tile, int depth) const {
+      load_rows<width>(tile, depth, *this);
+    }
   };
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
+  template <int width>
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int, int end) const {
     const uint32_t tap = channels.quotient(static_cast<uint32_t>(column));
     const uint32_t i = kernel_width.quotient(tap), j = tap - i * kernel_width.value;
     return {*this, data + offset + (column - int64_t{tap} * channels.value),
@@ -190,7 +195,7 @@ struct Conv2dDgrad {
     const Conv2dDgrad& all;
     int phase_h, phase_w;
     const typename PhasePixels<T>::OfThread dy;
-    const typename MatrixRows<T>::OfThread weight;
+    typename MatrixRows<T>::OfThread weight;
     int64_t first;
     int end;
 
@@ -216,7 +221,7 @@ struct Conv2dDgrad {
             phase_h,
             phase_w,
             dy.at(place.group * dy_group, first, phase_h, phase_w, of_h, of_w),
-            weight.at(place.group * weight_group + before * weight.stride, column, end),
+            weight.template at<n>(place.group * weight_group + before * weight.stride, column, 0, end),
             first,
             end};
   }

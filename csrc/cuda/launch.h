@@ -21,6 +21,8 @@ class Context {
     stream = static_cast<cudaStream_t>(current);
   }
 
+  int32_t device() const { return device_; }
+
   const Tensor& like;  // what new tensors take after
   cudaStream_t stream;
 

@@ -13,17 +13,35 @@ struct MatrixRows {
   const T* data;
   int64_t stride, columns;  // the stride is a multiple of 8
 
+  // The thread's chunks of the rows of a stage, then of the next one: a pointer steps over them, and is never
+  // multiplied.
   struct OfThread {
-    const T* column;
-    int64_t stride;
+    const T* next;
+    int64_t step;  // from a row of this thread to its next
     int bytes, end;
-    __device__ __forceinline__ Chunk operator()(int row) const {
-      return {column + row * stride, row < end ? bytes : 0};
+
+    template <int width>
+    __device__ __forceinline__ void load(uint32_t tile, int depth) {
+      constexpr int rows = rows_at_once(width);
+      const uint32_t to = tile + chunk_place(first_row<width>(), column_of<width>() / 8);
+      const int left = end - depth - first_row<width>();
+      const bool whole = end - depth >= kTileDepth;  // of all threads: most stages are
+      if (whole) {
+#pragma unroll
+        for (int row = 0; row < kTileDepth; row += rows, next += step) copy_16_async(to + row * kRowBytes, next, bytes);
+      } else {
+#pragma unroll
+        for (int row = 0; row < kTileDepth; row += rows, next += step) {
+          copy_16_async(to + row * kRowBytes, next, row < left ? bytes : 0);
+        }
+      }
     }
   };
-  // The thread's chunk of rows up to `end`, `column` in a part that starts `offset` elements later.
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
-    return {data + offset + column, stride, bytes_of(columns - column), end};
+  // The thread's chunk of rows from `begin` up to `end`, `column` in a part that starts `offset` elements later.
+  template <int width>
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int begin, int end) const {
+    return {data + offset + column + (begin + first_row<width>()) * stride, rows_at_once(width) * stride,
+            bytes_of(static_cast<int>(columns - column)), end};
   }
 };
 
@@ -43,8 +61,13 @@ struct GatheredRows {
       const bool valid = row < end;
       return {column + (valid ? __ldg(rows + row) : 0) * stride, valid ? 16 : 0};
     }
+    template <int width>
+    __device__ __forceinline__ void load(uint32_t tile, int depth) const {
+      load_rows<width>(tile, depth, *this);
+    }
   };
-  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int end) const {
+  template <int width>
+  __device__ __forceinline__ OfThread at(int64_t offset, int64_t column, int, int end) const {
     return {data + offset + column, rows, stride, column < columns ? end : 0};
   }
 };
@@ -109,7 +132,7 @@ struct LinearDgrad {
   struct OfBlock {
     const LinearDgrad& all;
     const typename MatrixColumns<T>::OfThread dy;
-    const typename GatheredRows<T>::OfThread weight;
+    typename GatheredRows<T>::OfThread weight;
     int64_t first;
     int end;
 
@@ -121,7 +144,7 @@ struct LinearDgrad {
   template <int n>
   __device__ __forceinline__ OfBlock at(const DgradSchedule::Place& place) const {
     const int64_t first = place.pixel_block * kTileM, column = place.column_block * n + column_of<n>();
-    return {*this, dy.at(first, k), weight.at(0, column, k), first, k};
+    return {*this, dy.at(first, k), weight.template at<n>(0, column, 0, k), first, k};
   }
 };
 

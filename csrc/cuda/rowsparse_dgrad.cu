@@ -18,11 +18,11 @@ namespace {
 template <typename T, int n, bool wgmma, class Dgrad>
 __device__ __forceinline__ void write_tile(const Dgrad& dgrad) {
   const DgradSchedule::Place place = dgrad.schedule.at(blockIdx.x);
-  const auto block = dgrad.template at<n>(place);
+  auto block = dgrad.template at<n>(place);
   Multiplier<T, n, wgmma> multiplier;
   sum_products<T, n, false>(
       multiplier, 0, block.end, [&](uint32_t tile, int depth) { load_columns(tile, depth, block.dy); },
-      [&](uint32_t tile, int depth) { load_rows<n>(tile, depth, block.weight); });
+      [&](uint32_t tile, int depth) { block.weight.template load<n>(tile, depth); });
 
   constexpr int stride = n + 8;  // no bank conflicts
   T* const tile = reinterpret_cast<T*>(tile_memory());

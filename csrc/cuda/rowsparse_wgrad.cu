@@ -1,16 +1,20 @@
 // rowsparse_wgrad and rowsparse_wgrad_conv2d on NVIDIA GPUs: dW[k, features] = dY[tokens, rows]^T X[tokens, features].
 //
 // The features are the m of a tile and the chosen rows, few, its n. Few tiles and a long sum: the tokens are split over
-// blocks, which leave their sums in fp32, and those are added in their order. The 16-bit formats take tensor cores; x
+// blocks, which leave their sums in fp32, and those are added in their order: by the last block of a tile, where it has
+// not too many to add, else in a launch of their own. The 16-bit formats take tensor cores; x
 // and dy are read where they lie if 8 neighbours are 16 bytes, else from copies (NCHW too). float32 takes ordinary
 // arithmetic and is exact, whatever TF32 is allowed; float64 too.
 #include "../common/pixels.h"
 #include "conv2d_operands.h"
+#include "last_block.h"
 #include "simt.h"
 #include "vectors.h"
 
 namespace wuskern {
 namespace {
+
+constexpr int kParts = 4;  // loads of a thread on their way
 
 // ---- where sums go -------------------------------------------------------------------------------------------------
 
@@ -32,14 +36,20 @@ template <typename T, typename Acc>
 struct WgradOutput {
   T* dw;
   Acc* parts;
+  unsigned* counters;  // for each tile: null where its blocks leave the sums to another launch
   int64_t rows, features;
   FeatureOrder order;
 
+  __device__ __forceinline__ void write(int64_t row, int64_t feature, Acc sum) const {
+    if (const int64_t place = order.place(feature); place >= 0) {
+      dw[row * order.channels * order.taps + place] = static_cast<T>(sum);
+    }
+  }
   __device__ __forceinline__ void write(int64_t split, int64_t row, int64_t feature, Acc sum) const {
     if (parts) {
       parts[(split * rows + row) * features + feature] = sum;
-    } else if (const int64_t place = order.place(feature); place >= 0) {
-      dw[row * order.channels * order.taps + place] = static_cast<T>(sum);
+    } else {
+      write(row, feature, sum);
     }
   }
 };
@@ -54,7 +64,26 @@ __device__ __forceinline__ void write_four(const WgradOutput<T, float>& output, 
   }
   const float each[4] = {sums.x, sums.y, sums.z, sums.w};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) output.write(split, row, feature + i, each[i]);
+  for (int i = 0; i < 4; ++i) output.write(row, feature + i, each[i]);
+}
+
+// Four neighbours of dW from their partial sums, added from the first to the last.
+template <typename T>
+__device__ __forceinline__ void join_four(const WgradOutput<T, float>& output, int splits, int64_t row,
+                                          int64_t feature) {
+  const float* p = output.parts + row * output.features + feature;
+  const int64_t size = output.rows * output.features;
+  float sums[4] = {};
+#pragma unroll 8
+  for (int split = 0; split < splits; ++split, p += size) {
+    const float4 part = *reinterpret_cast<const float4*>(p);
+    sums[0] += part.x;
+    sums[1] += part.y;
+    sums[2] += part.z;
+    sums[3] += part.w;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) output.write(row, feature + i, sums[i]);
 }
 
 // ---- kernels -------------------------------------------------------------------------------------------------------
@@ -75,13 +104,13 @@ __device__ __forceinline__ void write_tile(const TensorCoreWgrad<T, X>& wgrad) {
   const int begin = static_cast<int>(wgrad.schedule.first_step(place.split) * kTileDepth);
   const int end = static_cast<int>(min(wgrad.schedule.first_step(place.split + 1) * kTileDepth, wgrad.tokens));
   const int64_t m0 = place.feature_block * kTileM, n0 = place.row_block * n;
-  const auto x = wgrad.x.at(place.group * wgrad.x_group, m0 + column_of<kTileM>(), end);
-  const auto dy = wgrad.dy.at(place.group * wgrad.dy_group, n0 + column_of<n>(), end);
+  auto x = wgrad.x.template at<kTileM>(place.group * wgrad.x_group, m0 + column_of<kTileM>(), begin, end);
+  auto dy = wgrad.dy.template at<n>(place.group * wgrad.dy_group, n0 + column_of<n>(), begin, end);
 
   Multiplier<T, n, wgmma> multiplier;
   sum_products<T, n, true>(
-      multiplier, begin, end, [&](uint32_t tile, int depth) { load_rows<kTileM>(tile, depth, x); },
-      [&](uint32_t tile, int depth) { load_rows<n>(tile, depth, dy); });
+      multiplier, begin, end, [&](uint32_t tile, int depth) { x.template load<kTileM>(tile, depth); },
+      [&](uint32_t tile, int depth) { dy.template load<n>(tile, depth); });
 
   // Through shared memory: the sums of a thread lie apart.
   constexpr int stride = kTileM + 4;  // no bank conflicts
@@ -95,12 +124,18 @@ __device__ __forceinline__ void write_tile(const TensorCoreWgrad<T, X>& wgrad) {
   __syncthreads();
   const int features = static_cast<int>(min(wgrad.output.features - m0, int64_t{kTileM}));
   const int rows = static_cast<int>(min(wgrad.k - n0, int64_t{n})), m = threadIdx.x % (kTileM / 4) * 4;
-  if (m >= features) return;
+  const int first = m < features ? threadIdx.x / (kTileM / 4) : rows, step = kGemmThreads / (kTileM / 4);
+  const int64_t row0 = place.group * wgrad.k + n0;
 #pragma unroll 4
-  for (int row = threadIdx.x / (kTileM / 4); row < rows; row += kGemmThreads / (kTileM / 4)) {
+  for (int row = first; row < rows; row += step) {
     const float4 sums = *reinterpret_cast<const float4*>(tile + row * stride + m);
-    write_four(wgrad.output, place.split, place.group * wgrad.k + n0 + row, m0 + m, sums);
+    write_four(wgrad.output, place.split, row0 + row, m0 + m, sums);
   }
+  if (wgrad.output.counters == nullptr) return;
+  const int splits = static_cast<int>(wgrad.schedule.splits);
+  if (!arrives_last(wgrad.output.counters + wgrad.schedule.tile(blockIdx.x), splits)) return;
+#pragma unroll 2
+  for (int row = first; row < rows; row += step) join_four(wgrad.output, splits, row0 + row, m0 + m);
 }
 
 template <typename T, int n, class X>
@@ -154,8 +189,6 @@ __global__ void __launch_bounds__(kSimtThreads)
   }
 }
 
-constexpr int kParts = 4;  // loads of a thread on their way
-
 // dW from the partial sums, added from the first to the last.
 template <typename T, typename Acc>
 __global__ void __launch_bounds__(kCopyThreads) add_parts(const WgradOutput<T, Acc> output, int64_t splits) {
@@ -179,18 +212,23 @@ __global__ void __launch_bounds__(kCopyThreads) add_parts(const WgradOutput<T, A
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
-// Runs body(output) with room for the partial sums where there are several, and adds those. `width`: the channels of a
-// group, filled up.
+// Runs body(output) with room for the partial sums where there are several, and adds those unless its blocks do.
+// `width`: the channels of a group, filled up.
 template <typename T, typename Acc, class Body>
 void with_parts(const Context& context, const RowSparseConv2d& conv, Tensor& dw, const WgradSchedule& schedule,
-                int64_t width, Body&& body) {
+                int64_t width, bool blocks_join, Body&& body) {
   const int64_t rows = conv.groups * conv.k, features = conv.taps() * width;
-  const bool split = schedule.splits > 1;
+  const bool split = schedule.splits > 1, joined = split && blocks_join;
   Tensor parts = new_tensor(dw, {split ? schedule.splits * rows * features : 0}, kAccumulatorType<Acc>);
-  const WgradOutput<T, Acc> output{data_of<T>(dw), split ? data_of<Acc>(parts) : nullptr, rows, features,
+  Tensor counters = joined ? zeroed_counters(context, schedule.tiles()) : new_tensor(dw, {0}, ScalarType::Int);
+  const WgradOutput<T, Acc> output{data_of<T>(dw),
+                                   split ? data_of<Acc>(parts) : nullptr,
+                                   joined ? data_of<unsigned>(counters) : nullptr,
+                                   rows,
+                                   features,
                                    FeatureOrder{Divisor(width), conv.channels, conv.taps()}};
   body(output);
-  if (!split) return;
+  if (!split || joined) return;
   launch(context, add_parts<T, Acc>, grid_of(ceil_div(rows * features, kCopyThreads)), kCopyThreads, 0, output,
          schedule.splits);
 }
@@ -203,10 +241,13 @@ void launch_wgrad(const Context& context, const RowSparseConv2d& conv, const X& 
   const auto launch_tiles = [&]<int n>(std::integral_constant<int, n>) {
     const WgradSchedule schedule =
         wgrad_schedule(conv.groups, features, conv.k, tokens, {kTileM, n, kTileDepth}, gpu.blocks(n));
-    with_parts<T, float>(context, conv, dw, schedule, x_width, [&](const WgradOutput<T, float>& output) {
-      const TensorCoreWgrad<T, X> arguments{x, matrix_rows<T>(dy), conv.k, tokens, x_width, dy.width, schedule, output};
-      launch(context, wgrad<T, n, X>, grid_of(schedule.blocks()), kGemmThreads, tile_shared_bytes(n), arguments);
-    });
+    with_parts<T, float>(context, conv, dw, schedule, x_width, blocks_join(schedule.splits, conv.k, n),
+                         [&](const WgradOutput<T, float>& output) {
+                           const TensorCoreWgrad<T, X> arguments{x,       matrix_rows<T>(dy), conv.k,   tokens,
+                                                                 x_width, dy.width,           schedule, output};
+                           launch(context, wgrad<T, n, X>, grid_of(schedule.blocks()), kGemmThreads,
+                                  tile_shared_bytes(n), arguments);
+                         });
   };
   for_tile_width<32, 64, 128, kWidestTile>(wgrad_tile(conv.k, gpu), launch_tiles);
 }
@@ -234,7 +275,7 @@ void run(const Context& context, const RowSparseConv2d& conv, const Tensor& dy, 
     using Acc = Accumulator<T>;
     const WgradSchedule schedule = wgrad_schedule(conv.groups, conv.features(), conv.k, conv.dy.count(),
                                                   {kSimtTile, kSimtTile, kSimtDepth}, 4 * context.processors());
-    with_parts<T, Acc>(context, conv, dw, schedule, conv.channels, [&](const WgradOutput<T, Acc>& output) {
+    with_parts<T, Acc>(context, conv, dw, schedule, conv.channels, false, [&](const WgradOutput<T, Acc>& output) {
       launch(context, simt_wgrad<T>, grid_of(schedule.blocks()), kSimtThreads, 0, const_data_of<T>(dy),
              const_data_of<T>(x), conv, schedule, output);
     });

@@ -30,9 +30,7 @@ struct Chunk {
 };
 
 // The bytes of the first of 8 columns, or terms, of which `left` are there.
-__device__ __forceinline__ int bytes_of(int64_t left) {
-  return static_cast<int>(max(int64_t{0}, min(left, int64_t{8}))) * 2;
-}
+__device__ __forceinline__ int bytes_of(int left) { return max(0, min(left, 8)) * 2; }
 
 // kTileDepth rows of `width` columns. operand(row) gives this thread's chunk of a row: that of column_of<width>().
 template <int width>
@@ -40,15 +38,22 @@ __device__ __forceinline__ int column_of() {
   return static_cast<int>(threadIdx.x) % (width / 8) * 8;
 }
 
+// Rows that the block's threads load together; a thread's own is the same in each swizzle of 8.
+__host__ __device__ constexpr int rows_at_once(int width) { return kGemmThreads / (width / 8); }
+
+template <int width>
+__device__ __forceinline__ int first_row() {
+  static_assert(rows_at_once(width) % 8 == 0);
+  return static_cast<int>(threadIdx.x) / (width / 8);
+}
+
 template <int width, class Operand>
 __device__ __forceinline__ void load_rows(uint32_t tile, int depth, const Operand& operand) {
-  constexpr int chunks = width / 8, step = kGemmThreads / chunks;
-  const int chunk = threadIdx.x % chunks, first = threadIdx.x / chunks;
+  const uint32_t to = tile + chunk_place(first_row<width>(), column_of<width>() / 8);
 #pragma unroll
-  for (int pass = 0; pass < kTileDepth / step; ++pass) {
-    const int row = first + pass * step;
-    const Chunk source = operand(depth + row);
-    copy_16_async(tile + chunk_place(row, chunk), source.from, source.bytes);
+  for (int row = 0; row < kTileDepth; row += rows_at_once(width)) {
+    const Chunk source = operand(depth + first_row<width>() + row);
+    copy_16_async(to + row * kRowBytes, source.from, source.bytes);
   }
 }
 
@@ -143,10 +148,11 @@ struct Multiplier<T, n, true> {
   __device__ __forceinline__ void add(uint32_t a, uint32_t b, int parts) {
     constexpr uint32_t panel = kTileDepth * kRowBytes, eight = 8 * kRowBytes;  // rows of 128 bytes
     const uint32_t half = threadIdx.x / 128 * panel;  // 64 columns of a, or 64 rows of it: the same number of bytes
+    const uint64_t a_tile = tile_descriptor(a + half, panel, eight), b_tile = tile_descriptor(b, panel, eight);
     const auto multiply = [&](int part) {
       const uint32_t a_part = part * (a_rows ? kPart * kRowBytes : kPart * 2);
-      multiply_add_async<T, n, a_rows>(acc, tile_descriptor(a + half + a_part, panel, eight),
-                                       tile_descriptor(b + part * kPart * kRowBytes, panel, eight));
+      multiply_add_async<T, n, a_rows>(acc, further_in_tile(a_tile, a_part),
+                                       further_in_tile(b_tile, part * kPart * kRowBytes));
     };
     if (parts == kTileDepth / kPart) {
       fence_wgmma();

@@ -14,6 +14,12 @@ __device__ __forceinline__ uint64_t tile_descriptor(uint32_t start, uint32_t acr
          static_cast<uint64_t>(down >> 4) << 32 | uint64_t{1} << 62;
 }
 
+// The descriptor of what lies so many bytes further; the start is in its lower half, which cannot overflow.
+__device__ __forceinline__ uint64_t further_in_tile(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return (descriptor >> 32 << 32) | low;
+}
+
 // Before the first wgmma, and after anything else has touched its sums.
 __device__ __forceinline__ void fence_wgmma() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 

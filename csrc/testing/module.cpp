@@ -123,6 +123,7 @@ void bind_products(py::module_& m) {
       .def_readonly("row_blocks", &WgradSchedule::row_blocks)
       .def("blocks", &WgradSchedule::blocks);
   m.def("wgrad_blocks", &wgrad_blocks);
+  m.def("blocks_join", &blocks_join, py::arg("splits"), py::arg("k"), py::arg("n"));
   py::class_<TileShape>(m, "TileShape").def(py::init<int, int, int>(), py::arg("m"), py::arg("n"), py::arg("depth"));
   m.def("wgrad_schedule", &wgrad_schedule, py::arg("groups"), py::arg("features"), py::arg("k"), py::arg("tokens"),
         py::arg("tile"), py::arg("slots"));

@@ -34,6 +34,11 @@ def _select_rows(scores: Tensor, k: int, block: int, groups: int) -> list[Tensor
     return [torch.tensor([b * block + i for b in chosen for i in range(block)])]
 
 
+def _top_rows(dy: Tensor, dim: int, score: str, *choice: int) -> list[Tensor]:
+    db, scores = _row_stats(dy, dim, score)
+    return [db, scores, *_select_rows(scores, *choice)]
+
+
 def _chosen(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     return dy if dy.shape[dim] == len(rows) else dy.index_select(dim, rows)
 
@@ -83,6 +88,7 @@ ANSWERS: dict[str, Callable[..., list[Tensor]]] = {
     "bias_grad": lambda dy, dim: [_sum(dy, dim)],
     "row_stats": _row_stats,
     "select_rows": _select_rows,
+    "top_rows": _top_rows,
     "gather_rows": lambda dy, rows, dim: [dy.index_select(dim, rows)],
     "rowsparse_wgrad": _wgrad,
     "rowsparse_dgrad": lambda dy, weight, rows: [_chosen(dy, rows, -1) @ weight.index_select(0, rows)],

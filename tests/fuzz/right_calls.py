@@ -178,6 +178,15 @@ def _scores(r: random.Random) -> list[Any]:
     return [torch.randint(0, 9, (block * groups * blocks,)).to(_dtype(r)), k, block, groups]
 
 
+def _top_rows(r: random.Random) -> list[Any]:
+    """Of whole numbers, whose scores are exact: equal ones are ties for every backend."""
+    dy, dim = _grad(r, _dtype(r))
+    n = dy.shape[dim]
+    unit = r.choice([1, *(u for u in (2, 3) if n % u == 0)])
+    block, groups = (unit, 1) if r.random() < 0.5 else (1, unit)
+    return [dy, dim, r.choice(["l1", "l2"]), unit * r.randint(1, n // unit), block, groups]
+
+
 def _gather(r: random.Random) -> list[Any]:
     dy, dim = _grad(r, _dtype(r))
     return [dy, _rows(r, dy.shape[dim], r.randint(0, dy.shape[dim])), dim]
@@ -187,6 +196,7 @@ OF: dict[str, Callable[[random.Random], list[Any]]] = {
     "bias_grad": lambda r: [*_grad(r, _dtype(r))],
     "row_stats": lambda r: [*_grad(r, _dtype(r)), r.choice(["l1", "l2"])],
     "select_rows": _scores,
+    "top_rows": _top_rows,
     "gather_rows": _gather,
     "rowsparse_wgrad": lambda r: _linear(r, "x"),
     "rowsparse_dgrad": lambda r: _linear(r, "weight"),

@@ -34,6 +34,10 @@ def dense_grad(weight: Tensor, grad: RowGrad | ColumnGrad, recycled: "Recycled |
     """
     if recycled is not None and _may_recycle(weight, grad) and (lent := recycled.lend(weight, grad)) is not None:
         return lent
+    if isinstance(grad, RowGrad) and _native_spreads(weight, grad.values):
+        target = weight.detach().new_empty_strided(weight.size(), weight.stride())
+        torch.ops.wuskern_native.spread_rows.default(target, grad.rows, grad.values.to(target.dtype))
+        return target
     return _write(_zeros(weight), None, grad)
 
 
@@ -58,6 +62,18 @@ def _zeros(weight: Tensor) -> Tensor:
     if weight.is_contiguous() or (weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)):
         return weight.detach().new_empty_strided(weight.size(), weight.stride()).zero_()
     return torch.zeros_like(weight)
+
+
+def _native_spreads(weight: Tensor, values: Tensor) -> bool:
+    """Whether a GPU writes the rows and the zeros around them in one launch."""
+    return (
+        weight.is_cuda
+        and type(values) is Tensor
+        and values.is_contiguous()
+        and (weight.is_contiguous() or is_channels_last(weight))
+        and not torch.compiler.is_compiling()
+        and backends.library_obstacle("cuda") is None
+    )
 
 
 def _native_writes(target: Tensor, values: Tensor) -> bool:

@@ -32,6 +32,11 @@ def select_rows(scores: Tensor, k: int, block: int, groups: int) -> Tensor:
     return ((chosen + first_block).flatten()[:, None] * block + torch.arange(block, device=scores.device)).flatten()
 
 
+def top_rows(dy: Tensor, dim: int, score: str, k: int, block: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    db, scores = row_stats(dy, dim, score)
+    return db, scores, select_rows(scores, k, block, groups)
+
+
 def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> Tensor:
     if not dy.is_cuda:
         return dy.index_select(dim, rows).contiguous(memory_format=memory_format(dy))
@@ -254,6 +259,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "bias_grad": bias_grad,
     "row_stats": row_stats,
     "select_rows": select_rows,
+    "top_rows": top_rows,
     "gather_rows": gather_rows,
     "rowsparse_wgrad": rowsparse_wgrad,
     "rowsparse_wgrad_conv2d": rowsparse_wgrad_conv2d,

@@ -22,7 +22,7 @@ from wuskern.ops.checks import DTYPES, SCORES
 from wuskern.ops.contract import NAMES
 
 # In the order that NAMES has, and doctor's report with it.
-from wuskern.ops.statistics import bias_grad, row_stats, select_rows
+from wuskern.ops.statistics import bias_grad, row_stats, select_rows, top_rows
 
 # isort: split
 from wuskern.ops.products import (
@@ -54,4 +54,5 @@ __all__ = [
     "scale_by_bits",
     "scale_channels",
     "select_rows",
+    "top_rows",
 ]

@@ -114,7 +114,15 @@ def row_stats(dy: Tensor, dim: int, score: str) -> None:
 def select_rows(scores: Tensor, k: int, block: int, groups: int) -> None:
     floating("scores", scores)
     rank("scores", scores, 1)
-    n = scores.shape[0]
+    _choice(scores.shape[0], k, block, groups)
+
+
+def top_rows(dy: Tensor, dim: int, score: str, k: int, block: int, groups: int) -> None:
+    row_stats(dy, dim, score)
+    _choice(dy.shape[dim], k, block, groups)
+
+
+def _choice(n: int, k: int, block: int, groups: int) -> None:
     for name, value in (("block", block), ("groups", groups)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")

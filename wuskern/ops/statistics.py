@@ -110,3 +110,33 @@ declare(
     lambda scores, k, block, groups: scores.new_empty((k,), dtype=torch.int64),
     lambda scores_shape, k, block, groups, **_: scores_shape.numel(),  # a comparison each
 )
+
+
+# ---- top_rows -------------------------------------------------------------------------------------------------------
+
+
+def top_rows(
+    dy: Tensor, dim: int, score: Literal["l1", "l2"], k: int, block: int = 1, groups: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of :func:`row_stats`, and the rows that :func:`select_rows` takes by these scores: on a GPU in one launch,
+    where a group has few enough rows.
+
+    Args:
+        dy, dim, score: as for :func:`row_stats`. k, block, groups: as for :func:`select_rows`, of ``dy.shape[dim]`` rows.
+
+    Returns:
+        The bias gradient, the scores, and the rows ``[k]``.
+
+    Raises:
+        TypeError, ValueError: as both.
+    """
+    return call("top_rows", dy, dim, score, k, block, groups)
+
+
+declare(
+    "top_rows",
+    "(Tensor dy, int dim, str score, int k, int block, int groups) -> (Tensor, Tensor, Tensor)",
+    checks.top_rows,
+    lambda dy, dim, score, k, block, groups: (*_row_stats_fake(dy, dim, score), dy.new_empty((k,), dtype=torch.int64)),
+    lambda dy_shape, dim, score, *_, **__: _row_stats_flops(dy_shape, dim, score) + dy_shape[dim],
+)

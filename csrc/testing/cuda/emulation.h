@@ -37,6 +37,8 @@ constexpr size_t kMostShared = 227 * 1024;  // bytes of a block on sm_90 and sm_
 struct Settings {
   int processors = 2, capability = 90;  // 10 * major + minor
   bool tensors_on_gpu = false;
+  unsigned long long stream = 0;
+  bool capturing = false;
   std::mt19937 order{0};
 };
 extern Settings settings;

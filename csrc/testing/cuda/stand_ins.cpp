@@ -65,6 +65,11 @@ __attribute__((visibility("default"))) void wuskern_emulate_capability(int capab
   settings.capability = capability;
 }
 
+__attribute__((visibility("default"))) void wuskern_emulate_stream(unsigned long long stream, bool capturing) {
+  settings.stream = stream;
+  settings.capturing = capturing;
+}
+
 // Forgets what has been written down. `records`, `runs`: see emulation::Trace.
 __attribute__((visibility("default"))) void wuskern_trace(bool records, bool runs) {
   wuskern::emulation::trace = {records, runs, ""};
@@ -82,6 +87,8 @@ AOTITorchError torch_call_dispatcher(const char* op, const char* overload, Stabl
   static const auto real =
       reinterpret_cast<decltype(&torch_call_dispatcher)>(dlsym(RTLD_NEXT, "torch_call_dispatcher"));
   const AOTITorchError result = real(op, overload, stack, version);
+  auto& trace = wuskern::emulation::trace;
+  if (trace.records && strcmp(op, "aten::new_zeros") == 0) trace.lines += "zeros\n";
   const bool allocates = strcmp(op, "aten::new_empty") == 0 || strcmp(op, "aten::new_empty_strided") == 0;
   if (result == AOTI_TORCH_SUCCESS && allocates) {
     const torch::stable::Tensor made = torch::stable::detail::to<torch::stable::Tensor>(stack[0]);

@@ -13,6 +13,8 @@ inline uint64_t tile_descriptor(uint32_t start, uint32_t across, uint32_t down) 
   return encode(start) | encode(across) << 16 | encode(down) << 32 | uint64_t{1} << 62;
 }
 
+inline uint64_t further_in_tile(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
+
 namespace emulation {
 
 // Bits 0 to 13: start; 16 to 29: leading offset; 32 to 45: stride offset; all in 16 bytes. 49 to 51: where the pattern

@@ -207,3 +207,15 @@ def test_a_conv_on_tensors_that_lie_otherwise(layout):
     same = ConvTensors(odd.dy.contiguous(), odd.x.contiguous(), t.weight, t.rows, *t.geometry).double()
     assert_exact(wgrad_conv(odd, odd.dy), stock_wgrad(same))
     assert_exact(dgrad_conv(odd, odd.dy), stock_dgrad(same))
+
+
+@pytest.mark.parametrize("side", [(2, 2), (4, 16), (8, 9), (7, 7), (1, 68), (14, 14)], ids=str)
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (12, 3), (70, 1), (130, 2)])
+def test_planes_are_packed_in_vectors_where_they_are_aligned(side, channels, groups):
+    """Whole and gathered, of one tile of 64 pixels and channels and of parts of several."""
+    case = Conv("", 3, channels, 8 * groups * 9, side, 1, groups=groups)
+    with emulation.traced() as trace:
+        for i, k in enumerate((groups, 5 * groups, 72 * groups)):
+            check_conv(conv_tensors(case, HALVES[i % 2], "NCHW", k))
+    in_vectors = side[0] * side[1] % 4 == 0
+    assert ("copy_planes" in trace.kernels, "copy_channels" in trace.kernels) == (in_vectors, not in_vectors)

@@ -49,6 +49,11 @@ def test_a_sum_is_split_into_as_many_parts(common, features, k, tokens, n, slots
     assert tiles.wgrad_parts(blocks, tiles.ceil_div(tokens, tiles.DEPTH), tiles.M, n, slots) == schedule.splits
 
 
+@given(parts=st.integers(1, 256), k=st.integers(1, 3000), n=st.sampled_from([32, 64, 128, 256]))
+def test_the_last_block_adds_as_many_parts(common, parts, k, n):
+    assert tiles.blocks_join(parts, k, n) == common.blocks_join(parts, k, n)
+
+
 def test_tiles_without_tensor_cores_are_filled_both_ways():
     """65 features and 5 rows of float64: two tiles of 64 by one of 64, 16 tokens at a time."""
     p = Problem("rowsparse_wgrad", torch.float64, batch=16, channels=65, out=5, k=5)

@@ -1,8 +1,10 @@
 """The CPU's half of backend ``native`` that is Python: the products of the chosen rows. Each gathers them where dy is whole,
-asks ``paths`` for a path, and takes it: of a Linear one of ``product``, of a Conv2d one of ``conv2d``."""
+asks ``paths`` for a path, and takes it: of a Linear one of ``product``, of a Conv2d one of ``conv2d``. And the choice of the
+rows, which is two compiled ops."""
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from wuskern.kernels.problem import Problem, problem_of
 _library = torch.library.Library("wuskern_native", "FRAGMENT")
 _library.define("new_output(Tensor like, int[] size) -> Tensor")  # for product.py
 _library.define("write_rows(Tensor(a!) target, Tensor? stale, Tensor rows, Tensor values) -> ()")  # for delivery/dense_grad.py
+_library.define("spread_rows(Tensor(a!) target, Tensor rows, Tensor values) -> ()")  # for the same, on a GPU
 
 Pair = Sequence[int]
 
@@ -76,7 +79,13 @@ def rowsparse_dgrad_conv2d(
     return DGRAD[path_of(problem)](dy, weight, problem)
 
 
-OPS: dict[str, Callable[..., Tensor]] = {
+def top_rows(dy: Tensor, dim: int, score: str, k: int, block: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    db, scores = torch.ops.wuskern_native.row_stats.default(dy, dim, score)
+    return db, scores, torch.ops.wuskern_native.select_rows.default(scores, k, block, groups)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "top_rows": top_rows,
     "rowsparse_wgrad": rowsparse_wgrad,
     "rowsparse_dgrad": rowsparse_dgrad,
     "rowsparse_wgrad_conv2d": rowsparse_wgrad_conv2d,

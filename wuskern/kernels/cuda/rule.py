@@ -22,7 +22,9 @@ SECTOR = 32  # bytes that a GPU reads at least
 # Assumptions, ours: the share of a peak that a way reaches. The libraries are tuned for each GPU, a kernel that gathers spends
 # registers on addresses, and the CUDA C++ ones have no tcgen05.
 REACHED = {"native": 0.6, "triton": 0.5, "library": 0.75}
-REACHED_WITHOUT_TCGEN05 = 0.3  # native on sm_100
+# Of native: mma.sync on sm_100 is expected to reach 340 of 2250 TFLOP/s; ordinary arithmetic with 4 x 4 results of a thread,
+# which waits for shared memory, a quarter.
+REACHED_WITHOUT_TCGEN05, REACHED_WITHOUT_CORES = 0.15, 0.25
 
 
 class Work(NamedTuple):
@@ -68,12 +70,21 @@ def work(way: str, p: Problem, gpu: Gpu) -> Work:
     moved = _touched(p) + p.input_bytes + p.weight_bytes + 2 * sum(copies)
     if tiling.parts > 1:
         moved += 2 * tiling.parts * p.k * p.features * max(4, p.dtype.itemsize)
-    operations, launches = int(p.operations * tiling.filled), 1 + len(copies) + (tiling.parts > 1)
-    reached = REACHED_WITHOUT_TCGEN05 if (way, gpu.architecture) == ("native", "sm_100") else REACHED[way]
-    rate = reached * gpu.peak(p.dtype, p.tf32 and way != "native")  # which multiplies float32 exactly, whatever torch allows
+    operations, launches = int(p.operations * tiling.filled), 1 + len(copies) + (tiling.parts > 1 and not tiling.joins)
+    rate = _reached(way, p, gpu) * gpu.peak(
+        p.dtype, p.tf32 and way != "native"
+    )  # which multiplies float32 exactly, whatever torch allows
     times = {"memory": moved / gpu.bytes_per_second, "arithmetic": operations / rate, "launches": launches * gpu.launch}
     seconds = max(times["memory"], times["arithmetic"]) + times["launches"]
     return Work(moved, operations, launches, seconds, max(times, key=lambda part: times[part]))
+
+
+def _reached(way: str, p: Problem, gpu: Gpu) -> float:
+    if way != "native":
+        return REACHED[way]
+    if p.dtype.itemsize > 2:
+        return REACHED_WITHOUT_CORES
+    return REACHED_WITHOUT_TCGEN05 if gpu.architecture == "sm_100" else REACHED[way]
 
 
 def _touched(p: Problem) -> int:

@@ -12,11 +12,12 @@ from wuskern.kernels.triton import configs
 
 class Tiling(NamedTuple):
     """A factor of the operations for what fills up tiles, in how many parts a sum is computed, how often dy is read where it is
-    not packed."""
+    not packed, and whether the parts are added without a launch of their own."""
 
     filled: float
     parts: int = 1
     reads: int = 1
+    joins: bool = False
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -44,6 +45,7 @@ SIMT, SIMT_DEPTH = 64, 16  # of a tile without them: both sides, the terms of a 
 WIDEST = 256  # second side of a tile; for wgmma alone
 LONG_SUM = 512  # terms from which the widest tile pays for dX
 MOST_PARTS, LEAST_STEPS = 256, 4  # of a sum, and of a part
+MOST_JOINED = 512 * 1024  # bytes of partial sums that one block adds
 
 
 def native(p: Problem, gpu: Gpu) -> Tiling:
@@ -54,7 +56,7 @@ def native(p: Problem, gpu: Gpu) -> Tiling:
         m, n, depth = (M, wgrad_tile(b, gpu), DEPTH) if on_cores else (SIMT, SIMT, SIMT_DEPTH)
         slots = blocks(n, gpu) if on_cores else 4 * gpu.processors
         parts = wgrad_parts(p.groups * ceil_div(a, m) * ceil_div(b, n), ceil_div(c, depth), m, n, slots)
-        return Tiling(_filled((a, b, c), (m, n, PART)), parts)
+        return Tiling(_filled((a, b, c), (m, n, PART)), parts, joins=on_cores and blocks_join(parts, b, n))
     strides = math.prod(p.stride)
     terms = p.taps * ceil_div(c, 8) * 8 // strides
     n = dgrad_tile(a, b, terms, strides * p.groups, gpu)
@@ -74,6 +76,11 @@ def wgrad_tile(k: int, gpu: Gpu) -> int:
     """How wide a tile of dW is, along k chosen rows."""
     widths = (32, 64, 128, WIDEST) if gpu.wgmma else (32, 64, 128)
     return min(widths, key=lambda n: ceil_div(k, n) * (n + M // 4))
+
+
+def blocks_join(parts: int, k: int, n: int) -> bool:
+    """Whether the last block of a tile of dW adds its parts."""
+    return parts * min(k, n) * M * 4 <= MOST_JOINED
 
 
 def dgrad_tile(pixels: int, channels: int, terms: int, others: int, gpu: Gpu) -> int:
