@@ -33,8 +33,7 @@ struct Targets {
   }
 };
 
-// ---- sums of a thread
-// ------------------------------------------------------------------------------------------------
+// ---- sums of a thread ----------------------------------------------------------------------------------------------
 
 // What a thread adds up.
 template <Score score, int vec, typename Acc>
@@ -54,8 +53,7 @@ struct Sums {
   }
 };
 
-// ---- what the last blocks do
-// -----------------------------------------------------------------------------------------
+// ---- what the last blocks do ---------------------------------------------------------------------------------------
 
 // Partial sums of the blocks, and the counters at which they arrive; null where each block has all of its sum.
 template <typename Acc>
@@ -87,8 +85,7 @@ struct Chosen {
   }
 };
 
-// ---- sum_rows
-// --------------------------------------------------------------------------------------------------------
+// ---- sum_rows ------------------------------------------------------------------------------------------------------
 
 // A matrix as sum_rows reads it. A row of few channels leaves most lanes idle: `repeat` of them are one row of
 // `columns`, and the last of these may hold fewer.
@@ -217,8 +214,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-// ---- sum_planes
-// ------------------------------------------------------------------------------------------------------
+// ---- sum_planes ----------------------------------------------------------------------------------------------------
 
 // sum[kind] of each thread, added up over the block: in thread number `kind`.
 template <int kinds, typename Acc>
