@@ -17,8 +17,8 @@ ROW_UNIT = 16  # elements: 32 bytes of halves, which a GPU reads at least; csrc/
 
 
 def gathered_like(dy: Tensor, k: int, dim: int, pads: bool) -> tuple[Tensor, Tensor]:
-    """Memory for k rows of ``dy``, in the memory format that follows it, and the same with its padding: where ``pads``, as on a
-    GPU, those of a Linear start ROW_UNIT elements apart, or a multiple of them."""
+    """A new tensor for k rows of ``dy``, in the memory format that follows it, and the same with its padding: where ``pads``,
+    as on a GPU, rows of a Linear start ROW_UNIT elements apart, or a multiple of them."""
     dim, shape, layout = dim % dy.ndim, list(dy.shape), memory_format(dy)
     shape[dim] = k
     if pads and dim == dy.ndim - 1 and layout is torch.contiguous_format:

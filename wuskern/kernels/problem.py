@@ -117,8 +117,8 @@ def problem_of(op: str, dy: Tensor, other: Tensor, rows: Tensor, *geometry: Any)
 
 
 def call_key(dy: Tensor, other: Tensor, rows: Tensor, geometry: Sequence[Any]) -> tuple[Any, ...]:
-    """Whatever a call of an op, and the device that it runs on, have to do with its :class:`Problem`, hashable: each call asks
-    for it, and a tuple as it comes takes a fifth of the time of a problem."""
+    """A tuple of all that a call of an op, and the device that it runs on, have to do with its :class:`Problem`: each call asks
+    for it, and it takes a fifth of the time of a problem."""
     dtype = dy.dtype
     multiplied = fp32_precision(geometry) if dtype is torch.float32 else None
     key = (dy.shape, dy.stride(), other.shape, other.stride(), rows.shape, dtype, dy.device, multiplied)
