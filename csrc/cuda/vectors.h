@@ -47,7 +47,7 @@ __device__ __forceinline__ Vector<T, vec> load_constant_vector(const T* p) {
 template <int vec, typename T>
 __device__ __forceinline__ void store_vector(T* p, const Vector<T, vec>& vector) {
   if constexpr (sizeof(Vector<T, vec>) == sizeof(uint4)) {
-    *reinterpret_cast<uint4*>(p) = bit_cast<uint4>(vector);
+    __stwb(reinterpret_cast<uint4*>(p), bit_cast<uint4>(vector));  // an assignment of zeros becomes four stores
   } else {
     *p = vector.at[0];
   }

@@ -115,7 +115,11 @@ def test_second_derivatives(make):
         torch.testing.assert_close(ours, stock)
 
 
-@pytest.mark.parametrize("make", [nn.ReLU, lambda: nn.LeakyReLU(0.3), lambda: norm(nn.BatchNorm1d, torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [nn.ReLU, lambda: nn.LeakyReLU(0.3), lambda: norm(nn.BatchNorm1d, torch.float64)],
+    ids=["ReLU", "LeakyReLU", "BatchNorm1d"],
+)
 def test_gradgradcheck(make):
     layer = lean(make())
     x = torch.randn(5, 6, dtype=torch.float64)
@@ -135,7 +139,7 @@ def test_batched_gradients(make):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("make", [nn.ReLU, nn.ReLU6, lambda: norm(nn.BatchNorm1d)], ids=str)
+@pytest.mark.parametrize("make", [nn.ReLU, nn.ReLU6, lambda: norm(nn.BatchNorm1d)], ids=["ReLU", "ReLU6", "BatchNorm1d"])
 def test_torch_func(make):
     layer, x = make(), torch.randn(4, 6)
     twin = lean(layer)
@@ -203,7 +207,7 @@ def test_compiled_dropout_trains():
     assert 300 < (y == 0).sum() < 700
 
 
-@pytest.mark.parametrize("make", [*ACTIVATIONS.values(), lambda: norm(nn.BatchNorm1d)])
+@pytest.mark.parametrize("make", [*ACTIVATIONS.values(), lambda: norm(nn.BatchNorm1d)], ids=[*ACTIVATIONS, "BatchNorm1d"])
 def test_scripting_tracing_and_export(make):
     layer = lean(make()).eval()
     x = torch.randn(4, 6)

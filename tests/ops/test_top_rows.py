@@ -44,6 +44,7 @@ def test_cases(case, dtype, backend):
         check(case.make(dtype), case.dim, ops.SCORES[i % 2], k)
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("shape", [(2, 16392), (70, 9000), (20, 24, 7, 7), (300, 24, 3, 3)], ids=str)
 def test_more_rows_than_one_launch_takes_and_planes_of_an_odd_size(shape, backend):
     """Whole numbers, so that many scores are equal."""
@@ -55,7 +56,7 @@ def test_more_rows_than_one_launch_takes_and_planes_of_an_odd_size(shape, backen
         check(dy, dim, "l2", n // 16 * 8, 2, 4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_any_gradient_and_choice(data):
     dy, dim = data.draw(strided_gradients(DTYPES))

@@ -51,6 +51,11 @@ template <typename T>
 T __ldcg(const T* p) {
   return __ldg(p);
 }
+template <typename T>
+void __stwb(T* p, T value) {
+  if (reinterpret_cast<uintptr_t>(p) % alignof(T)) wuskern::emulation::fail("a store that is not aligned");
+  *p = value;
+}
 
 // ---- bits ---------------------------------------------------------------------------------------------------------
 
