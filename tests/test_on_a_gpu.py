@@ -95,6 +95,14 @@ def adam(dtype: torch.dtype) -> tuple[Any, ...]:
     return *like, None, *rest, 1e-3, 0.9, 0.999, 1e-8, 0.01, True, False
 
 
+def some_bits(elements: int) -> Tensor:
+    return torch.randint(0, 256, (elements // 8,), dtype=torch.uint8)
+
+
+def wide_of(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 def small(op: str) -> Callable[[torch.dtype], tuple[Any, ...]]:
     """A call that the fuzzer draws, and that is not empty: for an op without a problem of its own."""
 
@@ -128,6 +136,9 @@ OWN = [
         for name, options in (("", {}), (" strided", {"stride": 2}), (" groups", {"groups": 4}), (" stem", {"channels": 3}))
     ),
     Problem("rowsparse_adam_", "AdamW", adam),
+    Problem("pack_bits", "NHWC", lambda d: (grad(5, 24, 17, 19, layout="NHWC")(d), 0.0, 2.0, True)),
+    Problem("scale_by_bits", "NHWC", lambda d: (grad(5, 24, 16, 19, layout="NHWC")(d), some_bits(5 * 24 * 16 * 19), 2.0, -0.5)),
+    Problem("scale_channels", "NCHW", lambda d: (grad(5, 24, 17, 19)(d), integers(24, dtype=wide_of(d)), 1)),
 ]
 PROBLEMS = [*OWN, *(Problem(op, "small", small(op)) for op in ops.NAMES if op not in {problem.op for problem in OWN})]
 problems = pytest.mark.parametrize("problem", PROBLEMS, ids=str)

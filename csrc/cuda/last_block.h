@@ -37,11 +37,10 @@ __device__ __forceinline__ int thread_of_block() { return threadIdx.y * blockDim
 // Whether this block is the last of `blocks` to arrive at the counter. All of its threads ask, after what they have
 // written for the last one.
 __device__ __forceinline__ bool arrives_last(unsigned* counter, unsigned blocks) {
-  __shared__ bool last;
   __threadfence();
   __syncthreads();
-  if (thread_of_block() == 0) last = atomicInc(counter, blocks - 1) == blocks - 1;
-  __syncthreads();
+  const bool counts = thread_of_block() == 0;
+  const bool last = __syncthreads_or(counts && atomicInc(counter, blocks - 1) == blocks - 1);
   if (last) __threadfence();
   return last;
 }
