@@ -35,14 +35,20 @@ inline Tensor zeroed_counters(const Context& context, int64_t count) {
 __device__ __forceinline__ int thread_of_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
 
 // Whether this block is the last of `blocks` to arrive at the counter. All of its threads ask, after what they have
-// written for the last one.
-__device__ __forceinline__ bool arrives_last(unsigned* counter, unsigned blocks) {
+// written for the last one. `last` is shared memory in which nobody reads or writes anything else until all have asked.
+__device__ __forceinline__ bool arrives_last(unsigned* counter, unsigned blocks, bool* last) {
   __threadfence();
   __syncthreads();
-  const bool counts = thread_of_block() == 0;
-  const bool last = __syncthreads_or(counts && atomicInc(counter, blocks - 1) == blocks - 1);
-  if (last) __threadfence();
-  return last;
+  if (thread_of_block() == 0) *last = atomicInc(counter, blocks - 1) == blocks - 1;
+  __syncthreads();
+  const bool is_last = *last;
+  if (is_last) __threadfence();
+  return is_last;
+}
+
+__device__ __forceinline__ bool arrives_last(unsigned* counter, unsigned blocks) {
+  __shared__ bool last;
+  return arrives_last(counter, blocks, &last);
 }
 
 }  // namespace wuskern

@@ -133,7 +133,8 @@ __device__ __forceinline__ void write_tile(const TensorCoreWgrad<T, X>& wgrad) {
   }
   if (wgrad.output.counters == nullptr) return;
   const int splits = static_cast<int>(wgrad.schedule.splits);
-  if (!arrives_last(wgrad.output.counters + wgrad.schedule.tile(blockIdx.x), splits)) return;
+  unsigned* const counter = wgrad.output.counters + wgrad.schedule.tile(blockIdx.x);
+  if (!arrives_last(counter, splits, reinterpret_cast<bool*>(tile))) return;  // wgmma's tiles leave no other memory
 #pragma unroll 2
   for (int row = first; row < rows; row += step) join_four(wgrad.output, splits, row0 + row, m0 + m);
 }
