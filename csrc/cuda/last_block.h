@@ -41,9 +41,8 @@ __device__ __forceinline__ bool arrives_last(unsigned* counter, unsigned blocks,
   __syncthreads();
   if (thread_of_block() == 0) *last = atomicInc(counter, blocks - 1) == blocks - 1;
   __syncthreads();
-  const bool is_last = *last;
-  if (is_last) __threadfence();
-  return is_last;
+  if (*last) __threadfence();
+  return *last;  // read again: kept in a register it makes sums of doubles spill
 }
 
 __device__ __forceinline__ bool arrives_last(unsigned* counter, unsigned blocks) {

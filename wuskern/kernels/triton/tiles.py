@@ -97,7 +97,7 @@ def _products(deep: int, warps: int, stages: int) -> dict[str, dict[bool, BySize
     ``deep``: block_k of a weight's gradient in two bytes, but for the largest tile. ``warps``: of a tile of 128 rows.
     ``stages``: of two bytes.
     """
-    double = (GemmTile(32, 32, 16, num_warps=4, num_stages=2),)
+    double = (GemmTile(32, 32, 16, num_warps=8, num_stages=2),)
     single_dgrad = tuple(GemmTile(64, 64, k, num_warps=8, num_stages=2) for k in (16, 32))
     wgrad: BySize = {
         2: (*(GemmTile(128, n, deep, warps, stages) for n in (16, 32, 64)), GemmTile(128, 128, 32, warps, stages)),
