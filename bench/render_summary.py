@@ -23,10 +23,11 @@ def summary(folder: Path) -> str:
         ["backward of 5 % of a Conv2d's rows", "dense", _by_dtype(_of_share(races, "rowsparse conv2d"), "over_dense")],
         ["AdamW's step in 5 % of the rows", "torch's best, dense", _optimizer(races)],
         ["DDP's step that skips, over 1 Gbit/s", "dense", _skipped_over_a_link(folder)],
+        *_kept(folder / "memory.json"),
         *_fine_tuning(folder / "finetune.json"),
         *(["training from scratch: " + name, "dense in the same time", text] for name, text in _trainings(folder)),
     ]
-    return f"{table(['what', 'against', 'times faster'], body)}\n\nCPU: {machine(races)}."
+    return f"{table(['what', 'against', 'times faster, or as named'], body)}\n\nCPU: {machine(races)}."
 
 
 def _by_dtype(rows: list[Row], name: str) -> str:
@@ -53,6 +54,19 @@ def _optimizer(races: dict[str, Any]) -> str:
 def _skipped_over_a_link(folder: Path) -> str:
     rows = json.loads((folder / "ddp.json").read_text())["rows"]
     return ", ".join(f"{row['faster']:.2f}x" for row in rows if row["step"] == "skip")
+
+
+def _kept(path: Path) -> list[list[str]]:
+    """How much of what dense training keeps for backward is kept where biases train; nothing where it was not measured."""
+    if not path.exists():
+        return []
+    rows = [row for row in json.loads(path.read_text())["bytes"]["rows"] if row["mode"] == "batch statistics"]
+    kept = {(row["network"], row["way"]): row["kept_bytes"] for row in rows}
+    found = []
+    for what, way in (("a skip", "biases, skip"), ("a skip with `memory=True`", "biases, skip, memory=True")):
+        parts = [f"{name} {kept[name, way] / kept[name, 'dense']:.2f}x" for name, of in kept if of == way]
+        found.append([f"memory that forward keeps, {what}", "dense", f"{'; '.join(parts)} of the bytes"])
+    return found
 
 
 def _fine_tuning(path: Path) -> list[list[str]]:
