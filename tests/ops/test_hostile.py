@@ -28,7 +28,8 @@ def test_every_registered_op_has_its_enemy():
     spaces = "wuskern", "wuskern_native"
     names = {name for space, name in (full.split("::") for full in torch._C._dispatch_get_all_op_names()) if space in spaces}
     of_python = {"deliver", "grouped_wgrad"}  # no code of ours below
-    assert names - {"cpu_capability", "cuda_architectures"} - of_python <= set(right_calls.OF)
+    of_a_gpu = {"spread_rows"}  # tests/delivery/test_spread_rows.py runs it on the emulation, wrong calls included
+    assert names - {"cpu_capability", "cuda_architectures"} - of_python - of_a_gpu <= set(right_calls.OF)
 
 
 @pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
