@@ -18,6 +18,7 @@ WHAT = {
     "gather_rows": "Against `index_select`, made contiguous in the memory format of dY, and a copy of all of dY into a "
     "preallocated tensor.",
     "pack_bits": "Against PyTorch's `x > 0`, and one read of x.",
+    "piecewise_": "Against PyTorch's ReLU, which keeps its output, and a copy of x into a preallocated tensor.",
     "scale_by_bits": "Against PyTorch's backward of a ReLU, and a copy of dY into a preallocated tensor.",
     "scale_channels": "Against a product that PyTorch broadcasts, and a copy of dY into a preallocated tensor.",
     "linear": "Forward and backward of one Linear, against the stock layer with its weight frozen. Floor: fprop and "

@@ -19,6 +19,19 @@ struct Between {
   WUSKERN_INLINE bool operator()(Acc x) const { return x != x ? nan : x > low && (!bounded || x < high); }
 };
 
+// What an element becomes outside of the bounds: its product with `factor`, or the bound that it has passed. A zero at
+// a bound of zero keeps its sign, as in PyTorch.
+template <typename Acc>
+struct Outside {
+  Acc factor;
+  bool clamps;
+
+  WUSKERN_INLINE Acc operator()(Acc x, const Between<Acc>& between) const {
+    if (!clamps) return x * factor;
+    return x < between.low ? between.low : between.bounded && x > between.high ? between.high : x;
+  }
+};
+
 // What an element is multiplied by where its bit is set and where it is not; `zero`: there it becomes zero instead.
 template <typename Acc>
 struct Factors {
@@ -31,6 +44,11 @@ struct Factors {
 template <typename Acc>
 Between<Acc> between(double low, const std::optional<double>& high, bool nan) {
   return {static_cast<Acc>(low), static_cast<Acc>(high.value_or(0)), high.has_value(), nan};
+}
+
+template <typename Acc>
+Outside<Acc> outside_of(const std::optional<double>& factor) {
+  return {static_cast<Acc>(factor.value_or(0)), !factor.has_value()};
 }
 
 template <typename Acc>

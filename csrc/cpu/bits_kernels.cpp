@@ -91,6 +91,26 @@ WUSKERN_INLINE void to_mask(uint32_t bits, Mask* mask) {
 
 #endif
 
+// ---- runs -----------------------------------------------------------------------------------------------------------
+
+// body(vector, place, elements) for all of a run, stored.
+template <typename T, typename Body>
+WUSKERN_INLINE void for_vectors(const T* from, int64_t n, T* to, Body&& body) {
+  constexpr int64_t lanes = kLanesOf<T>;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(to + i, body(load(from + i), i, lanes));
+  if (i == n) return;
+  T part[lanes];
+  store(part, body(load_part(from + i, n - i), i, n - i));
+  for (int64_t j = 0; i + j < n; ++j) to[i + j] = part[j];
+}
+
+// The bytes of so many bits, of one vector. In the order of their bits: little-endian.
+WUSKERN_INLINE void put_bits(uint32_t found, int64_t count, uint8_t* bits) {
+  bits[0] = static_cast<uint8_t>(found);
+  if (count > kBitsOfByte) bits[1] = static_cast<uint8_t>(found >> kBitsOfByte);
+}
+
 // ---- pack_bits -----------------------------------------------------------------------------------------------------
 
 template <bool bounded, bool nan, typename Vector, typename Acc>
@@ -102,18 +122,14 @@ WUSKERN_INLINE uint32_t bits_of(const Between<Acc>& between, Vector x) {
 
 template <typename T, bool bounded, bool nan>
 WUSKERN_INLINE void pack_as(const Between<WideOf<T>> between, const T* x, int64_t n, uint8_t* bits) {
-  constexpr int64_t lanes = kLanesOf<T>, bytes = lanes / kBitsOfByte;
+  constexpr int64_t lanes = kLanesOf<T>;
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) {
-    const uint32_t found = bits_of<bounded, nan>(between, load(x + i));
-    const uint16_t word = static_cast<uint16_t>(found);
-    memcpy(bits + i / kBitsOfByte, &word, bytes);  // bytes in the order of their bits: little-endian
+    put_bits(bits_of<bounded, nan>(between, load(x + i)), lanes, bits + i / kBitsOfByte);
   }
   if (i == n) return;
   const uint32_t found = bits_of<bounded, nan>(between, load_part(x + i, n - i)) & ((1u << (n - i)) - 1);
-  for (int64_t byte = 0; byte * kBitsOfByte < n - i; ++byte) {
-    bits[i / kBitsOfByte + byte] = static_cast<uint8_t>(found >> (byte * kBitsOfByte));
-  }
+  put_bits(found, n - i, bits + i / kBitsOfByte);
 }
 
 template <typename T>
@@ -124,19 +140,88 @@ void pack(const Between<WideOf<T>>& between, const T* x, int64_t n, uint8_t* bit
   return between.nan ? pack_as<T, false, true>(between, x, n, bits) : pack_as<T, false, false>(between, x, n, bits);
 }
 
-// ---- products ------------------------------------------------------------------------------------------------------
+// ---- piecewise_ ----------------------------------------------------------------------------------------------------
 
-// body(vector, place) for all of a run, stored.
-template <typename T, typename Body>
-WUSKERN_INLINE void for_vectors(const T* from, int64_t n, T* to, Body&& body) {
-  constexpr int64_t lanes = kLanesOf<T>;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(to + i, body(load(from + i), i, lanes));
-  if (i == n) return;
-  T part[lanes];
-  store(part, body(load_part(from + i, n - i), i, n - i));
-  for (int64_t j = 0; i + j < n; ++j) to[i + j] = part[j];
+// One of two vectors in each lane.
+template <typename Vector>
+WUSKERN_INLINE Vector either(uint32_t bits, Vector set, Vector unset) {
+  MaskOf<Vector> mask;
+  to_mask(bits, &mask);
+  return (Vector)(((MaskOf<Vector>)set & mask) | ((MaskOf<Vector>)unset & ~mask));
 }
+
+// The bound where x has passed it, else x, also where that is NaN or a zero of the other sign.
+#if defined(__AVX512F__)
+WUSKERN_INLINE Floats at_least(Floats low, Floats x) {
+  return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)low, (__m512)x);
+}
+WUSKERN_INLINE Floats at_most(Floats high, Floats x) {
+  return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)high, (__m512)x);
+}
+WUSKERN_INLINE Doubles at_least(Doubles low, Doubles x) {
+  return (Doubles)_mm512_maskz_max_pd(0xff, (__m512d)low, (__m512d)x);
+}
+WUSKERN_INLINE Doubles at_most(Doubles high, Doubles x) {
+  return (Doubles)_mm512_maskz_min_pd(0xff, (__m512d)high, (__m512d)x);
+}
+#elif defined(__AVX2__)
+template <typename Vector, typename Half, Half (*choose)(Half, Half)>
+WUSKERN_INLINE Vector of_halves(Vector bound, Vector x) {
+  Half bounds[2], halves[2];
+  memcpy(bounds, &bound, sizeof(bound));
+  memcpy(halves, &x, sizeof(x));
+  for (int i = 0; i < 2; ++i) halves[i] = choose(bounds[i], halves[i]);
+  return load_as<Vector>(halves);
+}
+WUSKERN_INLINE Floats at_least(Floats low, Floats x) { return of_halves<Floats, __m256, _mm256_max_ps>(low, x); }
+WUSKERN_INLINE Floats at_most(Floats high, Floats x) { return of_halves<Floats, __m256, _mm256_min_ps>(high, x); }
+WUSKERN_INLINE Doubles at_least(Doubles low, Doubles x) { return of_halves<Doubles, __m256d, _mm256_max_pd>(low, x); }
+WUSKERN_INLINE Doubles at_most(Doubles high, Doubles x) { return of_halves<Doubles, __m256d, _mm256_min_pd>(high, x); }
+#else
+template <typename Vector>
+WUSKERN_INLINE Vector at_least(Vector low, Vector x) {
+  return x < low ? low : x;
+}
+template <typename Vector>
+WUSKERN_INLINE Vector at_most(Vector high, Vector x) {
+  return x > high ? high : x;
+}
+#endif
+
+template <bool bounded, bool clamps, typename Vector, typename Acc>
+WUSKERN_INLINE Vector activated(const Between<Acc>& between, const Outside<Acc>& outside, Vector x, uint32_t bits) {
+  if constexpr (!clamps) return either(bits, x, x * outside.factor);
+  const Vector y = at_least(Vector{} + between.low, x);
+  if constexpr (!bounded) return y;
+  return at_most(Vector{} + between.high, y);
+}
+
+template <typename T, bool bounded, bool nan, bool clamps>
+WUSKERN_INLINE void piecewise_as(const Between<WideOf<T>> between, const Outside<WideOf<T>> outside, const T* x,
+                                 int64_t n, T* y, uint8_t* bits) {
+  for_vectors(x, n, y, [&](auto vector, int64_t i, int64_t count) {
+    const uint32_t found = bits_of<bounded, nan>(between, vector);
+    put_bits(found & ((1u << count) - 1), count, bits + i / kBitsOfByte);
+    return activated<bounded, clamps>(between, outside, vector, found);
+  });
+}
+
+template <typename T, bool bounded>
+void piecewise_bounded(const Between<WideOf<T>>& between, const Outside<WideOf<T>>& outside, const T* x, int64_t n,
+                       T* y, uint8_t* bits) {
+  if (outside.clamps) return piecewise_as<T, bounded, true, true>(between, outside, x, n, y, bits);
+  if (between.nan) return piecewise_as<T, bounded, true, false>(between, outside, x, n, y, bits);
+  return piecewise_as<T, bounded, false, false>(between, outside, x, n, y, bits);
+}
+
+template <typename T>
+void piecewise(const Between<WideOf<T>>& between, const Outside<WideOf<T>>& outside, const T* x, int64_t n, T* y,
+               uint8_t* bits) {
+  if (between.bounded) return piecewise_bounded<T, true>(between, outside, x, n, y, bits);
+  return piecewise_bounded<T, false>(between, outside, x, n, y, bits);
+}
+
+// ---- products ------------------------------------------------------------------------------------------------------
 
 template <bool zero, typename Vector, typename Acc>
 WUSKERN_INLINE Vector scaled(const Factors<Acc>& factors, Vector x, uint32_t bits) {
@@ -183,7 +268,7 @@ namespace WUSKERN_CAPABILITY {
 
 template <typename T>
 BitsKernels<T> bits_kernels() {
-  return {pack<T>, scale<T>, scale_all<T>, scale_each<T>};
+  return {pack<T>, piecewise<T>, scale<T>, scale_all<T>, scale_each<T>};
 }
 
 template BitsKernels<double> bits_kernels();

@@ -1,5 +1,5 @@
-// The inner loops of pack_bits, scale_by_bits and scale_channels on the CPU. bits_kernels.cpp is compiled once for each
-// instruction set, into a namespace of its name.
+// The inner loops of pack_bits, piecewise_, scale_by_bits and scale_channels on the CPU. bits_kernels.cpp is compiled
+// once for each instruction set, into a namespace of its name.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,8 @@ using WideOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 template <typename T>
 struct BitsKernels {
   void (*pack)(const Between<WideOf<T>>& between, const T* x, int64_t n, uint8_t* bits);
+  void (*piecewise)(const Between<WideOf<T>>& between, const Outside<WideOf<T>>& outside, const T* x, int64_t n, T* y,
+                    uint8_t* bits);
   void (*scale)(const Factors<WideOf<T>>& factors, const T* dy, const uint8_t* bits, int64_t n, T* out);
   void (*scale_all)(WideOf<T> factor, const T* dy, int64_t n, T* out);
   void (*scale_each)(const WideOf<T>* factors, const T* dy, int64_t n, T* out);

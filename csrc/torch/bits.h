@@ -31,6 +31,19 @@ inline void check_bits(const Tensor& dy, const Tensor& bits) {
   STD_TORCH_CHECK(bits.scalar_type() == ScalarType::Byte, "bits: expected uint8");
 }
 
+inline void check_piecewise(const Tensor& y, const Tensor& x, bool nan, const std::optional<double>& outside) {
+  check_dtype(x, "x");
+  check_like(y, "y", x, "x");
+  check_sizes(y, "y", sizes_of(x));
+  STD_TORCH_CHECK(x.numel() == 0 || (fills_memory(x) && sizes_of(y) == sizes_of(x)),
+                  "x: expected it to fill its memory");
+  for (int64_t i = 0; i < x.dim(); ++i) {
+    STD_TORCH_CHECK(x.size(i) == 1 || x.stride(i) == y.stride(i), "y: expected the strides of x");
+  }
+  if (x.const_data_ptr() != y.const_data_ptr()) check_apart(x, "x", y, "y");
+  STD_TORCH_CHECK(nan || outside.has_value(), "nan: expected True without outside");
+}
+
 inline void check_scale(const Tensor& dy, const Tensor& scale, int64_t dim) {
   check_dtype(dy, "dy");
   check_line(scale, "scale", dy, dy.size(front_dim(dy, dim)));

@@ -96,12 +96,14 @@ ANSWERS: dict[str, Callable[..., list[Tensor]]] = {
     "rowsparse_dgrad_conv2d": _dgrad_conv2d,
     "rowsparse_sgd_": lambda *a: _written(2, "rowsparse_sgd_", a),
     "rowsparse_adam_": lambda *a: _written(5, "rowsparse_adam_", a),
+    "piecewise_": lambda *a: _written(1, "piecewise_", a),
     "scale_channels": lambda dy, scale, dim: [(dy.transpose(dim, -1) * scale).transpose(dim, -1)],
     "direct_wgrad": _direct_wgrad,
     "direct_dgrad": _direct_dgrad,
     "write_rows": _write_rows,
 }
 WRITTEN = {
+    "piecewise_": slice(0, 1),
     "rowsparse_sgd_": slice(0, 2),
     "rowsparse_adam_": slice(0, 5),
     "write_rows": slice(0, 1),

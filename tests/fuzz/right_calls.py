@@ -139,6 +139,13 @@ def _pack(r: random.Random) -> list[Any]:
     return [r.choice([x, x > 0]), r.choice([0.0, -1.5, math.inf]), r.choice([None, 1.0, 6.0]), r.random() < 0.5]
 
 
+def _piecewise(r: random.Random) -> list[Any]:
+    x, _ = _grad(r, _dtype(r))
+    x = x.contiguous()
+    nan, outside = r.choice([(True, None), (True, 0.5), (False, -0.25)])
+    return [x if r.random() < 0.3 else torch.empty_like(x), x, r.choice([0.0, -1.5]), r.choice([None, 1.0, 6.0]), nan, outside]
+
+
 def _scale_by_bits(r: random.Random) -> list[Any]:
     dy, _ = _grad(r, _dtype(r))
     bits = torch.randint(0, 256, (-(-dy.numel() // 8),), dtype=torch.uint8)
@@ -205,6 +212,7 @@ OF: dict[str, Callable[[random.Random], list[Any]]] = {
     "rowsparse_sgd_": _sgd,
     "rowsparse_adam_": _adam,
     "pack_bits": _pack,
+    "piecewise_": _piecewise,
     "scale_by_bits": _scale_by_bits,
     "scale_channels": _scale_channels,
     "unfold_gradient": _unfold,

@@ -222,6 +222,15 @@ def pack_bits(x: Tensor, low: float, high: float | None, nan: bool) -> Tensor:
     return (bytes_ << torch.arange(8, dtype=torch.uint8, device=x.device)).sum(1, dtype=torch.uint8)
 
 
+def piecewise_(y: Tensor, x: Tensor, low: float, high: float | None, nan: bool, outside: float | None) -> Tensor:
+    bits, wide = pack_bits(x, low, high, nan), x.to(torch.promote_types(x.dtype, torch.float32))
+    elsewhere = torch.where(wide < low, low, wide) if outside is None else wide * _rounded(outside, wide)
+    if outside is None and high is not None:
+        elsewhere = torch.where(wide > high, high, elsewhere)
+    y.copy_(torch.where(unpacked(bits, x.shape, x.stride()), wide, elsewhere))
+    return bits
+
+
 def scale_by_bits(dy: Tensor, bits: Tensor, on: float, off: float | None) -> Tensor:
     set_, wide = unpacked(bits, dy.shape, new_filled(dy).stride()), dy.to(torch.promote_types(dy.dtype, torch.float32))
     out = torch.where(set_, wide * _rounded(on, wide), 0.0 if off is None else wide * _rounded(off, wide))
@@ -268,6 +277,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "rowsparse_sgd_": rowsparse_sgd_,
     "rowsparse_adam_": rowsparse_adam_,
     "pack_bits": pack_bits,
+    "piecewise_": piecewise_,
     "scale_by_bits": scale_by_bits,
     "scale_channels": scale_channels,
 }

@@ -1,7 +1,8 @@
 """What ReLU and its like, Dropout, and BatchNorm with fixed statistics compute, keeping for backward what that needs: a bit for
 each element, or a number for each channel.
 
-Forward is PyTorch's own call, or draws the same random numbers. Backward in first order is one of our ops; where it is to be
+Forward of an activation is one of our ops, of a BatchNorm PyTorch's own call, and a Dropout draws the same random numbers.
+Backward in first order is one of our ops; where it is to be
 differentiated again, or batched, plain PyTorch.
 """
 
@@ -25,9 +26,8 @@ class Piecewise:
     """An activation whose derivative is 1 between two bounds and another number elsewhere.
 
     Attributes:
-        name: of PyTorch's function in torch.nn.functional. low, high, nan: see ``ops.pack_bits``; the derivative is that of a
-            set bit for NaN where ``nan``.
-        outside: the derivative elsewhere; None: 0, whatever the gradient of the output holds.
+        name: of PyTorch's function in torch.nn.functional. low, high, nan, outside: see ``ops.piecewise_``. The derivative is
+            that of a set bit for NaN where ``nan``, and elsewhere ``outside``; None: 0, whatever the output's gradient holds.
         slope: whether ``outside`` is an argument of the function.
     """
 
@@ -87,13 +87,15 @@ class PiecewiseFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: Piecewise, inplace: bool) -> Tensor:
         own = _filled(x)
-        ctx.save_for_backward(ops.pack_bits(own, activation.low, activation.high, activation.nan))
+        y = own if inplace else torch.empty_like(own)
+        ctx.save_for_backward(ops.piecewise_(y, own, activation.low, activation.high, activation.nan, activation.outside))
         ctx.strides, ctx.outside = own.stride(), activation.outside
-        y = activation(x, inplace)
-        if inplace:
-            ctx.mark_dirty(x)
-            return x
-        return y
+        if not inplace:
+            return y
+        if own is not x:
+            x.copy_(own)
+        ctx.mark_dirty(x)
+        return x
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -35,7 +35,7 @@ from wuskern.ops.products import (
 from wuskern.ops.updates import rowsparse_adam_, rowsparse_sgd_
 
 # isort: split
-from wuskern.ops.elementwise import pack_bits, scale_by_bits, scale_channels
+from wuskern.ops.elementwise import pack_bits, piecewise_, scale_by_bits, scale_channels
 
 __all__ = [
     "DTYPES",
@@ -44,6 +44,7 @@ __all__ = [
     "bias_grad",
     "gather_rows",
     "pack_bits",
+    "piecewise_",
     "row_stats",
     "rowsparse_adam_",
     "rowsparse_dgrad",

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wuskern.common.shapes import fills_memory
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SCORES = ("l1", "l2")
 RANKS = {1: "one dimension", 2: "two dimensions", 4: "four dimensions"}
@@ -157,6 +159,19 @@ def gather_rows(dy: Tensor, rows: Tensor, dim: int) -> None:
 def pack_bits(x: Tensor, *_: Any) -> None:
     if x.dtype is not torch.bool:
         floating("x", x)
+
+
+def piecewise(y: Tensor, x: Tensor, low: float, high: float | None, nan: bool, outside: float | None) -> None:
+    floating("x", x)
+    if y.dtype is not x.dtype:
+        raise TypeError(f"y: expected {x.dtype} as x has, got {y.dtype}")
+    if y.shape != x.shape or any(n > 1 and a != b for n, a, b in zip(x.shape, x.stride(), y.stride(), strict=True)):
+        raise ValueError(f"y: expected {list(x.shape)} in strides {x.stride()}, got {list(y.shape)} in {y.stride()}")
+    if x.numel() and not fills_memory(x):
+        raise ValueError(f"x: expected a tensor that fills its memory, got {list(x.shape)} in strides {x.stride()}")
+    writable("y", y)
+    if outside is None and not nan:
+        raise ValueError("nan: expected True without outside, as NaN has passed no bound, got False")
 
 
 def scale_by_bits(dy: Tensor, bits: Tensor, *_: Any) -> None:

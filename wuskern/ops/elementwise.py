@@ -1,4 +1,5 @@
-"""The ops that spare a layer what it would keep for backward: a bit for each element, products by bits and by channel."""
+"""The ops that spare a layer what it would keep for backward: a bit for each element, alone and with an activation, products by
+bits and by channel."""
 
 from typing import Any
 
@@ -36,6 +37,42 @@ declare(
     checks.pack_bits,
     lambda x, *_: x.new_empty(((x.numel() + 7) // 8,), dtype=torch.uint8),
     lambda x_shape, low, high, nan, **_: x_shape.numel() * (1 + (high is not None)),  # comparisons
+)
+
+
+# ---- piecewise_ -----------------------------------------------------------------------------------------------------
+
+
+def piecewise_(
+    y: Tensor, x: Tensor, low: float, high: float | None = None, nan: bool = True, outside: float | None = None
+) -> Tensor:
+    """The bits of ``pack_bits(x, low, high, nan)``; ``y`` becomes ``x`` where a bit is set. Elsewhere it becomes
+    ``x * outside``, or, without a factor, the bound that x has passed, if any: ReLU, ReLU6 and LeakyReLU with what backward
+    needs, in one read.
+
+    Args:
+        y: as ``x``, in the same strides. Written to. It may be ``x`` itself.
+        x: of any shape, and filling its memory without gaps, in whatever order of its dimensions; float64, float32, float16 or
+            bfloat16.
+        low, high, nan: as in :func:`pack_bits`; without ``outside`` a NaN's bit has to be set.
+        outside: rounded to float32 (float64 for float64).
+
+    Returns:
+        As :func:`pack_bits`.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes, strides or memory do not fit, or ``nan=False`` without ``outside``.
+    """
+    return call("piecewise_", y, x, low, high, nan, outside)
+
+
+declare(
+    "piecewise_",
+    "(Tensor(a!) y, Tensor x, float low, float? high, bool nan, float? outside) -> Tensor",
+    checks.piecewise,
+    lambda y, *_: y.new_empty(((y.numel() + 7) // 8,), dtype=torch.uint8),
+    lambda y_shape, x_shape, low, high, nan, outside, **_: x_shape.numel() * (1 + (high is not None) + (outside is not None)),
+    written=1,
 )
 
 

@@ -11,6 +11,7 @@ from tests.cases import GRADIENTS, MEMORY_FORMATS
 from tests.ops import (
     test_bias_grad,
     test_pack_bits,
+    test_piecewise,
     test_row_stats,
     test_rowsparse_dgrad,
     test_rowsparse_wgrad,
@@ -36,6 +37,8 @@ def main() -> None:
             for n in (1, 9, 1003):
                 for bounds in test_pack_bits.BOUNDS:
                     test_pack_bits.check(test_pack_bits.special(torch.randn(n).to(dtype)), *bounds)
+                for activation in test_piecewise.ACTIVATIONS.values():
+                    test_piecewise.check(test_pack_bits.special(torch.randn(n).to(dtype)), *activation, inplace=n == 9)
                 for factors in test_scale_by_bits.FACTORS:
                     test_scale_by_bits.check(torch.randn(n).to(dtype), torch.rand(n) > 0.4, *factors)
         for dtype in ops.DTYPES:

@@ -10,7 +10,8 @@ from tests.conftest import cuda_library
 from tests.kernels.cuda import machine_code
 
 KERNELS = (
-    "sum_rows", "sum_planes", "update_sgd", "update_adam", "select_rows_of_group", "6gather", "6spread", "4pack", "5scale",
+    "sum_rows", "sum_planes", "update_sgd", "update_adam", "select_rows_of_group", "6gather", "6spread", "4pack", "9piecewise",
+    "5scale",
 )  # fmt: skip
 
 

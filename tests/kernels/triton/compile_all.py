@@ -25,6 +25,7 @@ from wuskern.kernels.triton import (
     bias_grad,
     gather_rows,
     pack_bits,
+    piecewise_,
     rowsparse_adam_,
     rowsparse_dgrad,
     rowsparse_sgd_,
@@ -117,13 +118,15 @@ def selections():
 
 
 def lines():
-    """Of pack_bits, scale_by_bits and scale_channels."""
+    """Of pack_bits, piecewise_, scale_by_bits and scale_channels."""
     for src in MOVED:
         wide = TYPES[WIDE[src]]
         pack, by_bits, each = pack_bits.pack, scale_by_bits.scale_set, scale_channels.scale_each
         (bits,), (line,) = tiles.MEMORY["pack"], tiles.MEMORY["scale_each"]
         flags = {"ACC": wide, "BLOCK": bits.block}
         yield pack, bits, {"x": src, "numbers": "fp64", "out": "u8"}, flags | {"BOUNDED": True, "NAN": True}
+        clamping = flags | {"BOUNDED": True, "NAN": True, "CLAMPS": True}
+        yield piecewise_.piecewise, bits, {"y": src, "x": src, "numbers": "fp64", "bits": "u8"}, clamping
         yield by_bits, bits, {"dy": src, "bits": "u8", "numbers": "fp64", "out": src}, flags | {"ZERO": False}
         yield each, line, {"dy": src, "scale": WIDE[src], "out": src}, {"ACC": wide, "BLOCK": line.block}
 

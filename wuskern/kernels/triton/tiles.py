@@ -42,7 +42,8 @@ class UpdateTile:
 
 @dataclass(frozen=True)
 class LineTile:
-    """One program of ``pack``, ``scale_set`` or ``scale_each``: it takes ``block`` neighbours, of bits so many bytes."""
+    """One program of ``pack``, ``piecewise``, ``scale_set`` or ``scale_each``: it takes ``block`` neighbours, of bits so many
+    bytes."""
 
     block: int
     num_warps: int
@@ -82,6 +83,7 @@ MEMORY = {
     "update_sgd": (LONG_ROWS, SHORT_ROWS),
     "update_adam": (LONG_ROWS, SHORT_ROWS),
     "pack": (BYTES_OF_BITS,),
+    "piecewise": (BYTES_OF_BITS,),
     "scale_set": (BYTES_OF_BITS,),
     "scale_each": (LONG_LINE,),
 }
