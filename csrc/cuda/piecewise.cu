@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads) piecewise(Between<Accumulator<T>> be
     const Acc wide = static_cast<Acc>(one);
     const bool inside = between(wide);
     found |= uint32_t{inside} << place;
-    return inside ? one : static_cast<T>(outside(wide, between));
+    return static_cast<T>(inside ? wide : outside(wide, between));
   };
   if (vectors && first + kBitsOfByte <= n) {
     constexpr int vec = kVec<T>;
