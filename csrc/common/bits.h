@@ -1,4 +1,4 @@
-// What pack_bits and scale_by_bits compute of one element, on both devices.
+// What pack_bits, piecewise_ and scale_by_bits compute of one element, on both devices.
 #pragma once
 
 #include <cstdint>

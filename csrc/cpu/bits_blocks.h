@@ -1,4 +1,4 @@
-// How the elements of pack_bits and scale_by_bits are shared out among threads.
+// How the elements of pack_bits, piecewise_ and scale_by_bits are shared out among threads.
 #pragma once
 
 #include <algorithm>

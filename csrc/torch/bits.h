@@ -1,4 +1,4 @@
-// The arguments of pack_bits, scale_by_bits and scale_channels, as both devices take them.
+// The arguments of pack_bits, piecewise_, scale_by_bits and scale_channels, as both devices take them.
 #pragma once
 
 #include "../common/bits.h"

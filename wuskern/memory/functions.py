@@ -2,8 +2,7 @@
 each element, or a number for each channel.
 
 Forward of an activation is one of our ops, of a BatchNorm PyTorch's own call, and a Dropout draws the same random numbers.
-Backward in first order is one of our ops; where it is to be
-differentiated again, or batched, plain PyTorch.
+Backward in first order is one of our ops; where it is to be differentiated again, or batched, plain PyTorch.
 """
 
 import functools
