@@ -16,6 +16,7 @@ from wuskern.common.shapes import fills_memory
 
 pytestmark = pytest.mark.op("piecewise_")
 DTYPES = list(ops.DTYPES)
+LINE = torch.zeros(9)
 ACTIVATIONS = {  # PyTorch's function, and low, high, nan, outside
     "relu": (F.relu, 0.0, None, True, None),
     "relu6": (F.relu6, 0.0, 6.0, True, None),
@@ -103,6 +104,8 @@ def test_what_it_writes_to_counts_as_changed(backend):
         (torch.zeros(2, 3).t(), torch.zeros(3, 2), (0.0,), r"y: expected \[3, 2\] in strides \(2, 1\), got .* in \(1, 3\)"),
         (torch.zeros(8)[::2], torch.zeros(8)[::2], (0.0,), "x: expected a tensor that fills its memory"),
         (torch.zeros(3), torch.zeros(3), (0.0, None, False), "nan: expected True without outside"),
+        (LINE[1:], LINE[:-1], (0.0,), "y: expected x itself or memory of its own"),
+        (LINE[:-1], LINE[1:], (0.0,), "y: expected x itself or memory of its own"),
     ],
 )
 def test_wrong_arguments(y, x, rest, message):

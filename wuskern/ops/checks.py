@@ -172,6 +172,9 @@ def piecewise(y: Tensor, x: Tensor, low: float, high: float | None, nan: bool, o
     writable("y", y)
     if outside is None and not nan:
         raise ValueError("nan: expected True without outside, as NaN has passed no bound, got False")
+    placed = type(x) in _PLAIN and type(y) in _PLAIN and not (x.is_meta or torch.compiler.is_compiling())
+    if placed and 0 < abs(_address(y) - _address(x)) < x.numel() * x.itemsize:
+        raise ValueError("y: expected x itself or memory of its own, got a part of the memory of x")
 
 
 def scale_by_bits(dy: Tensor, bits: Tensor, *_: Any) -> None:
