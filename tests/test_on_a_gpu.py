@@ -46,12 +46,10 @@ class Problem:
 
 
 def run(op: str, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """What it returns, or, of an update, what it wrote to."""
-    function = getattr(ops, op)
-    found = function(*arguments)
-    if found is None:
-        return [a for a in arguments if isinstance(a, Tensor)]
-    return list(found) if isinstance(found, tuple) else [found]
+    """What it returns, and, of an op that writes to its arguments, these."""
+    found = getattr(ops, op)(*arguments)
+    returned = found if isinstance(found, tuple) else () if found is None else (found,)
+    return [*returned, *(a for a in arguments if op.endswith("_") and isinstance(a, Tensor))]
 
 
 def expected(op: str, arguments: tuple[Any, ...]) -> list[Tensor]:
@@ -93,6 +91,11 @@ def adam(dtype: torch.dtype) -> tuple[Any, ...]:
     like = [integers(40, 72, dtype=dtype), *(torch.zeros(40, 72, dtype=dtype) for _ in range(2))]
     rest = torch.zeros(()), some_rows(40, 5), integers(5, 72, dtype=dtype)
     return *like, None, *rest, 1e-3, 0.9, 0.999, 1e-8, 0.01, True, False
+
+
+def relu6(dtype: torch.dtype) -> tuple[Any, ...]:
+    x = grad(5, 24, 17, 19, layout="NHWC")(dtype)
+    return torch.empty_like(x), x, 0.0, 6.0, True, None
 
 
 def some_bits(elements: int) -> Tensor:
@@ -137,6 +140,7 @@ OWN = [
     ),
     Problem("rowsparse_adam_", "AdamW", adam),
     Problem("pack_bits", "NHWC", lambda d: (grad(5, 24, 17, 19, layout="NHWC")(d), 0.0, 2.0, True)),
+    Problem("piecewise_", "NHWC", relu6),
     Problem("scale_by_bits", "NHWC", lambda d: (grad(5, 24, 16, 19, layout="NHWC")(d), some_bits(5 * 24 * 16 * 19), 2.0, -0.5)),
     Problem("scale_channels", "NCHW", lambda d: (grad(5, 24, 17, 19)(d), integers(24, dtype=wide_of(d)), 1)),
 ]

@@ -15,7 +15,8 @@ RANKS = {1: "one dimension", 2: "two dimensions", 4: "four dimensions"}
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _STRIDED = torch.strided
-_address = torch._C._data_address  # type: ignore[attr-defined]  # data_ptr() would give a lazy copy memory of its own
+# Of the storage. data_ptr() would give a lazy copy memory of its own.
+_address = torch._C._data_address  # type: ignore[attr-defined]
 _INTEGERS = (int, torch.SymInt)
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": (_INTEGERS, "an integer"),
@@ -173,7 +174,7 @@ def piecewise(y: Tensor, x: Tensor, low: float, high: float | None, nan: bool, o
     if outside is None and not nan:
         raise ValueError("nan: expected True without outside, as NaN has passed no bound, got False")
     placed = type(x) in _PLAIN and type(y) in _PLAIN and not (x.is_meta or torch.compiler.is_compiling())
-    if placed and 0 < abs(_address(y) - _address(x)) < x.numel() * x.itemsize:
+    if placed and 0 < abs(_first_byte(y) - _first_byte(x)) < x.numel() * x.itemsize:
         raise ValueError("y: expected x itself or memory of its own, got a part of the memory of x")
 
 
@@ -248,6 +249,10 @@ def apart(param: Tensor, *others: Tensor | None) -> None:
         starts = [_address(t) for t in (param, *others) if t is not None and t.numel() and not t.is_meta]
         if len(set(starts)) < len(starts):
             raise ValueError("param: expected it, its state, rows and values in memory of their own, got two of them in one")
+
+
+def _first_byte(t: Tensor) -> int:
+    return _address(t) + t.storage_offset() * t.itemsize
 
 
 def at_least_zero(below_one: bool = False, **numbers: float) -> None:
