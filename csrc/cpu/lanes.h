@@ -88,36 +88,57 @@ WUSKERN_INLINE auto load_part(const T* p, int64_t count) {
 
 #endif
 
-// ---- the other way: each rounded to nearest, ties to even
-// ------------------------------------------------------------
+// ---- the other way: each rounded to nearest, ties to even -----------------------------------------------------------
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Register by register: GCC 12 copies a vector of two from the stack.
+WUSKERN_INLINE void store(double* p, Doubles x) {
+  __m256d halves[2];
+  memcpy(halves, &x, sizeof(x));
+  for (int i = 0; i < 2; ++i) _mm256_storeu_pd(p + 4 * i, halves[i]);
+}
+WUSKERN_INLINE void store(float* p, Floats x) {
+  __m256 halves[2];
+  memcpy(halves, &x, sizeof(x));
+  for (int i = 0; i < 2; ++i) _mm256_storeu_ps(p + 8 * i, halves[i]);
+}
+#else
 WUSKERN_INLINE void store(double* p, Doubles x) { memcpy(p, &x, sizeof(x)); }
 WUSKERN_INLINE void store(float* p, Floats x) { memcpy(p, &x, sizeof(x)); }
+#endif
 
 typedef uint32_t FloatWords __attribute__((vector_size(64)));
 typedef uint16_t HalfWords __attribute__((vector_size(32)));
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // By intrinsics: GCC 12 compares vectors that are wider than a register element by element.
+template <bool long_nan>
 WUSKERN_INLINE __m256i bfloat16_words(__m256 x) {
   const __m256i bits = _mm256_castps_si256(x), upper = _mm256_srli_epi32(bits, 16);
   const __m256i up = _mm256_add_epi32(_mm256_and_si256(upper, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_add_epi32(bits, up);
+  if constexpr (!long_nan) return _mm256_srli_epi32(rounded, 16);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  return _mm256_srli_epi32(_mm256_blendv_epi8(_mm256_add_epi32(bits, up), quiet, is_nan), 16);
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
 }
-WUSKERN_INLINE void store(BFloat16* p, Floats x) {
+template <bool long_nan>
+WUSKERN_INLINE void store_bfloat16(BFloat16* p, Floats x) {
   __m256 halves[2];
   memcpy(halves, &x, sizeof(x));
-  const __m256i packed = _mm256_packus_epi32(bfloat16_words(halves[0]), bfloat16_words(halves[1]));
+  const __m256i packed = _mm256_packus_epi32(bfloat16_words<long_nan>(halves[0]), bfloat16_words<long_nan>(halves[1]));
   const __m256i words = _mm256_permute4x64_epi64(packed, 0xd8);
   memcpy(p, &words, sizeof(words));
 }
 #else
-WUSKERN_INLINE void store(BFloat16* p, Floats x) {
-  const FloatWords bits = (FloatWords)x, is_nan = (FloatWords)(x != x);
-  const FloatWords rounded = bits + 0x7fff + ((bits >> 16) & 1), quiet = bits | 0x400000;
-  const FloatWords upper = ((rounded & ~is_nan) | (quiet & is_nan)) >> 16;
+template <bool long_nan>
+WUSKERN_INLINE void store_bfloat16(BFloat16* p, Floats x) {
+  const FloatWords bits = (FloatWords)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  FloatWords upper = rounded >> 16;
+  if constexpr (long_nan) {
+    const FloatWords is_nan = (FloatWords)(x != x), quiet = bits | 0x400000;
+    upper = ((rounded & ~is_nan) | (quiet & is_nan)) >> 16;
+  }
 #if defined(__AVX512F__)
   const __m256i words = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)upper);
 #else
@@ -126,6 +147,16 @@ WUSKERN_INLINE void store(BFloat16* p, Floats x) {
   memcpy(p, &words, sizeof(words));
 }
 #endif
+
+WUSKERN_INLINE void store(BFloat16* p, Floats x) { store_bfloat16<true>(p, x); }
+
+// The same of a 16-bit number's product with a constant, or of one of the two: where that is NaN, its lower half is
+// zero, and rounding does not carry into its exponent.
+template <typename T, typename Vector>
+WUSKERN_INLINE void store_product(T* p, Vector x) {
+  store(p, x);
+}
+WUSKERN_INLINE void store_product(BFloat16* p, Floats x) { store_bfloat16<false>(p, x); }
 
 #if defined(__AVX512F__)
 WUSKERN_INLINE void store(Half* p, Floats x) {
