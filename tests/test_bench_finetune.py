@@ -178,6 +178,16 @@ def test_rates_are_chosen_by_the_tuning_seeds_on_other_samples(tmp_path, monkeyp
     }
 
 
+def test_some_methods_have_the_longer_budgets_too(tmp_path):
+    clocks = Clocks(Lines(tmp_path / "clocks.jsonl"), None, timed)
+    clocks.time(("tiny",), ("dense", "LISA"), rounds=1)
+    runs = Runs(
+        Lines(tmp_path / "runs.jsonl"), clocks, execute=lambda runs: [vars(w) | {"accuracy": 0.5, "steps": 3} for w in runs]
+    )
+    records = measure(Plan(("tiny",), (2.0, 1.0), ("dense", "LISA"), longer=("dense",), seeds=1), runs)
+    assert [(r["budget"], r["method"]) for r in records] == [(1, "dense"), (1, "LISA"), (2, "dense")]
+
+
 def test_bf16_is_tried_for_no_method_where_it_is_far_slower(tmp_path):
     clocks = Clocks(
         Lines(tmp_path / "clocks.jsonl"), None, lambda w: timed(w) | {"phases": [[9.0 if w.dtype == "bf16" else 1]]}

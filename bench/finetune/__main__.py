@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from bench.finetune import sources
-from bench.finetune.grid import RATES, ROUNDS, TIMED, Clocks, Lines, Plan, Runs, measure
+from bench.finetune.grid import COMPARED, LONGER, RATES, ROUNDS, TIMED, Clocks, Lines, Plan, Runs, measure
 from bench.finetune.methods import METHODS
 from bench.results import FOLDER, provenance
 from wuskern.train.results import replace
@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/evidence"), help="of the packages, and of what was run")
     parser.add_argument("--out", type=Path, default=FOLDER / "finetune.json")
     parser.add_argument("--tasks", nargs="+", default=["text", "cells"], choices=["text", "cells", "tiny"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(COMPARED), choices=list(METHODS))
+    parser.add_argument("--longer", nargs="*", default=list(LONGER), choices=list(METHODS), help="methods of all budgets")
     parser.add_argument("--budgets", nargs="+", type=float, default=[30.0, 120.0], help="seconds")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuning-seeds", type=int, default=1)
@@ -41,7 +42,9 @@ def main() -> None:
     clocks.time(given.tasks, given.methods, given.rounds)
     if given.what == "time":
         return
-    plan = Plan(tuple(given.tasks), tuple(given.budgets), tuple(given.methods), given.seeds, given.tuning_seeds)
+    plan = Plan(
+        tuple(given.tasks), tuple(given.budgets), tuple(given.methods), tuple(given.longer), given.seeds, given.tuning_seeds
+    )
     runs = Runs(Lines(given.folder / "runs.jsonl"), clocks, given.workers)
     records = measure(plan, runs)
     content = {
