@@ -62,6 +62,14 @@ def test_the_widest_tile_is_for_wgmma_alone(common):
     assert common.dgrad_tile(512, 768, 38, 1, hopper) == 64
 
 
+def test_wgmma_multiplies_no_more_columns_than_rows_need(common):
+    """By hand: 5 % of 4096 rows are 204, and 208 is a width of the instruction; 300 take five tiles of 64."""
+    hopper, without = common.Gpu(90, 132, True), common.Gpu(80, 108, False)
+    wanted = {1: 32, 33: 64, 65: 96, 96: 96, 97: 128, 129: 160, 161: 192, 204: 208, 209: 256, 300: 64}
+    assert {k: common.wgrad_columns(k, hopper) for k in wanted} == wanted
+    assert {common.wgrad_columns(k, without) for k in (65, 96, 128)} == {128}
+
+
 # ---- schedules -------------------------------------------------------------------------------------------------------
 
 

@@ -65,21 +65,32 @@ struct Gpu {
   }
 };
 
-// dW has the features of x along m and the chosen rows along n: the narrowest tile that holds them, or the one whose
-// blocks together read and multiply least. A block that is n wide costs n columns and about a quarter of kTileM more.
-inline int wgrad_tile(int64_t k, const Gpu& gpu) {
+// The tile that has so many columns.
+WUSKERN_HOST_DEVICE constexpr int tile_of_columns(int columns) {
+  return columns <= 32 ? 32 : columns <= 64 ? 64 : columns <= 128 ? 128 : kWidestTile;
+}
+
+// dW has the features of x along m and the chosen rows along n. How many columns of a tile are multiplied: those that
+// together cost least. A block costs its columns and about a quarter of kTileM more. wgmma takes fewer than its tile
+// has where one tile holds all rows, and 5 % of 4096 are 204; what is loaded, and where it lies, is the whole tile's,
+// zeros where there is no row.
+inline int wgrad_columns(int64_t k, const Gpu& gpu) {
   int best = 32;
   int64_t least = -1;
-  for (const int n : {32, 64, 128, kWidestTile}) {
-    if (n == kWidestTile && !gpu.wgmma) continue;
-    const int64_t cost = ceil_div(k, n) * (n + kTileM / 4);
+  for (const int columns : {32, 64, 96, 128, 160, 192, 208, kWidestTile}) {
+    const bool whole = columns == tile_of_columns(columns);
+    if (!gpu.wgmma && (!whole || columns == kWidestTile)) continue;
+    if (!whole && k > columns) continue;
+    const int64_t cost = ceil_div(k, columns) * (columns + kTileM / 4);
     if (least < 0 || cost < least) {
       least = cost;
-      best = n;
+      best = columns;
     }
   }
   return best;
 }
+
+inline int wgrad_tile(int64_t k, const Gpu& gpu) { return tile_of_columns(wgrad_columns(k, gpu)); }
 
 // dX has tokens (pixels) along m and features along n. `columns` are the features of a group, `others` how many such
 // matrices of m rows there are: the widest tile that leaves no processor idle. A block that is alone on its processor

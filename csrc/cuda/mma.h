@@ -22,10 +22,11 @@ constexpr bool kHasWgmma = true;
 constexpr bool kHasWgmma = false;
 #endif
 
-// use(wgmma), a bool_constant: whether a tile n wide takes Hopper's own instruction. Only that GPU is given the widest.
-template <int n, class Use>
+// use(wgmma), a bool_constant: whether a tile n wide takes Hopper's own instruction. Only that GPU is given the widest,
+// and tiles of which fewer columns are used.
+template <int n, int used, class Use>
 __device__ __forceinline__ void choose_instruction(Use&& use) {
-  if constexpr (n < kWidestTile || kHasWgmma) {
+  if constexpr ((n < kWidestTile && used == n) || kHasWgmma) {
     use(std::bool_constant<(kHasWgmma && n >= kLeastWgmma)>{});
   } else {
     __trap();

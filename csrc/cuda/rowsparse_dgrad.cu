@@ -52,7 +52,7 @@ __device__ __forceinline__ void write_tile(const Dgrad& dgrad) {
 
 template <typename T, int n, class Dgrad>
 __global__ void __launch_bounds__(kGemmThreads, tile_blocks(n, kHasWgmma)) dgrad(const Dgrad arguments) {
-  choose_instruction<n>([&](auto wgmma) { write_tile<T, n, wgmma>(arguments); });
+  choose_instruction<n, n>([&](auto wgmma) { write_tile<T, n, wgmma>(arguments); });
 }
 
 // Without: pixels of the input along m, channels along n, taps and rows are the terms; any strides.

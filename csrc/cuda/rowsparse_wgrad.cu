@@ -98,8 +98,10 @@ struct TensorCoreWgrad {
   WgradOutput<T, float> output;
 };
 
-template <typename T, int n, bool wgmma, class X>
+// `used`: of the columns of a tile, see wgrad_columns.
+template <typename T, int used, bool wgmma, class X>
 __device__ __forceinline__ void write_tile(const TensorCoreWgrad<T, X>& wgrad) {
+  constexpr int n = tile_of_columns(used);
   const WgradSchedule::Place place = wgrad.schedule.at(blockIdx.x);
   const int begin = static_cast<int>(wgrad.schedule.first_step(place.split) * kTileDepth);
   const int end = static_cast<int>(min(wgrad.schedule.first_step(place.split + 1) * kTileDepth, wgrad.tokens));
@@ -107,7 +109,7 @@ __device__ __forceinline__ void write_tile(const TensorCoreWgrad<T, X>& wgrad) {
   auto x = wgrad.x.template at<kTileM>(place.group * wgrad.x_group, m0 + column_of<kTileM>(), begin, end);
   auto dy = wgrad.dy.template at<n>(place.group * wgrad.dy_group, n0 + column_of<n>(), begin, end);
 
-  Multiplier<T, n, wgmma> multiplier;
+  Multiplier<T, n, wgmma, used> multiplier;
   sum_products<T, n, true>(
       multiplier, begin, end, [&](uint32_t tile, int depth) { x.template load<kTileM>(tile, depth); },
       [&](uint32_t tile, int depth) { dy.template load<n>(tile, depth); });
@@ -139,10 +141,10 @@ __device__ __forceinline__ void write_tile(const TensorCoreWgrad<T, X>& wgrad) {
   for (int row = first; row < rows; row += step) join_four(wgrad.output, splits, row0 + row, m0 + m);
 }
 
-template <typename T, int n, class X>
-__global__ void __launch_bounds__(kGemmThreads, tile_blocks(n, kHasWgmma))
+template <typename T, int used, class X>
+__global__ void __launch_bounds__(kGemmThreads, tile_blocks(tile_of_columns(used), kHasWgmma))
     wgrad(const TensorCoreWgrad<T, X> arguments) {
-  choose_instruction<n>([&](auto wgmma) { write_tile<T, n, wgmma>(arguments); });
+  choose_instruction<tile_of_columns(used), used>([&](auto wgmma) { write_tile<T, used, wgmma>(arguments); });
 }
 
 // Without: features of x along m, rows along n, output pixels are the terms; any strides.
@@ -239,18 +241,19 @@ void launch_wgrad(const Context& context, const RowSparseConv2d& conv, const X& 
                   const AlignedPixels& dy, Tensor& dw) {
   const int64_t features = x_width * conv.taps(), tokens = conv.dy.count();
   const Gpu gpu = gpu_of(context);
-  const auto launch_tiles = [&]<int n>(std::integral_constant<int, n>) {
+  const auto launch_tiles = [&]<int used>(std::integral_constant<int, used>) {
+    constexpr int n = tile_of_columns(used);
     const WgradSchedule schedule =
         wgrad_schedule(conv.groups, features, conv.k, tokens, {kTileM, n, kTileDepth}, gpu.blocks(n));
     with_parts<T, float>(context, conv, dw, schedule, x_width, blocks_join(schedule.splits, conv.k, n),
                          [&](const WgradOutput<T, float>& output) {
                            const TensorCoreWgrad<T, X> arguments{x,       matrix_rows<T>(dy), conv.k,   tokens,
                                                                  x_width, dy.width,           schedule, output};
-                           launch(context, wgrad<T, n, X>, grid_of(schedule.blocks()), kGemmThreads,
+                           launch(context, wgrad<T, used, X>, grid_of(schedule.blocks()), kGemmThreads,
                                   tile_shared_bytes(n), arguments);
                          });
   };
-  for_tile_width<32, 64, 128, kWidestTile>(wgrad_tile(conv.k, gpu), launch_tiles);
+  for_tile_width<32, 64, 96, 128, 160, 192, 208, kWidestTile>(wgrad_columns(conv.k, gpu), launch_tiles);
 }
 
 template <typename T>

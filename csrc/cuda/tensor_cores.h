@@ -77,8 +77,9 @@ __device__ __forceinline__ void load_columns(uint32_t tile, int depth, const Ope
 
 // ---- mma.sync: 4 x 2 warps of 32 x n / 2 results ------------------------------------------------------------------
 
-template <typename T, int n, bool wgmma>
+template <typename T, int n, bool wgmma, int used = n>
 struct Multiplier {
+  static_assert(used == n);
   static constexpr int kStagesInUse = 1;
   static constexpr int kColumns = n / 16;  // of 8 results, of a warp
   float acc[n / 8][4] = {};
@@ -138,11 +139,12 @@ struct Multiplier {
 
 // Where two blocks share a processor, one multiplies while the other waits at its barrier. A block that is alone lets
 // its warpgroups multiply across the barrier, and keeps one stage more for that.
-template <typename T, int n>
-struct Multiplier<T, n, true> {
+// Of the tile's columns, `used` are multiplied.
+template <typename T, int n, int used>
+struct Multiplier<T, n, true, used> {
   static constexpr bool kAlone = n == kWidestTile;
   static constexpr int kStagesInUse = kAlone ? 2 : 1;
-  float acc[n / 8][4] = {};
+  float acc[used / 8][4] = {};
 
   template <bool a_rows>
   __device__ __forceinline__ void add(uint32_t a, uint32_t b, int parts) {
@@ -151,8 +153,8 @@ struct Multiplier<T, n, true> {
     const uint64_t a_tile = tile_descriptor(a + half, panel, eight), b_tile = tile_descriptor(b, panel, eight);
     const auto multiply = [&](int part) {
       const uint32_t a_part = part * (a_rows ? kPart * kRowBytes : kPart * 2);
-      multiply_add_async<T, n, a_rows>(acc, further_in_tile(a_tile, a_part),
-                                       further_in_tile(b_tile, part * kPart * kRowBytes));
+      multiply_add_async<T, used, a_rows>(acc, further_in_tile(a_tile, a_part),
+                                          further_in_tile(b_tile, part * kPart * kRowBytes));
     };
     if (parts == kTileDepth / kPart) {
       fence_wgmma();
@@ -177,7 +179,7 @@ struct Multiplier<T, n, true> {
   __device__ __forceinline__ void for_results(Use&& use) const {
     const int lane = threadIdx.x % 32, m = threadIdx.x / 32 * 16 + lane / 4;
 #pragma unroll
-    for (int i = 0; i < n / 8; ++i) {
+    for (int i = 0; i < used / 8; ++i) {
       use(m, i * 8 + lane % 4 * 2, acc[i][0], acc[i][1]);
       use(m + 8, i * 8 + lane % 4 * 2, acc[i][2], acc[i][3]);
     }
@@ -187,10 +189,10 @@ struct Multiplier<T, n, true> {
 // ---- the loop -----------------------------------------------------------------------------------------------------
 
 // load_a(tile, depth) and load_b(tile, depth) start the copies of a stage.
-template <typename T, int n, bool a_rows, bool wgmma, class LoadA, class LoadB>
-__device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma>& multiplier, int begin, int end, LoadA&& load_a,
-                                             LoadB&& load_b) {
-  constexpr int stages = tile_stages(n), ahead = stages - Multiplier<T, n, wgmma>::kStagesInUse;
+template <typename T, int n, bool a_rows, bool wgmma, int used, class LoadA, class LoadB>
+__device__ __forceinline__ void sum_products(Multiplier<T, n, wgmma, used>& multiplier, int begin, int end,
+                                             LoadA&& load_a, LoadB&& load_b) {
+  constexpr int stages = tile_stages(n), ahead = stages - Multiplier<T, n, wgmma, used>::kStagesInUse;
   const uint32_t shared = shared_address(tile_memory());
   const auto load = [&](int stage, int depth) {
     if (depth < end) {

@@ -111,6 +111,8 @@ void bind_products(py::module_& m) {
       .def("shared_bytes", &Gpu::shared_bytes)
       .def("blocks", &Gpu::blocks);
   m.def("wgrad_tile", &wgrad_tile, py::arg("k"), py::arg("gpu"));
+  m.def("wgrad_columns", &wgrad_columns, py::arg("k"), py::arg("gpu"));
+  m.def("tile_of_columns", &tile_of_columns, py::arg("columns"));
   m.def("dgrad_tile", &dgrad_tile, py::arg("m"), py::arg("columns"), py::arg("terms"), py::arg("others"),
         py::arg("gpu"));
 

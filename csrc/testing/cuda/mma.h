@@ -14,11 +14,13 @@
 
 namespace wuskern {
 
-template <int n, class Use>
+template <int n, int used, class Use>
 void choose_instruction(Use&& use) {
-  if (n >= kLeastWgmma && emulation::settings.capability == 90) return use(std::true_type{});
-  if (n == kWidestTile) emulation::fail("a tile that is not compiled for this GPU");
-  use(std::false_type{});
+  if constexpr (n >= kLeastWgmma) {
+    if (emulation::settings.capability == 90) return use(std::true_type{});
+  }
+  if (n == kWidestTile || used < n) emulation::fail("a tile that is not compiled for this GPU");
+  if constexpr (used == n) use(std::false_type{});
 }
 
 inline unsigned char* tile_memory() { return static_cast<unsigned char*>(emulation::dynamic_shared_memory()); }

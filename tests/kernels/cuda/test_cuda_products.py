@@ -81,7 +81,7 @@ def check_conv(t: ConvTensors) -> None:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("k", [1, 24, 48, 100, 136, 200])
+@pytest.mark.parametrize("k", [1, 24, 48, 90, 100, 136, 180, 200, 250])
 def test_every_tile_with_every_tail_of_its_sum(k, capability):
     """1 to 6 steps of 64 tokens, the last one of 1 to 64."""
     emulation.configure(processors=1, capability=capability)

@@ -22,6 +22,13 @@ def test_a_tile_of_dw_is_the_compiled_one(common, gpu, k):
     assert tiles.wgrad_tile(k, gpu) == common.wgrad_tile(k, compiled(common, gpu))
 
 
+@given(gpu=gpus, k=st.integers(1, 600))
+def test_as_many_columns_of_it_are_multiplied(common, gpu, k):
+    columns = tiles.wgrad_columns(k, gpu)
+    assert columns == common.wgrad_columns(k, compiled(common, gpu))
+    assert common.tile_of_columns(columns) == tiles.wgrad_tile(k, gpu)
+
+
 @given(gpu=gpus, m=st.integers(1, 10**6), columns=st.integers(1, 20000), terms=st.integers(0, 2000), others=st.integers(1, 64))
 def test_a_tile_of_dx_is_the_compiled_one(common, gpu, m, columns, terms, others):
     assert tiles.dgrad_tile(m, columns, terms, others, gpu) == common.dgrad_tile(

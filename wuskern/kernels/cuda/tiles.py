@@ -56,7 +56,8 @@ def native(p: Problem, gpu: Gpu) -> Tiling:
         m, n, depth = (M, wgrad_tile(b, gpu), DEPTH) if on_cores else (SIMT, SIMT, SIMT_DEPTH)
         slots = blocks(n, gpu) if on_cores else 4 * gpu.processors
         parts = wgrad_parts(p.groups * ceil_div(a, m) * ceil_div(b, n), ceil_div(c, depth), m, n, slots)
-        return Tiling(_filled((a, b, c), (m, n, PART)), parts, joins=on_cores and blocks_join(parts, b, n))
+        columns = wgrad_columns(b, gpu) if on_cores else n
+        return Tiling(_filled((a, b, c), (m, columns, PART)), parts, joins=on_cores and blocks_join(parts, b, n))
     strides = math.prod(p.stride)
     terms = p.taps * ceil_div(c, 8) * 8 // strides
     n = dgrad_tile(a, b, terms, strides * p.groups, gpu)
@@ -74,8 +75,18 @@ def blocks(n: int, gpu: Gpu) -> int:
 
 def wgrad_tile(k: int, gpu: Gpu) -> int:
     """How wide a tile of dW is, along k chosen rows."""
-    widths = (32, 64, 128, WIDEST) if gpu.wgmma else (32, 64, 128)
-    return min(widths, key=lambda n: ceil_div(k, n) * (n + M // 4))
+    return _tile_of(wgrad_columns(k, gpu))
+
+
+def wgrad_columns(k: int, gpu: Gpu) -> int:
+    """How many columns of that tile are multiplied: fewer than it has where wgmma can and one tile holds all k rows."""
+    fewer = [columns for columns in (96, 160, 192, 208) if k <= columns]
+    widths = sorted((32, 64, 128, WIDEST, *fewer)) if gpu.wgmma else (32, 64, 128)
+    return min(widths, key=lambda columns: ceil_div(k, columns) * (columns + M // 4))
+
+
+def _tile_of(columns: int) -> int:
+    return next(n for n in (32, 64, 128, WIDEST) if columns <= n)
 
 
 def blocks_join(parts: int, k: int, n: int) -> bool:
