@@ -248,11 +248,18 @@ bench-gpu: gpu-build
 	  --results "$(OUT)/$$($(GPU_PY) -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))').json"
 endif
 
+# All of these without a GPU, before there is one: .ci/stand_in has the CPU pass for it. Nothing that they print is a measurement.
+STAND_IN := $(CURDIR)/.ci/stand_in
+.PHONY: rehearse-gpu
+rehearse-gpu: build
+	PATH="$(STAND_IN):$$PATH" PYTHONPATH="$(STAND_IN)" PYTEST_ADDOPTS="-p rehearsal" \
+	  $(MAKE) GPU_PY="$(abspath $(PY))" OUT=build/rehearsal BUDGET=60 test-gpu sanitize bench-gpu
+
 # ---- distribution ---------------------------------------------------------------------------------------------------
 
 # Both libraries, checked and tagged; WUSKERN_BUILD=cpu for the CPU's alone.
 wheel: $(READY)
-	$(PY) .ci/wheel.py
+	$(PY) .ci/make_wheel.py
 
 # The CPU tests on the installed wheel, in an environment of its own and beside no source of the package.
 HIDDEN := build/wheel-check

@@ -30,7 +30,7 @@ def plan():
 @pytest.fixture(scope="module")
 def wheel():
     pytest.importorskip("elftools", reason="needs auditwheel, which reads libraries with it")
-    return program(".ci/wheel.py")
+    return program(".ci/make_wheel.py")
 
 
 FREE = {"cpu": None, "cuda": None}

@@ -1,0 +1,44 @@
+"""pytest's plugin where a stand-in is the GPU: benchmarks take small cases, and what only a GPU can do is skipped, with a
+reason."""
+
+import pytest
+import torch
+
+from wuskern.bench import ceilings
+
+ONLY_A_GPU = {  # tests, by the beginnings of their names -> what they ask for
+    "test_every_way_is_right[cuda-native-NCHW-torch.bfloat16": "sums in float32, where the CPU's library rounds to bfloat16",
+    "test_every_way_is_right[cuda-native-NHWC-torch.bfloat16": "sums in float32, where the CPU's library rounds to bfloat16",
+    "test_every_way_is_right[cuda-triton-NCHW-torch.bfloat16": "bfloat16, which Triton's interpreter rounds in another way",
+    "test_every_way_is_right[cuda-triton-NHWC-torch.bfloat16": "bfloat16, which Triton's interpreter rounds in another way",
+    "test_tf32_is_what_torch_allows_each_library": "TF32",
+    "test_a_gpu_is_timed_by_its_events": "sums in the order of a GPU's library",
+    "test_on_a_gpu_two_of_four_are_packed_too": "2:4 by cuSPARSELt",
+}
+SMALL = {"CONVS": "TINY_CONVS", "LINEARS": "TINY_LINEARS", "GRADIENTS": "TINY_GRADIENTS", "NETWORKS": "TINY", "CASES": "TINY"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc):
+    module = metafunc.module
+    for large, small in SMALL.items():
+        if module.__name__.startswith("bench.gpu.") and hasattr(module, large):
+            setattr(module, large, getattr(module, small))
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for name, wanted in ONLY_A_GPU.items():
+            if item.name.startswith(name):
+                item.add_marker(pytest.mark.skip(reason=f"a stand-in has no {wanted}"))
+
+
+@pytest.fixture(autouse=True)
+def _fast_enough(request, monkeypatch):
+    """Steps of networks are in float32: in bfloat16 they take minutes on a CPU without instructions for it."""
+    if request.module.__name__.startswith("bench.gpu."):
+        monkeypatch.setattr("wuskern.bench.clocks.FLUSH_BYTES", 2**16)
+        monkeypatch.setattr("wuskern.bench.clocks.LONGEST_SLEEP", 1e-3)
+        monkeypatch.setitem(ceilings.SIDE, "cuda", 64)
+    if request.module.__name__ == "bench.gpu.test_steps":
+        monkeypatch.setattr(torch, "bfloat16", torch.float32)
