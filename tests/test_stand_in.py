@@ -42,6 +42,7 @@ print({t.device.type for t in made}, torch.cuda.is_available(), torch.Generator(
     assert python("-c", code) == "{'cpu'} True cpu\n"
 
 
+@pytest.mark.more
 def test_tests_for_a_gpu_run():
     tests = "tests/kernels/cuda/test_gpus.py", "tests/test_cuda_graphs.py"
     found = python("-m", "pytest", "-q", "-p", "rehearsal", "-m", "gpu", *tests)

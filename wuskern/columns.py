@@ -63,16 +63,18 @@ def save(kind: Kind, plan: Plan, x: Tensor, weight: Tensor, like: Any) -> Saved:
     if choice is None or plan.skip:
         return Saved(x, weight, like)
     observer = plan.column_observer
-    by_input = isinstance(choice, TopColumns) and choice.score == "input"
-    sums = kind.column_sums(x) if by_input or observer is not None else None
+    sums = None if observer is None else kind.column_sums(x)
     if isinstance(choice, Columns):
         columns = choice.index.to(x.device)
     else:
-        inputs = weight.shape[1] * kind.groups
-        scores = sums if by_input else _scores(kind, choice, x, weight)
-        assert scores is not None
-        ranked = scores if observer is None else observer.ranked(scores)
-        columns = ops.select_rows(ranked, choice.count(inputs, kind.groups), choice.block, kind.groups)
+        by_input, k = choice.score == "input", choice.count(weight.shape[1] * kind.groups, kind.groups)
+        if by_input and observer is None:
+            columns = ops.top_rows(x, kind.dim, "l2", k, choice.block, kind.groups)[2]
+        else:
+            scores = sums if by_input else _scores(kind, choice, x, weight)
+            assert scores is not None
+            ranked = scores if observer is None else observer.ranked(scores)
+            columns = ops.select_rows(ranked, k, choice.block, kind.groups)
     kept = ops.gather_rows(x, columns, kind.dim) if keeps_part(kind, plan, weight) else x
     return Saved(kept, weight, like, columns, None if observer is None else sums)
 
