@@ -251,9 +251,9 @@ endif
 # All of these without a GPU, before there is one: .ci/stand_in has the CPU pass for it. Nothing that they print is a measurement.
 STAND_IN := $(CURDIR)/.ci/stand_in
 .PHONY: rehearse-gpu
-rehearse-gpu: build
-	PATH="$(STAND_IN):$$PATH" PYTHONPATH="$(STAND_IN)" PYTEST_ADDOPTS="-p rehearsal" \
-	  $(MAKE) GPU_PY="$(abspath $(PY))" OUT=build/rehearsal BUDGET=60 test-gpu sanitize bench-gpu
+rehearse-gpu: $(READY)
+	PATH="$(STAND_IN):$(dir $(abspath $(PY))):$$PATH" PYTHONPATH="$(STAND_IN)" PYTEST_ADDOPTS="-p rehearsal" \
+	  $(MAKE) -k GPU_PY="$(abspath $(PY))" OUT=build/rehearsal BUDGET=60 test-gpu sanitize bench-gpu
 
 # ---- distribution ---------------------------------------------------------------------------------------------------
 

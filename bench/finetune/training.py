@@ -8,6 +8,7 @@ the run's.
 """
 
 import contextlib
+import ctypes
 import importlib
 import json
 import sys
@@ -61,6 +62,7 @@ def timed(what: Run, folder: Path | None = None) -> dict[str, Any]:
     for library in ("torch._dynamo", "peft"):  # imported at the first optimizer and the first adapter: in nobody's time
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
+    ctypes.CDLL(None).malloc_trim(0)  # what reading the data has freed would hold a part of the run's memory, unseen
     before, clock = _resident_bytes("VmRSS"), WallClock()
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     record, prepared = _train_and_test(what, task, model, clock, tested=False)
