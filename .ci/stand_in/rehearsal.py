@@ -36,10 +36,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _fast_enough(request, monkeypatch):
-    """Steps of networks are in float32: in bfloat16 they take minutes on a CPU without instructions for it."""
+    """Benchmarks flush, sleep and multiply no more than a CPU does in no time."""
     if request.module.__name__.startswith("bench.gpu."):
         monkeypatch.setattr("wuskern.bench.clocks.FLUSH_BYTES", 2**16)
         monkeypatch.setattr("wuskern.bench.clocks.LONGEST_SLEEP", 1e-3)
         monkeypatch.setitem(ceilings.SIDE, "cuda", 64)
-    if request.module.__name__ == "bench.gpu.test_steps":
+    if request.module.__name__ == "bench.gpu.test_steps":  # bfloat16 takes minutes on a CPU without instructions for it
         monkeypatch.setattr(torch, "bfloat16", torch.float32)

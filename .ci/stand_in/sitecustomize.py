@@ -36,9 +36,7 @@ class OnCpu(TorchFunctionMode):
     """Calls that name a GPU name the CPU."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is Tensor.cuda:
-            return args[0]
-        if function is Tensor.pin_memory:
+        if function in (Tensor.cuda, Tensor.pin_memory):
             return args[0]
         return function(*map(on_cpu, args), **{name: on_cpu(value) for name, value in (kwargs or {}).items()})
 
@@ -145,9 +143,7 @@ STAND_INS: dict[str, Any] = {
     "set_rng_state_all": lambda states: torch.set_rng_state(states[0]),
 }
 STAND_INS |= {name: answer(contextlib.nullcontext()) for name in ("stream", "device", "device_of", "graph")}
-STAND_INS |= {
-    name: answer(0) for name in ("max_memory_allocated", "memory_allocated", "max_memory_reserved", "memory_reserved")
-}
+STAND_INS |= {f"{what}_{kind}": answer(0) for what in ("memory", "max_memory") for kind in ("allocated", "reserved")}
 STAND_INS |= {
     name: answer(None)
     for name in (

@@ -28,9 +28,8 @@ TIMED = 30.0  # seconds of each round in which a method is timed
 ROUNDS = 2
 RATES = {"text": (3e-4, 1e-3, 3e-3, 1e-2), "cells": (3e-4, 1e-3, 3e-3, 1e-2), "tiny": (3e-3,)}
 TUNING_SEED = 1000  # the first one
-COMPARED = tuple(name for name in METHODS if name != "prefix+cache, thawed")  # six hours hold no more
-# Methods that a longer budget is for too: dense training, its peers that are compared at any length, and ours that leave most
-# of the network as it was or none of it.
+# Six hours of two cores hold no more: a prefix that thaws is left out, and the longer budget is for these methods alone.
+COMPARED = tuple(name for name in METHODS if name != "prefix+cache, thawed")
 LONGER = ("dense", "LoRA r8", "prefix, plain PyTorch", "prefix+cache", "LISA")
 CLOSE = 2  # where bf16 takes dense training more than this many times as long as fp32, no other method is tried in it
 
